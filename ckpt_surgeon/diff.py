@@ -1,0 +1,179 @@
+"""What separates a checkpoint from a target: keys that match, are missing, unused or of another shape.
+
+A :class:`Diff` is data; :mod:`ckpt_surgeon.report` makes it text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+from .dtypes import DType
+from .edits import WRAPPERS, without_wrappers
+
+
+class Shaped(Protocol):
+    """What is compared of a tensor."""
+
+    @property
+    def dtype(self) -> DType: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One key with two shapes, or two dtypes."""
+
+    key: str
+    ours: str
+    theirs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """An edit of keys that would make more of them match: what to say, what to run, and how many keys then match.
+
+    ``command`` is the ``ckpt`` command's name and options.
+    """
+
+    said: str
+    command: tuple[str, ...]
+    matched: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """The differences between a checkpoint and a target.
+
+    ``missing`` keys are the target's alone, ``unused`` ones the checkpoint's; ``mismatched`` have two shapes;
+    ``dtypes`` lists matched keys with two dtypes, which ``load_state_dict`` converts in silence.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    mismatched: tuple[Mismatch, ...]
+    dtypes: tuple[Mismatch, ...]
+    matched_numel: int
+    target_numel: int
+    target_keys: int
+    hint: Hint | None = None
+
+    @property
+    def loadable(self) -> bool:
+        """Whether ``load_state_dict(strict=True)`` would accept the checkpoint."""
+        return not (self.missing or self.unused or self.mismatched)
+
+    @property
+    def share(self) -> float:
+        """The matched share of the target's parameters, 0 to 1."""
+        return self.matched_numel / self.target_numel if self.target_numel else float(self.loadable)
+
+
+def diff(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Diff:
+    """Compare keys, shapes and dtypes; nothing is read of either's values.
+
+    ``checkpoint`` and ``target`` are mappings from key to anything with a dtype and a shape: a Checkpoint, the
+    result of :func:`ckpt_surgeon.targets.resolve`, a state_dict of torch tensors.
+
+    >>> from ckpt_surgeon.dtypes import parse
+    >>> from ckpt_surgeon.targets import Expected
+    >>> ours = {"module.fc.bias": Expected(parse("float32"), (10,), True)}
+    >>> theirs = {"fc.bias": Expected(parse("float32"), (10,), True)}
+    >>> found = diff(ours, theirs)
+    >>> found.missing, found.unused, found.hint.said
+    (('fc.bias',), ('module.fc.bias',), "stripping 'module.' makes all 1 match")
+    """
+    matched, mismatched, dtypes = [], [], []
+    numel = 0
+    for key, theirs in target.items():
+        ours = checkpoint.get(key)
+        if ours is None:
+            continue
+        if tuple(ours.shape) != tuple(theirs.shape):
+            mismatched.append(Mismatch(key, _shape(ours), _shape(theirs)))
+            continue
+        matched.append(key)
+        numel += prod(theirs.shape)
+        if _dtype(ours) != _dtype(theirs):
+            dtypes.append(Mismatch(key, _dtype(ours), _dtype(theirs)))
+    missing = tuple(key for key in target if key not in checkpoint)
+    unused = tuple(key for key in checkpoint if key not in target)
+    return Diff(
+        tuple(matched),
+        missing,
+        unused,
+        tuple(mismatched),
+        tuple(dtypes),
+        numel,
+        sum(prod(theirs.shape) for theirs in target.values()),
+        len(target),
+        best_hint(checkpoint, target, len(matched)) if missing and unused else None,
+    )
+
+
+def _shape(tensor: Shaped) -> str:
+    return str(list(tensor.shape))
+
+
+def _dtype(tensor: Shaped) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], now: int) -> Hint | None:
+    """The change of prefixes that makes most keys match in name and shape, if any makes more match than ``now``."""
+    unused = [key for key in checkpoint if key not in target]
+    missing = {key for key in target if key not in checkpoint}
+    trials: list[tuple[str, tuple[str, ...], Callable[[str], str]]] = []
+    for prefix in _prefixes(unused):
+        trials.append((f"stripping {prefix!r}", _strip_command(prefix), _stripper(prefix)))
+    if any(part in WRAPPERS for key in unused for part in key.split(".")):
+        trials.append(("peeling all wrappers", ("strip-prefix", "--wrappers"), without_wrappers))
+    for prefix in _prefixes(missing):
+        trials.append((f"adding {prefix!r}", ("add-prefix", "--prefix", prefix), _adder(prefix)))
+    best: tuple[int, str, tuple[str, ...]] | None = None
+    for said, command, change in trials:
+        matches = sum(_fits(checkpoint[key], target.get(change(key))) for key in checkpoint)
+        if matches > max(now, best[0] if best else 0):
+            best = (matches, said, command)
+    if best is None:
+        return None
+    count = f"all {best[0]:,}" if best[0] == len(target) == len(checkpoint) else f"{best[0]:,} of {len(target):,}"
+    return Hint(f"{best[1]} makes {count} match", best[2], best[0])
+
+
+def _strip_command(prefix: str) -> tuple[str, ...]:
+    return ("strip-prefix",) if prefix == "module." else ("strip-prefix", "--prefix", prefix)
+
+
+def _stripper(prefix: str) -> Callable[[str], str]:
+    def strip(key: str) -> str:
+        while key.startswith(prefix):
+            key = key[len(prefix) :]
+        return key
+
+    return strip
+
+
+def _adder(prefix: str) -> Callable[[str], str]:
+    return lambda key: prefix + key
+
+
+def _fits(ours: Shaped, theirs: Shaped | None) -> bool:
+    return theirs is not None and tuple(ours.shape) == tuple(theirs.shape)
+
+
+def _prefixes(keys: Iterable[str], limit: int = 32) -> list[str]:
+    """Leading components that many of the keys share, the commonest first, at most ``limit``."""
+    counts: dict[str, int] = {}
+    for key in keys:
+        parts = key.split(".")[:-1]
+        for depth in range(1, min(len(parts), 4) + 1):
+            prefix = ".".join(parts[:depth]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    common = [prefix for prefix, count in counts.items() if count > 1 or len(counts) < limit]
+    return sorted(common, key=lambda prefix: (-counts[prefix], len(prefix)))[:limit]

@@ -1,0 +1,122 @@
+"""Everything that can go wrong, as one tree.
+
+    CheckpointError                 what the command line reports with exit status 2
+    ├── FileError                   one file is the trouble: .path, .problem, .remedy
+    │   ├── NotACheckpoint          the bytes are something else (HTML, a git-lfs pointer, empty …)
+    │   ├── BrokenFile              a checkpoint that is damaged (truncated, wrong offsets, CRC …)
+    │   └── OutputExists            the output is there already and replacing it was not allowed
+    ├── SelectionError              which dict of tensors is meant is open: .candidates
+    ├── EditError                   an edit that would lose or invent something: .problems, all at once
+    │   ├── KeyCollision            several keys land on one name: .collisions
+    │   └── NothingMatched          a rule or pattern that no key answers to: .patterns
+    ├── RecipeError                 a recipe file that cannot be read: .path, .problems with line numbers
+    └── TargetError                 a target model that cannot be built: .target, .problem
+
+Errors carry fields; their messages are derived from them.  Every message is one line that says what,
+where, why and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+SHOWN = 5  # how many keys an error names before it says how many more there are
+
+
+def listed(names: Iterable[str], shown: int = SHOWN) -> str:
+    """Join names for a message: the first few quoted, then a count of the rest.
+
+    >>> listed(["a", "b", "c"], shown=2)
+    "'a', 'b' and 1 more"
+    """
+    quoted = [repr(name) for name in names]
+    if len(quoted) <= shown:
+        return ", ".join(quoted)
+    return f"{', '.join(quoted[:shown])} and {len(quoted) - shown:,} more"
+
+
+class CheckpointError(Exception):
+    """The root of the tree: catch this to catch everything this package raises on purpose."""
+
+
+class FileError(CheckpointError):
+    """One file is the trouble."""
+
+    def __init__(self, path: str | Path, problem: str, remedy: str = "") -> None:
+        self.path = Path(path)
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{path}: {problem}" + (f"; {remedy}" if remedy else ""))
+
+
+class NotACheckpoint(FileError):
+    """The file is not a checkpoint at all."""
+
+
+class BrokenFile(FileError):
+    """The file is a checkpoint, but a damaged one."""
+
+
+class OutputExists(FileError):
+    """The output exists and replacing it was not allowed."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, "exists already, nothing was written", "use --force (force=True) to replace it")
+
+
+class SelectionError(CheckpointError):
+    """Several dicts of tensors could be meant, or the one asked for is not there."""
+
+    def __init__(self, path: str | Path, problem: str, candidates: Sequence[str] = ()) -> None:
+        self.path = Path(path)
+        self.problem = problem
+        self.candidates = tuple(candidates)
+        hint = f": choose one of {'; '.join(self.candidates)}" if self.candidates else ""
+        super().__init__(f"{path}: {problem}{hint}")
+
+
+class EditError(CheckpointError):
+    """An edit that cannot be done as asked; every problem is named at once."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+class KeyCollision(EditError):
+    """Two or more keys would land on one name, so a tensor would be lost."""
+
+    def __init__(self, collisions: Mapping[str, Sequence[str]]) -> None:
+        self.collisions = {new: tuple(olds) for new, olds in collisions.items()}
+        shown = [f"{listed(olds)} all become {new!r}" for new, olds in list(self.collisions.items())[:SHOWN]]
+        more = len(self.collisions) - len(shown)
+        super().__init__([*shown, *([f"and {more:,} more collisions"] if more else [])])
+
+
+class NothingMatched(EditError):
+    """Patterns or rules that no key answers to."""
+
+    def __init__(self, patterns: Sequence[str], *, what: str = "pattern", examples: Iterable[str] = ()) -> None:
+        self.patterns = tuple(patterns)
+        keys = list(examples)
+        there = f" (the keys are {listed(keys, 3)})" if keys else ""
+        super().__init__([f"{what} {pattern!r} matches no key{there}" for pattern in self.patterns])
+
+
+class RecipeError(CheckpointError):
+    """A recipe that cannot be read; problems carry their line numbers."""
+
+    def __init__(self, path: str | Path, problems: Sequence[str]) -> None:
+        self.path = Path(path)
+        self.problems = tuple(problems)
+        super().__init__(f"{path}: {'; '.join(self.problems)}")
+
+
+class TargetError(CheckpointError):
+    """A target model that cannot be found or built."""
+
+    def __init__(self, target: str, problem: str) -> None:
+        self.target = target
+        self.problem = problem
+        super().__init__(f"{target}: {problem}")

@@ -1,0 +1,62 @@
+"""Files that are no checkpoint of ours, recognised by their first bytes: what they are and what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import NotACheckpoint
+
+_SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+    (b"GGUF", "is a GGUF file (llama.cpp)", "convert it with llama.cpp's or transformers' own tools"),
+    (b"\x89HDF\r\n\x1a\n", "is an HDF5 file (Keras)", "open it with h5py or keras"),
+    (b"\x1f\x8b", "is a gzip archive", "unpack it with gunzip or tar -xzf"),
+    (b"BZh", "is a bzip2 archive", "unpack it with bunzip2"),
+    (b"\xfd7zXZ\x00", "is an xz archive", "unpack it with unxz"),
+    (b"\x28\xb5\x2f\xfd", "is a zstd archive", "unpack it with unzstd"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "unpack it with 7z x"),
+    (b"Rar!", "is a RAR archive", "unpack it with unrar x"),
+    (b"%PDF", "is a PDF document", "fetch the checkpoint itself"),
+    (b"\x89PNG", "is a PNG picture", "fetch the checkpoint itself"),
+    (b"\xff\xd8\xff", "is a JPEG picture", "fetch the checkpoint itself"),
+    (b"\x7fELF", "is a program", "fetch the checkpoint itself"),
+    (b"\x93NUMPY", "is a NumPy array (.npy)", "load it with numpy.load"),
+    (b"\x08", "may be an ONNX model", "open it with onnx.load"),
+)
+_LFS = b"version https://git-lfs"
+
+
+def refuse(path: Path, head: bytes) -> NotACheckpoint:
+    """The error for a file that no reader knows: names it, as far as its first bytes tell."""
+    if not head:
+        return NotACheckpoint(path, "is empty", "fetch it again")
+    if head.startswith(_LFS):
+        found = re.search(rb"^size (\d+)$", head, re.MULTILINE)
+        size = f"; the real file has {int(found[1]):,} bytes" if found else ""
+        return NotACheckpoint(path, f"is a git-lfs pointer{size}", "run: git lfs pull")
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        return NotACheckpoint(path, "is an HTML page", "the download met a login or quota page: fetch the file itself")
+    if start.startswith((b"<?xml", b"<error")):
+        return NotACheckpoint(path, "is an XML page", "the download met an error page: fetch the file itself")
+    if head[:1] == b"\x08" and b"onnx" not in head.lower() and b"pytorch" not in head.lower():
+        return _unknown(path, head)
+    for magic, what, remedy in _SIGNATURES:
+        if head.startswith(magic):
+            return NotACheckpoint(path, what, remedy)
+    return _unknown(path, head)
+
+
+def _unknown(path: Path, head: bytes) -> NotACheckpoint:
+    if not head.strip(b"\x00"):
+        return NotACheckpoint(
+            path, "begins with zeros only", "the download or disk image is incomplete: fetch it again"
+        )
+    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
+        words = head.decode("utf-8", "replace").strip()[:40]
+        return NotACheckpoint(path, f"is a text file (it begins {words!r})", "give a checkpoint")
+    return NotACheckpoint(
+        path,
+        f"is no checkpoint that is known here (it begins {head[:8].hex(' ')})",
+        "known are torch's .pth/.pt/.bin/.ckpt, safetensors, and their index files",
+    )

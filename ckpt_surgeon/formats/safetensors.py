@@ -1,0 +1,220 @@
+"""The safetensors container: eight bytes of length, a JSON header, then the elements.
+
+The rules are those of https://github.com/huggingface/safetensors#format; each way to break one has its own
+message.  The package of that name reads values; here only places are read, and bytes are not copied through
+memory, so it serves as the oracle of the tests instead.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+from ..dtypes import BY_CODE
+from ..errors import BrokenFile, EditError
+from ..tensors import ByteSpan, OpaqueTensor, Storage, StoredTensor, Tensor, row_major
+from .contents import Contents
+from .sink import Sink
+from .unpickle import Value
+from .zip_archive import PAGE, PAGE_WORTH
+
+CONTAINER = "safetensors"
+SUFFIXES = (".safetensors",)
+METADATA = "__metadata__"
+HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
+
+_LENGTH = struct.Struct("<Q")
+
+
+# -- reading
+
+
+def matches(head: bytes) -> bool:
+    """Whether the first bytes can be a header's length and its opening brace."""
+    return len(head) > 8 and head[8:9] == b"{" and _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT
+
+
+def read(path: Path) -> Contents:
+    """Read and verify a header.  Raises BrokenFile naming the rule of the format that is broken."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        (length,) = _LENGTH.unpack(file.read(8))
+        if 8 + length > size:
+            raise BrokenFile(
+                path,
+                f"is truncated: its header should end at byte {8 + length:,} of {size:,}",
+                "fetch it again and compare its size with the original's",
+            )
+        raw = file.read(length)
+    header = _parsed(path, raw)
+    metadata = header.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise BrokenFile(path, "its __metadata__ is not a map from string to string")
+    entries = [_entry(path, key, value) for key, value in header.items()]
+    _check_layout(path, entries, size - 8 - length)
+    tensors = {entry.key: _tensor(path, entry, 8 + length) for entry in entries}
+    return Contents(path, CONTAINER, tensors, {str(key): value for key, value in metadata.items()})
+
+
+def _parsed(path: Path, raw: bytes) -> dict[str, Value]:
+    def no_twins(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            seen: set[str] = set()
+            twins = sorted({key for key, _ in pairs if key in seen or seen.add(key)})  # type: ignore[func-returns-value]
+            raise BrokenFile(path, f"its header has the key {twins[0]!r} twice")
+        return made
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=no_twins)
+    except (ValueError, RecursionError) as error:
+        raise BrokenFile(path, f"its header is no JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise BrokenFile(path, "its header is no JSON object")
+    return header
+
+
+class _Entry(NamedTuple):
+    key: str
+    code: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def _entry(path: Path, key: str, value: Value) -> _Entry:
+    try:
+        if not isinstance(value, dict):
+            raise TypeError("is no object")
+        code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+        if code not in BY_CODE:
+            raise TypeError(f"has dtype {code!r}, which is not known")
+        for name, numbers in (("shape", shape), ("data_offsets", offsets)):
+            if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+                raise TypeError(f"has a {name} that is no list of non-negative integers")
+        start, stop = offsets
+        if stop - start != prod(shape) * BY_CODE[code].itemsize:
+            raise TypeError(f"has {stop - start:,} bytes, but shape {shape} of {code} needs "
+                            f"{prod(shape) * BY_CODE[code].itemsize:,}")  # fmt: skip
+    except KeyError as error:
+        raise BrokenFile(path, f"tensor {key!r} has no {error.args[0]!r} in the header") from None
+    except (TypeError, ValueError) as error:
+        raise BrokenFile(path, f"tensor {key!r} {error}") from None
+    return _Entry(key, code, tuple(shape), start, stop)
+
+
+def _check_layout(path: Path, entries: list[_Entry], data: int) -> None:
+    """The format allows neither gaps nor overlaps nor bytes that belong to no tensor."""
+    at = 0
+    previous = "the header"
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.stop)):
+        if entry.stop > data:
+            raise BrokenFile(
+                path,
+                f"is truncated: tensor {entry.key!r} should end at data byte {entry.stop:,} of {data:,}",
+                "fetch it again and compare its size with the original's",
+            )
+        if entry.start != at:
+            what = "overlap" if entry.start < at else f"leave a gap of {entry.start - at:,} bytes"
+            raise BrokenFile(path, f"{previous} and tensor {entry.key!r} {what}")
+        at, previous = entry.stop, f"tensor {entry.key!r}"
+    if at != data:
+        raise BrokenFile(path, f"has {data - at:,} bytes after its last tensor")
+
+
+def _tensor(path: Path, entry: _Entry, base: int) -> StoredTensor:
+    storage = Storage(ByteSpan(path, base + entry.start, base + entry.stop), entry.stop - entry.start)
+    return StoredTensor(BY_CODE[entry.code], entry.shape, row_major(entry.shape), 0, storage)
+
+
+# -- writing
+
+
+def check(tensors: Mapping[str, Tensor]) -> None:
+    """Raise EditError naming every tensor that this format cannot hold."""
+    problems = []
+    for key, tensor in tensors.items():
+        if isinstance(tensor, OpaqueTensor):
+            problems.append(f"{key!r} ({tensor.kind})")
+        elif tensor.dtype.code is None:
+            problems.append(f"{key!r} ({tensor.dtype})")
+    if METADATA in tensors:
+        problems.append(f"a tensor called {METADATA!r}")
+    if problems:
+        raise EditError([f"safetensors cannot hold {', '.join(problems)}; leave them out by pattern or write a .pth"])
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """How many bytes :func:`write` will write, up to the header's padding."""
+    return sum(tensor.nbytes for tensor in tensors.values()) + len(_header(tensors, {})[0]) + 8
+
+
+def write(
+    sink: Sink,
+    tensors: Mapping[str, Tensor],
+    versions: Mapping[str, Mapping[str, Value]] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write every tensor row-major under each of its keys; the format has no place for ``versions``.
+
+    The header keeps the order of the keys; the elements follow in order of item size, which aligns each tensor
+    to its own, as the format's own serializer does.
+    """
+    check(tensors)
+    header, order = _header(tensors, {"format": "pt", **(metadata or {})})
+    header += b" " * (-len(header) % 8)
+    header += b" " * _page_padding(8 + len(header), [tensors[key] for key in order])
+    sink.literal(_LENGTH.pack(len(header)))
+    sink.literal(header)
+    for run in _runs(tensors[key] for key in order):
+        if isinstance(run, ByteSpan):
+            sink.copy(run)
+        else:
+            sink.stream(run.blocks(), run.nbytes)
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """The JSON, and the keys in the order of their elements."""
+    order = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
+    starts = {}
+    at = 0
+    for key in order:
+        starts[key] = at
+        at += tensors[key].nbytes
+    entries: dict[str, Value] = {METADATA: dict(metadata)} if metadata else {}
+    for key, tensor in tensors.items():
+        offsets = [starts[key], starts[key] + tensor.nbytes]
+        entries[key] = {"dtype": tensor.dtype.code, "shape": tensor.shape, "data_offsets": offsets}
+    return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8"), order
+
+
+def _runs(tensors: Iterator[Tensor]) -> Iterator[ByteSpan | Tensor]:
+    """Neighbours in the source become one span, so that an unchanged file is one kernel copy."""
+    run: ByteSpan | None = None
+    for tensor in tensors:
+        span = tensor.span
+        if span is not None and run is not None and (span.path, span.start) == (run.path, run.stop):
+            run = ByteSpan(run.path, run.start, span.stop)
+            continue
+        if run is not None:
+            yield run
+        run = span
+        if span is None:
+            yield tensor
+    if run is not None:
+        yield run
+
+
+def _page_padding(position: int, tensors: list[Tensor]) -> int:
+    """Spaces that put the largest run at the same place in a page as in its source, where whole eights can."""
+    best, wanted, at = PAGE_WORTH - 1, 0, position
+    for run in _runs(iter(tensors)):
+        length = len(run) if isinstance(run, ByteSpan) else run.nbytes
+        if isinstance(run, ByteSpan) and length > best:
+            best, wanted = length, (run.start - at) % PAGE
+        at += length
+    return wanted if wanted % 8 == 0 else 0

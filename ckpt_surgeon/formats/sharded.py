@@ -1,0 +1,151 @@
+"""Checkpoints in several files with a JSON index, and folders that hold one.
+
+The index is that of Hugging Face's hub: ``{"metadata": {…}, "weight_map": {key: file}}``, called
+``model.safetensors.index.json`` or ``pytorch_model.bin.index.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..errors import BrokenFile, NotACheckpoint, listed
+from ..tensors import OpaqueTensor, StoredTensor
+from .contents import Contents
+from .unpickle import Ordered, Value
+
+SUFFIX = ".index.json"
+_PREFERRED = ("model.safetensors", "pytorch_model.bin")
+_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+Reader = Callable[[Path], Contents]
+
+
+def matches(head: bytes) -> bool:
+    """Whether a file begins like an index: a JSON object."""
+    return head.lstrip()[:1] == b"{"
+
+
+def find(folder: Path) -> Path:
+    """The index or the one checkpoint file in a folder.  Raises NotACheckpoint when there is none, or several."""
+    names = sorted(os.listdir(folder))
+    indexes = [name for name in names if name.endswith(SUFFIX)]
+    for preferred in _PREFERRED:
+        if preferred + SUFFIX in indexes:
+            return folder / (preferred + SUFFIX)
+        if preferred in names and not indexes:
+            return folder / preferred
+    files = indexes or [name for name in names if name.endswith(_CHECKPOINTS)]
+    if len(files) == 1:
+        return folder / files[0]
+    if files:
+        raise NotACheckpoint(folder, f"is a directory with {len(files)} checkpoints ({listed(files)})", "name one")
+    if ".metadata" in names:
+        raise NotACheckpoint(
+            folder,
+            "is a distributed checkpoint (torch.distributed.checkpoint), which is not read yet",
+            "turn it into one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.pth",
+        )
+    raise NotACheckpoint(folder, "is a directory without a checkpoint", "name the file")
+
+
+def read(path: Path, read_shard: Reader) -> Contents:
+    """Read an index and the headers of its shards.
+
+    Raises BrokenFile, naming every shard and key, when index and shards disagree.
+    """
+    weight_map, metadata = _index(path)
+    root = Ordered()
+    shards: dict[str, Mapping[Value, Value]] = {}
+    containers = set()
+    versions: dict[Value, Value] = {}
+    problems = []
+    for name in dict.fromkeys(weight_map.values()):
+        place = path.parent / name
+        if not place.is_file():
+            problems.append(f"shard {name!r} is missing")
+            continue
+        contents = read_shard(place)
+        containers.add(contents.container)
+        metadata = {**contents.metadata, **metadata}
+        shards[name] = contents.root if isinstance(contents.root, dict) else {}
+        if isinstance(contents.root, Ordered) and isinstance(contents.root.attributes, dict):
+            versions.update(_versions(contents.root.attributes))
+    for key, name in weight_map.items():
+        tensor = shards.get(name, {}).get(key)
+        if isinstance(tensor, (StoredTensor, OpaqueTensor)):
+            root[key] = tensor
+        elif name in shards:
+            elsewhere = [other for other, held in shards.items() if key in held]
+            where = f"it is in {elsewhere[0]!r}" if elsewhere else "no shard has it"
+            problems.append(f"tensor {key!r} is not in shard {name!r} ({where})")
+    for name, held in shards.items():
+        extra = [key for key in held if isinstance(key, str) and key not in weight_map]
+        if extra:
+            problems.append(f"shard {name!r} has {listed(extra, 3)} that the index does not list")
+    if problems:
+        raise BrokenFile(path, listed_problems(problems), "fetch the missing files again, or rebuild the index")
+    if versions:
+        root.attributes = {"_metadata": versions}
+    return Contents(path, f"{'/'.join(sorted(containers))}, {len(shards)} shards", root, metadata)
+
+
+def listed_problems(problems: list[str], shown: int = 5) -> str:
+    """Several problems in one line."""
+    more = f"; and {len(problems) - shown:,} more" if len(problems) > shown else ""
+    return "; ".join(problems[:shown]) + more
+
+
+def _versions(attributes: Mapping[Value, Value]) -> Mapping[Value, Value]:
+    found = attributes.get("_metadata")
+    return found if isinstance(found, dict) else {}
+
+
+def _index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The weight map and the metadata that are text."""
+    try:
+        index = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BrokenFile(path, f"is no JSON ({error})") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise NotACheckpoint(path, "is a JSON file without a weight_map", "give the checkpoint's index")
+    outside = [name for name in weight_map.values() if not isinstance(name, str) or not _stays(name)]
+    if outside:
+        raise BrokenFile(path, f"names shards outside its directory ({listed(map(str, dict.fromkeys(outside)))})")
+    metadata = index.get("metadata")
+    texts = metadata if isinstance(metadata, dict) else {}
+    return weight_map, {key: value for key, value in texts.items() if isinstance(value, str)}
+
+
+def _stays(name: str) -> bool:
+    parts = Path(name).parts
+    return bool(parts) and not Path(name).is_absolute() and ".." not in parts
+
+
+def shard_name(path: Path, index: int, count: int) -> Path:
+    """The name of one shard (from 1) of an output.
+
+    >>> str(shard_name(Path("out/model.safetensors"), 2, 5))
+    'out/model-00002-of-00005.safetensors'
+    """
+    return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}")
+
+
+def is_shard_of(path: Path, name: str) -> bool:
+    """Whether a name is one that :func:`shard_name` gives to a shard of ``path``."""
+    return re.fullmatch(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}", name) is not None
+
+
+def index_name(path: Path) -> Path:
+    """The name of the index of an output: ``model.safetensors.index.json``."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:
+    """An index file's bytes; ``total`` counts the elements' bytes in all shards."""
+    index = {"metadata": {"total_size": total}, "weight_map": dict(weight_map)}
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

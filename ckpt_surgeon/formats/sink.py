@@ -1,0 +1,33 @@
+"""What a container's writer writes into; :mod:`ckpt_surgeon.writing` has the one that fills files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from ..tensors import ByteSpan
+
+
+class Sink(Protocol):
+    """A file under construction: four ways for bytes to come in, and one to mend what was written."""
+
+    @property
+    def position(self) -> int:
+        """Bytes written so far."""
+        ...
+
+    def literal(self, raw: bytes) -> None:
+        """Write these bytes."""
+        ...
+
+    def copy(self, span: ByteSpan) -> None:
+        """Have the kernel copy a span of another file."""
+        ...
+
+    def stream(self, blocks: Iterable[bytes], nbytes: int) -> int:
+        """Write blocks that must add up to ``nbytes``; returns their CRC-32."""
+        ...
+
+    def patch(self, position: int, raw: bytes) -> None:
+        """Overwrite bytes that were written before."""
+        ...

@@ -1,0 +1,212 @@
+"""What the calls in torch's pickles build here: records of places, by an allow-list of our own constructors.
+
+The names and arguments are those of ``torch/_utils.py`` and ``torch/_tensor.py`` (``_rebuild_tensor_v2`` and its
+kin, torch 0.1 to 2.14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from ..dtypes import BY_NAME, BY_STORAGE, DType
+from ..tensors import OpaqueTensor, Storage, StoredTensor
+from .unpickle import Constructor, Global, Object, Ordered, Value, hashable, set_pairs
+
+_INTEGERS = frozenset({int})
+
+
+class TypedStorage(NamedTuple):
+    """A storage as a pickle refers to it: with a dtype, and where in it (in elements) a legacy view begins."""
+
+    storage: Storage
+    dtype: DType
+    base: int = 0
+
+
+@cache
+def storage_dtype(cls: Value) -> DType:
+    """The dtype of ``torch.FloatStorage`` and its kin; untyped storages count bytes.
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(cls, Global) and cls.module.partition(".")[0] == "torch":
+        if cls.name in ("UntypedStorage", "_UntypedStorage"):
+            return BY_NAME["uint8"]
+        if cls.name in BY_STORAGE:
+            return BY_STORAGE[cls.name]
+    raise ValueError(f"{cls} is no storage class that torch has")
+
+
+def named_dtype(value: Value) -> DType:
+    """The dtype that a pickle names as ``torch.float8_e4m3fn``."""
+    if isinstance(value, Global) and value.module == "torch" and value.name in BY_NAME:
+        return BY_NAME[value.name]
+    raise ValueError(f"{value} is no dtype that is known here")
+
+
+def _sizes(value: Value) -> tuple[int, ...]:
+    if isinstance(value, (tuple, list)) and _INTEGERS.issuperset(map(type, value)):
+        return tuple(value)
+    raise ValueError("a shape or stride that is no tuple of integers")
+
+
+def _typed(value: Value) -> TypedStorage:
+    if isinstance(value, TypedStorage):
+        return value
+    raise ValueError("a tensor without a storage")
+
+
+def _stored(
+    typed: Value, dtype: DType, offset: Value, shape: Value, stride: Value, metadata: Value = None
+) -> StoredTensor:
+    storage, stored_as, base = _typed(typed)
+    if type(offset) is not int:
+        raise ValueError("an offset that is no integer")
+    flags = metadata if isinstance(metadata, Mapping) else {}
+    return StoredTensor(
+        dtype,
+        _sizes(shape),
+        _sizes(stride),
+        offset + base * stored_as.itemsize // dtype.itemsize,
+        storage,
+        bool(flags.get("conj")),
+        bool(flags.get("neg")),
+    )
+
+
+def rebuild_tensor(typed: Value, offset: Value, shape: Value, stride: Value) -> StoredTensor:
+    """torch._utils._rebuild_tensor, torch 0.1.12 to 0.3."""
+    return _stored(typed, _typed(typed).dtype, offset, shape, stride)
+
+
+def rebuild_tensor_v2(
+    typed: Value, offset: Value, shape: Value, stride: Value, _grad: Value, _hooks: Value, metadata: Value = None
+) -> StoredTensor:
+    """torch._utils._rebuild_tensor_v2, torch 0.4 and later."""
+    return _stored(typed, _typed(typed).dtype, offset, shape, stride, metadata)
+
+
+def rebuild_tensor_v3(
+    typed: Value,
+    offset: Value,
+    shape: Value,
+    stride: Value,
+    _grad: Value,
+    _hooks: Value,
+    dtype: Value,
+    metadata: Value = None,
+) -> StoredTensor:
+    """torch._utils._rebuild_tensor_v3: dtypes that have no storage class (the fp8 kinds, uint16 …)."""
+    return _stored(typed, named_dtype(dtype), offset, shape, stride, metadata)
+
+
+def rebuild_parameter(data: Value, *_: Value) -> Value:
+    """torch._utils._rebuild_parameter: a parameter is its tensor."""
+    return data
+
+
+def rebuild_qtensor(typed: Value, _offset: Value, shape: Value, *_: Value) -> OpaqueTensor:
+    """torch._utils._rebuild_qtensor."""
+    storage, dtype, _base = _typed(typed)
+    return OpaqueTensor("quantized", dtype, _sizes(shape), storage.device)
+
+
+def rebuild_sparse(layout: Value, data: Value) -> OpaqueTensor:
+    """torch._utils._rebuild_sparse_tensor: indices, values and size behind a layout."""
+    if not isinstance(data, tuple) or len(data) < 3:
+        raise ValueError("a sparse tensor without its parts")
+    parts = [part for part in data if isinstance(part, StoredTensor)]
+    sizes = [part for part in data if isinstance(part, tuple)]
+    if not parts or not sizes:
+        raise ValueError("a sparse tensor without its parts")
+    kind = layout.args[0] if isinstance(layout, Object) and layout.args else layout
+    name = kind.name if isinstance(kind, Global) else str(kind)
+    return OpaqueTensor(name.removeprefix("torch."), parts[-1].dtype, _sizes(sizes[-1]), parts[-1].device)
+
+
+def rebuild_meta(dtype: Value, shape: Value, *_: Value) -> OpaqueTensor:
+    """torch._utils._rebuild_meta_tensor_no_storage."""
+    return OpaqueTensor("meta", named_dtype(dtype), _sizes(shape), "meta")
+
+
+def rebuild_subclass(cls: Value, dtype: Value, shape: Value, *_: Value) -> OpaqueTensor:
+    """torch._utils._rebuild_wrapper_subclass: data that only its class can reach (DTensor and its kin)."""
+    return OpaqueTensor(f"subclass {cls}", named_dtype(dtype), _sizes(shape))
+
+
+def rebuild_from_type(function: Value, cls: Value, args: Value, *_: Value) -> Value:
+    """torch._tensor._rebuild_from_type_v2: a subclass around one of the calls above, or a tensor with attributes."""
+    if not isinstance(function, Global) or not isinstance(args, tuple):
+        raise ValueError("a tensor subclass that names no way to rebuild it")
+    constructor = CONSTRUCTORS.get((function.module, function.name))
+    return constructor(*args) if constructor else Object(cls, args)
+
+
+def make_size(sizes: Value = ()) -> tuple[int, ...]:
+    """torch.Size."""
+    return _sizes(sizes)
+
+
+def make_ordered(pairs: Value = ()) -> Ordered:
+    """collections.OrderedDict, with or without pairs."""
+    made = Ordered()
+    if isinstance(pairs, dict):
+        made.update(pairs)
+    elif isinstance(pairs, Sequence):
+        for pair in pairs:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError("an OrderedDict of something else than pairs")
+            set_pairs(made, list(pair))
+    return made
+
+
+def make_defaultdict(*_: Value) -> Ordered:
+    """collections.defaultdict: what makes its defaults is left aside."""
+    return Ordered()
+
+
+def make_list(items: Value = ()) -> list[Value]:
+    """builtins.list."""
+    return list(items) if isinstance(items, (list, tuple)) else []
+
+
+def make_set(items: Value = ()) -> set[Value]:
+    """builtins.set and frozenset."""
+    return {hashable(item) for item in items} if isinstance(items, (list, tuple)) else set()
+
+
+def encode(text: Value, encoding: Value = "utf-8") -> bytes:
+    """_codecs.encode: how Python 3 writes bytes in the old protocols."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "utf8"):
+        raise ValueError("bytes in an encoding that is not known")
+    return text.encode(str(encoding))
+
+
+CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
+    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
+    ("torch._utils", "_rebuild_qtensor"): rebuild_qtensor,
+    ("torch._utils", "_rebuild_sparse_tensor"): rebuild_sparse,
+    ("torch._utils", "_rebuild_sparse_csr_tensor"): rebuild_sparse,
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): rebuild_meta,
+    ("torch._utils", "_rebuild_wrapper_subclass"): rebuild_subclass,
+    ("torch._tensor", "_rebuild_from_type_v2"): rebuild_from_type,
+    ("torch._tensor", "_rebuild_from_type"): rebuild_from_type,
+    ("torch", "Size"): make_size,
+    ("collections", "OrderedDict"): make_ordered,
+    ("collections", "defaultdict"): make_defaultdict,
+    ("builtins", "list"): make_list,
+    ("__builtin__", "list"): make_list,
+    ("builtins", "dict"): make_ordered,
+    ("__builtin__", "dict"): make_ordered,
+    ("builtins", "set"): make_set,
+    ("__builtin__", "set"): make_set,
+    ("builtins", "frozenset"): make_set,
+    ("__builtin__", "frozenset"): make_set,
+    ("_codecs", "encode"): encode,
+}

@@ -1,0 +1,262 @@
+"""The zip container of ``torch.save`` since 1.6: ``data.pkl`` beside one record of bytes per storage.
+
+Reading resolves every storage to its place in the file; writing emits the same layout (protocol 2 pickle, records
+``data/0``, ``data/1`` …, stored, aligned), so that ``torch.load`` reads it, mapped or not, with weights_only.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+
+from ..errors import BrokenFile, EditError, listed
+from ..tensors import OpaqueTensor, Tensor, row_major
+from .contents import Contents
+from .sink import Sink
+from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
+from .unpickle import PickleError, Unpickler, Value
+from .zip_archive import Archive, Directory, read_archive
+
+CONTAINER = "torch zip"
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+ROOT = "archive"  # the folder in the archive; torch takes any
+
+
+# -- reading
+
+
+def matches(head: bytes) -> bool:
+    """Whether a file that begins so is a zip; :func:`read` tells which."""
+    return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
+
+
+def read(path: Path) -> Contents:
+    """Read the index of a torch zip.  Raises BrokenFile when it is damaged or some other kind of zip."""
+    archive = read_archive(path)
+    pickles = [name for name in archive.members if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not pickles:
+        shown = listed(archive.members, 3)
+        raise BrokenFile(path, f"is a zip, but no checkpoint: it has no data.pkl (it holds {shown or 'nothing'})")
+    pickle = min(pickles, key=len)
+    folder = pickle.removesuffix("data.pkl")
+    machine = Unpickler(archive.read(pickle), constructors=CONSTRUCTORS, persistent=_storages(archive, folder))
+    try:
+        root = machine.load()
+    except PickleError as error:
+        raise BrokenFile(path, f"its data.pkl is damaged: {error}") from error
+    notes = () if archive.has_checksums else ("saved without checksums: damage cannot be told",)
+    return Contents(path, CONTAINER, root, notes=notes)
+
+
+def _storages(archive: Archive, folder: str) -> Callable[[Value], Value]:
+    """A function from a persistent id to the storage in the archive."""
+    big = folder + "byteorder" in archive.members and archive.read(folder + "byteorder") == b"big"
+    known: dict[Value, TypedStorage] = {}
+
+    def find(saved: Value) -> TypedStorage:
+        if not isinstance(saved, tuple) or len(saved) != 5 or saved[0] != "storage":
+            raise ValueError("a persistent id that is no storage")
+        _, cls, key, location, numel = saved
+        if not isinstance(key, str) or type(numel) is not int:
+            raise ValueError("a storage without a proper key or size")
+        if key not in known:
+            dtype = storage_dtype(cls)
+            member = archive.members.get(f"{folder}data/{key}")
+            if member is None:
+                raise BrokenFile(archive.path, f"storage {key!r} is missing: there is no record data/{key}")
+            if member.size != numel * dtype.itemsize:
+                raise BrokenFile(
+                    archive.path,
+                    f"storage {key!r} should have {numel * dtype.itemsize:,} bytes, its record has {member.size:,}",
+                )
+            storage = member.storage(archive.path, str(location), big_endian=big, checked=archive.has_checksums)
+            known[key] = TypedStorage(storage, dtype)
+        return known[key]
+
+    return find
+
+
+# -- writing
+
+
+def check(tensors: Mapping[str, Tensor]) -> None:
+    """Raise EditError naming the tensors that this container cannot hold here."""
+    odd = [f"{key!r} ({tensor.kind})" for key, tensor in tensors.items() if isinstance(tensor, OpaqueTensor)]
+    if odd:
+        raise EditError([f"{', '.join(odd)}: more than plain elements, cannot be copied; leave them out by pattern"])
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """About how many bytes :func:`write` will write: the elements, each tie once, and the index."""
+    data = {tensor.tie: tensor.nbytes for tensor in tensors.values()}
+    return sum(data.values()) + sum(len(key) + 160 for key in tensors) + 120 * len(data)
+
+
+def write(
+    sink: Sink,
+    tensors: Mapping[str, Tensor],
+    versions: Mapping[str, Mapping[str, Value]] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a state_dict: ties as one storage, everything else compact, on the device ``cpu``.
+
+    ``versions`` becomes the OrderedDict's ``_metadata``; torch zips have no room for ``metadata``.
+    """
+    check(tensors)
+    records: dict[Hashable, tuple[int, Tensor]] = {}
+    for tensor in tensors.values():
+        records.setdefault(tensor.tie, (len(records), tensor))
+    directory = Directory()
+
+    def literal(name: str, raw: bytes) -> None:
+        sink.literal(directory.local(f"{ROOT}/{name}", len(raw), zlib.crc32(raw), sink.position))
+        sink.literal(raw)
+
+    literal("data.pkl", _pickled(tensors, records, versions))
+    literal("byteorder", b"little")
+    for index, tensor in records.values():
+        _write_record(sink, directory, f"{ROOT}/data/{index}", tensor)
+    literal("version", b"3\n")
+    sink.literal(directory.finish(sink.position))
+
+
+def _write_record(sink: Sink, directory: Directory, name: str, tensor: Tensor) -> None:
+    span, crc32 = tensor.dense_span, tensor.crc32
+    if span is not None and crc32 is not None:
+        sink.literal(directory.local(name, tensor.nbytes, crc32, sink.position, source_start=span.start))
+        sink.copy(span)
+        return
+    sink.literal(directory.local(name, tensor.nbytes, 0, sink.position))
+    made = sink.stream(span.blocks() if span is not None else tensor.blocks(), tensor.nbytes)
+    sink.patch(*directory.set_crc32(made))
+
+
+def _pickled(
+    tensors: Mapping[str, Tensor],
+    records: Mapping[Hashable, tuple[int, Tensor]],
+    versions: Mapping[str, Mapping[str, Value]] | None,
+) -> bytes:
+    """The pickle of an OrderedDict of tensors, in protocol 2 as torch.save writes it."""
+    out = _Pickle()
+    out.raw(b"\x80\x02")
+    out.ordered_dict()
+    if tensors:
+        out.raw(b"(")
+        for key, tensor in tensors.items():
+            out.text(key)
+            out.tensor(tensor, records[tensor.tie][0])
+        out.raw(b"u")
+    if versions is not None:
+        out.raw(b"}")
+        out.text("_metadata")
+        out.ordered_dict()
+        if versions:
+            out.raw(b"(")
+            for module, version in versions.items():
+                out.text(module)
+                out.plain(dict(version))
+            out.raw(b"u")
+        out.raw(b"sb")
+    out.raw(b".")
+    return bytes(out.buffer)
+
+
+class _Pickle:
+    """Just enough of a pickler for a state_dict; globals and repeated words go through the memo."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+        self._memo: dict[str, bytes] = {}
+
+    def raw(self, opcodes: bytes) -> None:
+        self.buffer += opcodes
+
+    def _once(self, name: str, opcodes: bytes) -> None:
+        if name in self._memo:
+            self.buffer += self._memo[name]
+        else:
+            index = len(self._memo)
+            self._memo[name] = b"j" + struct.pack("<I", index)
+            self.buffer += opcodes + b"r" + struct.pack("<I", index)
+
+    def found(self, module: str, name: str) -> None:
+        self._once(f"{module} {name}", f"c{module}\n{name}\n".encode())
+
+    def word(self, text: str) -> None:
+        self._once(f"'{text}", _unicode(text))
+
+    def text(self, text: str) -> None:
+        self.buffer += _unicode(text)
+
+    def ordered_dict(self) -> None:
+        self.found("collections", "OrderedDict")
+        self.buffer += b")R"
+
+    def integers(self, values: tuple[int, ...]) -> None:
+        short = len(values) <= 3
+        self.buffer += b"" if short else b"("
+        for value in values:
+            self.buffer += _integer(value)
+        self.buffer += (b")", b"\x85", b"\x86", b"\x87")[len(values)] if short else b"t"
+
+    def tensor(self, tensor: Tensor, record: int) -> None:
+        """One ``_rebuild_tensor_v2`` (or v3, where the dtype has no storage class) and its persistent id."""
+        dtype = tensor.dtype
+        dense = tensor.dense_span is not None
+        stride = tensor.stride if dense and hasattr(tensor, "stride") else row_major(tensor.shape)
+        self.found("torch._utils", "_rebuild_tensor_v2" if dtype.storage else "_rebuild_tensor_v3")
+        self.buffer += b"(("
+        self.word("storage")
+        self.found(*(("torch", dtype.storage) if dtype.storage else ("torch.storage", "UntypedStorage")))
+        self.text(str(record))
+        self.word("cpu")
+        self.buffer += _integer(tensor.numel if dtype.storage else tensor.nbytes) + b"tQK\x00"
+        self.integers(tensor.shape)
+        self.integers(stride)
+        self.buffer += b"\x89"
+        self.ordered_dict()
+        if not dtype.storage:
+            self.found("torch", dtype.name)
+        self.buffer += b"tR"
+
+    def plain(self, value: Value) -> None:
+        """A value of torch's ``_metadata``: nested dicts, lists and tuples of numbers, strings, None."""
+        if value is None or isinstance(value, bool):
+            self.buffer += {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        elif isinstance(value, int):
+            self.buffer += _integer(value)
+        elif isinstance(value, float):
+            self.buffer += b"G" + struct.pack(">d", value)
+        elif isinstance(value, str):
+            self.text(value)
+        elif isinstance(value, dict):
+            self.buffer += b"}("
+            for key, item in value.items():
+                self.plain(key)
+                self.plain(item)
+            self.buffer += b"u"
+        elif isinstance(value, (list, tuple)):
+            self.buffer += b"](" if isinstance(value, list) else b"("
+            for item in value:
+                self.plain(item)
+            self.buffer += b"e" if isinstance(value, list) else b"t"
+        else:
+            self.buffer += b"N"  # an object of some class: torch's own readers of _metadata look at versions only
+
+
+def _unicode(text: str) -> bytes:
+    encoded = text.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def _integer(value: int) -> bytes:
+    if 0 <= value < 256:
+        return b"K" + bytes((value,))
+    if 0 <= value < 65536:
+        return b"M" + struct.pack("<H", value)
+    if -(1 << 31) <= value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes((len(encoded),)) + encoded

@@ -1,0 +1,250 @@
+"""Zip archives as torch writes them: an index of places, and a writer that lets the kernel move the bytes.
+
+Python's ``zipfile`` neither tells where a member's bytes lie nor writes a member from another file's bytes, and
+takes a second for 100,000 members.  The format is PKWARE's APPNOTE 6.3.3, of which torch uses a little: stored
+members, zip64, a padding field (id ``FB``) that puts each record on a 64-byte boundary.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from ..errors import BrokenFile
+from ..tensors import ByteSpan, Storage
+
+MAGIC = b"PK\x03\x04"
+ALIGNMENT = 64  # bytes, as torch.save aligns
+PAGE = 4096
+PAGE_WORTH = 1 << 16  # records from this size on are placed so that their pages agree with the source's
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_LOCATOR = struct.Struct("<4sIQI")
+_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+_STORED, _DEFLATED = 0, 8
+
+
+class Member(NamedTuple):
+    """One record: ``start`` is where its bytes begin in the file."""
+
+    name: str
+    method: int
+    crc32: int
+    packed: int  # bytes in the file
+    size: int  # bytes once unpacked
+    header: int
+    start: int
+
+    def storage(self, path: Path, device: str = "cpu", *, big_endian: bool = False, checked: bool = True) -> Storage:
+        """The record as a storage that tensors can lie in."""
+        return Storage(
+            ByteSpan(path, self.start, self.start + self.packed),
+            self.size,
+            device,
+            self.crc32 if checked else None,
+            deflated=self.method == _DEFLATED,
+            big_endian=big_endian,
+        )
+
+
+class Archive:
+    """The index of a zip file: ``members`` by name, in the order of the directory."""
+
+    def __init__(self, path: Path, members: dict[str, Member]) -> None:
+        self.path = path
+        self.members = members
+        # torch can be told to write no checksums (set_crc32_options(False)); they are all zero then
+        self.has_checksums = any(member.crc32 for member in members.values())
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one small member, checked.  Raises BrokenFile when its CRC does not match."""
+        member = self.members[name]
+        raw = b"".join(member.storage(self.path).blocks())
+        if self.has_checksums and zlib.crc32(raw) != member.crc32:
+            raise BrokenFile(self.path, f"record {name!r} is damaged (its CRC does not match)", "fetch the file again")
+        return raw
+
+
+def read_archive(path: Path) -> Archive:
+    """Read a zip's directory.  Raises BrokenFile when it is truncated or its offsets point outside."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        count, where, length = _find_directory(path, file, size)
+        file.seek(where)
+        directory = file.read(length)
+        entries = list(_entries(path, directory, count))
+        members = {}
+        for entry in sorted(entries, key=lambda entry: entry.header):
+            member = _located(path, file, entry, size)
+            if member.name in members:
+                raise BrokenFile(path, f"has two records called {member.name!r}")
+            members[member.name] = member
+    return Archive(path, members)
+
+
+def _find_directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, int]:
+    """Entries, offset and length of the central directory."""
+    tail_start = max(size - _END.size - _FULL16 - _LOCATOR.size, 0)
+    file.seek(tail_start)
+    tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + _END.size > len(tail):
+        raise BrokenFile(
+            path,
+            f"is a truncated zip: it ends after {size:,} bytes without its directory",
+            "fetch it again and compare its size with the original's",
+        )
+    _, _, _, _, count, length, where, _ = _END.unpack_from(tail, at)
+    if count == _FULL16 or _FULL32 in (length, where):
+        locator = at - _LOCATOR.size
+        if locator >= 0 and tail.startswith(b"PK\x06\x07", locator):
+            end64 = _LOCATOR.unpack_from(tail, locator)[2]
+            file.seek(end64)
+            raw = file.read(_END64.size)
+            if len(raw) < _END64.size or not raw.startswith(b"PK\x06\x06"):
+                raise BrokenFile(path, "is a damaged zip: its zip64 directory is not where it should be")
+            *_, count, length, where = _END64.unpack(raw)
+    if where + length > tail_start + at:
+        raise BrokenFile(
+            path,
+            f"is a damaged zip: its directory should end at byte {where + length:,} of {size:,}",
+            "fetch it again and compare its size with the original's",
+        )
+    return count, where, length
+
+
+class _Entry(NamedTuple):
+    name: str
+    method: int
+    crc32: int
+    packed: int
+    size: int
+    header: int
+
+
+def _entries(path: Path, directory: bytes, count: int) -> Iterator[_Entry]:
+    at = 0
+    for index in range(count):
+        if directory[at : at + 4] != b"PK\x01\x02" or at + _CENTRAL.size > len(directory):
+            raise BrokenFile(path, f"is a damaged zip: its directory breaks off at entry {index + 1:,} of {count:,}")
+        fields = _CENTRAL.unpack_from(directory, at)
+        flags, method, crc32, packed, size = fields[3], fields[4], fields[7], fields[8], fields[9]
+        name_length, extra_length, comment_length, header = fields[10], fields[11], fields[12], fields[16]
+        at += _CENTRAL.size
+        name = directory[at : at + name_length].decode("utf-8", "surrogateescape")
+        at += name_length
+        if _FULL32 in (packed, size, header):
+            packed, size, header = _wide(directory[at : at + extra_length], packed, size, header)
+        at += extra_length + comment_length
+        if flags & 1:
+            raise BrokenFile(path, f"record {name!r} is encrypted", "decrypt the archive first")
+        if method not in (_STORED, _DEFLATED):
+            raise BrokenFile(path, f"record {name!r} is packed by method {method}", "repack it with deflate or stored")
+        if method == _STORED and packed != size:
+            raise BrokenFile(path, f"record {name!r} is stored but claims two sizes ({packed:,} and {size:,} bytes)")
+        yield _Entry(name, method, crc32, packed, size, header)
+
+
+def _wide(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int, int]:
+    """Take the 64-bit values out of the zip64 field (id 1): size, packed, header, those that are needed."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        values = [value for (value,) in struct.iter_unpack("<Q", extra[at + 4 : at + 4 + length // 8 * 8])]
+        at += 4 + length
+        if kind == 1:
+            wide = iter(values)
+            size = next(wide, size) if size == _FULL32 else size
+            packed = next(wide, packed) if packed == _FULL32 else packed
+            header = next(wide, header) if header == _FULL32 else header
+    return packed, size, header
+
+
+def _located(path: Path, file: BinaryIO, entry: _Entry, size: int) -> Member:
+    """Find where a member's bytes begin; only its local header knows."""
+    file.seek(entry.header)
+    raw = file.read(_LOCAL.size)
+    if len(raw) < _LOCAL.size or not raw.startswith(MAGIC):
+        raise BrokenFile(path, f"is a damaged zip: record {entry.name!r} is not at byte {entry.header:,}")
+    start = entry.header + _LOCAL.size + raw[26] + (raw[27] << 8) + raw[28] + (raw[29] << 8)
+    if start + entry.packed > size:
+        raise BrokenFile(
+            path, f"is truncated: record {entry.name!r} should end at byte {start + entry.packed:,} of {size:,}"
+        )
+    return Member(*entry, start)
+
+
+class Directory:
+    """Builds a zip's index while its records are written one after another.
+
+    ``local`` gives the header to write before a record's bytes, ``finish`` what comes after the last record.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[bytes, int, int, int]] = []
+
+    def local(self, name: str, size: int, crc32: int, position: int, *, source_start: int | None = None) -> bytes:
+        """The local header for a record at ``position``, padded so that its bytes begin on a 64-byte boundary,
+        or, for a large record copied from ``source_start``, at the same place in a page as there."""
+        encoded = name.encode("utf-8")
+        wide = struct.pack("<2H2Q", 1, 16, size, size) if size >= _FULL32 else b""
+        bare = position + _LOCAL.size + len(encoded) + len(wide) + 4
+        in_page = source_start is not None and size >= PAGE_WORTH
+        padding = ((source_start or 0) - bare) % PAGE if in_page else -bare % ALIGNMENT
+        extra = wide + struct.pack("<2s H", b"FB", padding) + b"Z" * padding
+        self._entries.append((encoded, size, crc32, position))
+        return self._header(encoded, size, crc32, extra) + encoded + extra
+
+    @staticmethod
+    def _header(encoded: bytes, size: int, crc32: int, extra: bytes) -> bytes:
+        narrow = min(size, _FULL32)
+        version = 45 if size >= _FULL32 else 20
+        return _LOCAL.pack(
+            MAGIC, version, _UTF8, _STORED, 0, _DAY_ZERO, crc32, narrow, narrow, len(encoded), len(extra)
+        )
+
+    def set_crc32(self, crc32: int) -> tuple[int, bytes]:
+        """Put the checksum of the last record right; returns the position and the bytes to write there."""
+        encoded, size, _, position = self._entries[-1]
+        self._entries[-1] = (encoded, size, crc32, position)
+        return position + 14, struct.pack("<I", crc32)
+
+    def finish(self, position: int) -> bytes:
+        """The central directory and the end records, to be written at ``position``."""
+        central = b"".join(self._central(*entry) for entry in self._entries)
+        count = len(self._entries)
+        tail = b""
+        if count >= _FULL16 or len(central) >= _FULL32 or position >= _FULL32:
+            end64 = position + len(central)
+            size_of_rest = _END64.size - 12
+            tail = _END64.pack(b"PK\x06\x06", size_of_rest, 45, 45, 0, 0, count, count, len(central), position)
+            tail += _LOCATOR.pack(b"PK\x06\x07", 0, end64, 1)
+        narrow = min(count, _FULL16)
+        end = _END.pack(b"PK\x05\x06", 0, 0, narrow, narrow, min(len(central), _FULL32), min(position, _FULL32), 0)
+        return central + tail + end
+
+    @staticmethod
+    def _central(encoded: bytes, size: int, crc32: int, position: int) -> bytes:
+        wide = b""
+        if size >= _FULL32:
+            wide += struct.pack("<2Q", size, size)
+        if position >= _FULL32:
+            wide += struct.pack("<Q", position)
+        extra = struct.pack("<2H", 1, len(wide)) + wide if wide else b""
+        narrow = min(size, _FULL32)
+        version = 45 if wide else 20
+        fixed = _CENTRAL.pack(
+            b"PK\x01\x02", version, version, _UTF8, _STORED, 0, _DAY_ZERO, crc32, narrow, narrow,
+            len(encoded), len(extra), 0, 0, 0, 0, min(position, _FULL32),
+        )  # fmt: skip
+        return fixed + encoded + extra
+
+
+_UTF8 = 0x0800  # flag: names are UTF-8
+_DAY_ZERO = 0x21  # 1980-01-01, the first day that a zip can say: outputs do not depend on the clock

@@ -1,0 +1,179 @@
+"""Between checkpoints and torch tensors: both directions (torch is imported inside the functions)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from .checkpoint import Checkpoint
+from .dtypes import BY_NAME
+from .edits import versions_of
+from .errors import EditError
+from .opening import open as open_checkpoint
+from .tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major
+
+if TYPE_CHECKING:
+    import torch
+
+    MapLocation: TypeAlias = (
+        "str | torch.device | Mapping[str, str] | "
+        "Callable[[torch.UntypedStorage, str], torch.UntypedStorage | None] | None"
+    )
+    Restore: TypeAlias = "Callable[[torch.UntypedStorage, str], torch.UntypedStorage]"
+
+
+def load(
+    source: str | Path | Checkpoint, *, map_location: MapLocation = "cpu", select: str | None = None
+) -> OrderedDict[str, torch.Tensor]:
+    """Load a checkpoint as a state_dict of torch tensors; its memory is the file's, mapped, until it is changed.
+
+    ``source`` is a path or an opened (and perhaps edited) :class:`Checkpoint`; ``map_location`` is what torch.load
+    takes: a device, a dict from saved to wanted device, a callable ``(storage, location)``, or None for the devices
+    that the tensors were saved from.  Ties share memory, strides are kept, ``_metadata`` is there.  Do not write
+    into the file while the tensors are in use.  Raises what :func:`ckpt_surgeon.open` raises, EditError for
+    sparse or quantized tensors, and RuntimeError (torch's own) where the device is not there.
+
+    >>> import ckpt_surgeon, torch
+    >>> torch.save({"module.fc.bias": torch.ones(3)}, "parallel.pth")
+    >>> ckpt_surgeon.strip_prefix(ckpt_surgeon.load("parallel.pth"))["fc.bias"]
+    tensor([1., 1., 1.])
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, select=select)
+    loader = _Loader(_restore(map_location))
+    odd = [
+        f"{key!r} is a {tensor.kind} tensor" for key, tensor in checkpoint.items() if isinstance(tensor, OpaqueTensor)
+    ]
+    if odd:
+        raise EditError([*odd, "leave them out or load the file with torch.load"])
+    loaded = OrderedDict((key, loader.tensor(tensor)) for key, tensor in checkpoint.items())
+    if checkpoint.versions is not None:
+        loaded._metadata = OrderedDict(checkpoint.versions)  # type: ignore[attr-defined]
+    return loaded
+
+
+def _restore(map_location: MapLocation) -> Restore:
+    """What torch.load does with its map_location, as one function."""
+    from torch.serialization import default_restore_location
+
+    def restore(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        wanted: object = location
+        if callable(map_location):
+            moved = map_location(storage, location)
+            if moved is not None:
+                return moved
+        elif isinstance(map_location, Mapping):
+            wanted = map_location.get(location, location)
+        elif map_location is not None:
+            wanted = map_location
+        placed: torch.UntypedStorage = default_restore_location(storage, str(wanted))
+        return placed
+
+    return restore
+
+
+class _Loader:
+    """Makes tensors, each file mapped once and each storage made once."""
+
+    def __init__(self, restore: Restore) -> None:
+        self._restore = restore
+        self._files: dict[Path, torch.UntypedStorage] = {}
+        self._storages: dict[Storage, torch.UntypedStorage] = {}
+        self._values: dict[object, torch.Tensor] = {}
+
+    def tensor(self, tensor: Tensor) -> torch.Tensor:
+        import torch
+
+        dtype = getattr(torch, tensor.dtype.name)
+        whole = tensor.storage.plain if isinstance(tensor, StoredTensor) else None
+        if not isinstance(tensor, StoredTensor) or whole is None or tensor.conjugate or tensor.negative:
+            return self._made(tensor, dtype)
+        storage = self._storages.get(tensor.storage)
+        if storage is None:
+            mapped = self._mapped(whole.path, whole.start, whole.stop, tensor.dtype.part)
+            storage = self._storages[tensor.storage] = self._restore(mapped, tensor.storage.device)
+        empty = torch.empty(0, dtype=dtype, device=storage.device)
+        return empty.set_(storage, tensor.offset, tensor.shape, tensor.stride)
+
+    def _mapped(self, path: Path, start: int, stop: int, alignment: int) -> torch.UntypedStorage:
+        import torch
+
+        if start == stop:
+            return torch.UntypedStorage(0)
+        if path not in self._files:
+            self._files[path] = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+        part = cast("torch.UntypedStorage", self._files[path][start:stop])
+        return part if start % alignment == 0 else part.clone()
+
+    def _made(self, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor whose bytes pass through this process: computed, packed, swapped or conjugate."""
+        import torch
+
+        if tensor.tie not in self._values:
+            raw = bytearray(b"".join(tensor.blocks()))
+            storage = torch.frombuffer(raw, dtype=torch.uint8).untyped_storage() if raw else torch.UntypedStorage(0)
+            placed = self._restore(storage, tensor.device)
+            empty = torch.empty(0, dtype=dtype, device=placed.device)
+            self._values[tensor.tie] = empty.set_(placed, 0, tensor.shape, row_major(tensor.shape))
+        return self._values[tensor.tie]
+
+
+def from_torch(state_dict: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """A Checkpoint of tensors in memory, for writing; views and ties are seen as such.
+
+    >>> import torch
+    >>> weight = torch.zeros(4, 2)
+    >>> checkpoint = from_torch({"a": weight, "tied": weight, "view": weight[:1]})
+    >>> checkpoint["a"].tie == checkpoint["tied"].tie, checkpoint["a"].tie == checkpoint["view"].tie
+    (True, False)
+    """
+    storages: dict[tuple[str, int], Storage] = {}
+    tensors = {key: _record(key, tensor, storages) for key, tensor in state_dict.items()}
+    return Checkpoint(tensors, container="memory", versions=versions_of(state_dict))
+
+
+def _record(key: str, tensor: torch.Tensor, storages: dict[tuple[str, int], Storage]) -> Tensor:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        raise EditError([f"{key!r} is a {type(tensor).__name__}, not a tensor; leave it out"])
+    dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+    kind = _odd_kind(tensor)
+    if kind:
+        return OpaqueTensor(kind, dtype, tuple(tensor.shape), str(tensor.device))
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    if plain.dtype.is_complex or plain.device.type != "cpu":
+        plain = plain.cpu()
+    place = plain.untyped_storage()
+    name = (str(tensor.device), tensor.untyped_storage().data_ptr() or id(place))
+    if plain.device == tensor.device and name in storages:
+        storage = storages[name]
+    else:
+        storage = storages[name] = Storage(None, place.nbytes(), str(tensor.device), memory=_memory(place))
+    return StoredTensor(dtype, tuple(plain.shape), plain.stride(), int(plain.storage_offset()), storage)
+
+
+def _odd_kind(tensor: torch.Tensor) -> str:
+    """What makes a tensor more than elements in a storage, "" where nothing does."""
+    import torch
+
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_meta:
+        return "meta"
+    if hasattr(tensor, "__tensor_flatten__"):
+        return f"subclass {type(tensor).__name__}"
+    return ""
+
+
+def _memory(storage: torch.UntypedStorage) -> memoryview:
+    """The bytes of a storage on the CPU; the view keeps it alive."""
+    if storage.nbytes() == 0:
+        return memoryview(b"")
+    raw = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
+    raw._storage = storage  # type: ignore[attr-defined]
+    return memoryview(raw).cast("B")

@@ -1,0 +1,48 @@
+"""Opening a checkpoint: read the index, find the state_dict, touch no tensor."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import formats
+from .checkpoint import Checkpoint
+from .formats.contents import Contents
+from .selecting import select as select_state_dict
+
+
+def open(path: str | Path, *, select: str | None = None) -> Checkpoint:
+    """Open any checkpoint as a lazy :class:`Checkpoint`; nothing in it is run and no tensor is read.
+
+    ``path`` is a file (torch zip, torch legacy, safetensors: told by content), an index of shards, or a folder;
+    ``select`` the dotted path of the state_dict where the file holds several.  Raises NotACheckpoint, BrokenFile,
+    FileError or SelectionError.
+
+    >>> import ckpt_surgeon, torch
+    >>> torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}, "epoch": 7}, "training.pth")
+    >>> checkpoint = ckpt_surgeon.open("training.pth")
+    >>> checkpoint["fc.weight"].shape, checkpoint.selected, checkpoint.left_out[0].path
+    ((2, 3), 'state_dict', 'epoch')
+    """
+    with _paused_collector():
+        return select_state_dict(read(path), select)
+
+
+def read(path: str | Path) -> Contents:
+    """Everything a file holds, before a state_dict is selected."""
+    with _paused_collector():
+        return formats.read(Path(path))
+
+
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Hundreds of thousands of small records are made and all are kept: collecting garbage finds none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

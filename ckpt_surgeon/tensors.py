@@ -1,0 +1,451 @@
+"""What a tensor on disk is: a place, not a value.
+
+A :class:`StoredTensor` says where its elements lie (a :class:`Storage` and dtype, shape, stride, offset); a
+:class:`ComputedTensor` says how its bytes will be made when they are written; an :class:`OpaqueTensor` is one
+that no plain container can hold (sparse, quantized …) and that can only be named.  A writer asks one question,
+"are you one span?", and otherwise takes ``blocks()``: the elements in row-major order, little-endian, in pieces
+of about :data:`BLOCK` bytes.  Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from array import array
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from .dtypes import DType
+from .errors import BrokenFile, EditError
+
+BLOCK = 1 << 20  # bytes handled at a time wherever bytes pass through this process
+
+_FLIP_SIGN = bytes(value ^ 0x80 for value in range(256))
+_Format: TypeAlias = Literal["B", "H", "I", "Q"]
+_FORMATS: dict[int, _Format] = {1: "B", 2: "H", 4: "I", 8: "Q"}  # memoryview and array codes by item size
+
+
+@dataclass(frozen=True, slots=True)
+class ByteSpan:
+    """Bytes ``start`` to ``stop`` (exclusive) of a file.
+
+    >>> len(ByteSpan(Path("a.pth"), 64, 128))
+    64
+    """
+
+    path: Path
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def blocks(self, size: int = BLOCK) -> Iterator[bytes]:
+        """Yield the bytes in pieces of ``size``; raises BrokenFile if the file has become shorter."""
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.start)
+            left = len(self)
+            while left:
+                piece = file.read(min(size, left))
+                if not piece:
+                    raise BrokenFile(self.path, f"ends {left:,} bytes before the data that it announces")
+                left -= len(piece)
+                yield piece
+
+    @contextmanager
+    def mapped(self) -> Iterator[tuple[memoryview, Callable[[], None]]]:
+        """Map the bytes; also yield a function that gives the mapped pages back to the kernel."""
+        low = self.start - self.start % mmap.ALLOCATIONGRANULARITY
+        with open(self.path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < self.stop:
+                raise BrokenFile(self.path, "became shorter while it was read")
+            mapping = mmap.mmap(file.fileno(), self.stop - low, access=mmap.ACCESS_READ, offset=low)
+        view = memoryview(mapping)
+
+        def forget() -> None:
+            if hasattr(mapping, "madvise"):
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+        try:
+            yield view[self.start - low :], forget
+        finally:
+            view.release()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """The bytes behind one or more tensors; two tensors share storage when this is the same object.
+
+    ``nbytes`` counts the bytes once they are unpacked; ``span`` is where they lie (packed, if ``deflated``),
+    ``memory`` holds them instead when they are in this process, ``crc32`` is the container's checksum of them.
+    """
+
+    span: ByteSpan | None
+    nbytes: int
+    device: str = "cpu"  # where the tensor lived when it was saved
+    crc32: int | None = None
+    deflated: bool = False
+    big_endian: bool = False
+    memory: memoryview | None = None
+
+    @property
+    def plain(self) -> ByteSpan | None:
+        """The span, if its bytes can be copied as they are."""
+        return None if self.deflated or self.big_endian else self.span
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield all the bytes, unpacked, in stored byte order.
+
+        Raises BrokenFile when they do not unpack or, after the last, when their checksum does not match.
+        """
+        if self.span is None:
+            memory = self.memory if self.memory is not None else memoryview(b"")
+            yield from (bytes(memory[start : start + BLOCK]) for start in range(0, self.nbytes, BLOCK))
+            return
+        crc32 = 0
+        for block in _inflated(self.span, self.nbytes) if self.deflated else self.span.blocks():
+            crc32 = zlib.crc32(block, crc32)
+            yield block
+        if self.crc32 not in (None, crc32):
+            place = f"bytes {self.span.start:,} to {self.span.stop:,}"
+            raise BrokenFile(self.span.path, f"is damaged: the CRC of {place} does not match", "fetch it again")
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[memoryview, Callable[[], None]]]:
+        """Yield the bytes as one view, and a function to call between uses that bounds the memory taken."""
+        if self.memory is not None:
+            yield self.memory, _nothing
+        elif self.span is None or self.nbytes == 0:
+            yield memoryview(b""), _nothing
+        elif self.deflated:
+            yield memoryview(b"".join(self.blocks())), _nothing
+        else:
+            with self.span.mapped() as mapped:
+                yield mapped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTensor:
+    """A tensor whose elements lie in a storage.
+
+    ``shape``, ``stride`` and ``offset`` are counted in elements, as torch counts them.  Raises ValueError when
+    they reach outside the storage.
+
+    >>> from ckpt_surgeon.dtypes import parse
+    >>> storage = Storage(ByteSpan(Path("w.bin"), 0, 24), 24)
+    >>> StoredTensor(parse("float32"), (2, 3), (3, 1), 0, storage).span
+    ByteSpan(path=PosixPath('w.bin'), start=0, stop=24)
+    >>> StoredTensor(parse("float32"), (3, 2), (1, 3), 0, storage).span is None  # transposed: not in order
+    True
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    storage: Storage
+    conjugate: bool = False  # torch's lazy conj() and neg(): the stored bytes are not yet flipped
+    negative: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.stride):
+            raise ValueError(f"{len(self.shape)} sizes but {len(self.stride)} strides")
+        last = self.offset
+        for size, step in zip(self.shape, self.stride, strict=True):
+            if size < 0 or step < 0:
+                raise ValueError(f"negative size or stride in shape {self.shape}, stride {self.stride}")
+            last += (size - 1) * step
+        if self.offset < 0:
+            raise ValueError(f"negative offset {self.offset}")
+        if 0 not in self.shape and (last + 1) * self.dtype.itemsize > self.storage.nbytes:
+            raise ValueError(
+                f"shape {self.shape}, stride {self.stride}, offset {self.offset} need "
+                f"{(last + 1) * self.dtype.itemsize:,} bytes of a storage that has {self.storage.nbytes:,}"
+            )
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements, however many the storage behind them has."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def device(self) -> str:
+        """The device it was saved from."""
+        return self.storage.device
+
+    @property
+    def tie(self) -> Hashable:
+        """Equal for two keys exactly when they are one tensor: same storage, offset, shape and stride."""
+        return (id(self.storage), self.offset, self.shape, self.stride, self.dtype.name, self.conjugate, self.negative)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in row-major order without gaps."""
+        return all(size == 1 or step == want for size, step, want in self._steps()) or 0 in self.shape
+
+    def _steps(self) -> Iterator[tuple[int, int, int]]:
+        return zip(self.shape, self.stride, row_major(self.shape), strict=True)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the elements fill one span in some order of the dimensions (as channels_last does)."""
+        expected = 1
+        for step, size in sorted((step, size) for size, step in zip(self.shape, self.stride, strict=True) if size > 1):
+            if step != expected:
+                return False
+            expected *= size
+        return True
+
+    @property
+    def dense_span(self) -> ByteSpan | None:
+        """The one span that holds exactly this tensor's elements, in the order that ``stride`` tells."""
+        whole = self.storage.plain
+        if whole is None or self.conjugate or self.negative or not self.is_dense:
+            return None
+        start = whole.start + (self.offset * self.dtype.itemsize if self.nbytes else 0)
+        return ByteSpan(whole.path, start, start + self.nbytes)
+
+    @property
+    def span(self) -> ByteSpan | None:
+        """The one span that holds exactly this tensor's elements in row-major order, or None."""
+        return self.dense_span if self.is_contiguous else None
+
+    @property
+    def crc32(self) -> int | None:
+        """The container's checksum of this tensor's bytes, where it is known."""
+        covers = self.nbytes == self.storage.nbytes and self.storage.plain is not None
+        return self.storage.crc32 if covers else None
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the elements in row-major order, little-endian, in pieces of about BLOCK bytes."""
+        if self.nbytes == 0:
+            return
+        pieces = self._contiguous_blocks() if self.is_contiguous else self._gathered_blocks()
+        for piece in pieces:
+            yield self._finished(piece)
+
+    def _contiguous_blocks(self) -> Iterator[bytes]:
+        start = self.offset * self.dtype.itemsize
+        whole = self.storage.span
+        if self.nbytes == self.storage.nbytes:
+            yield from self.storage.blocks()
+            return
+        if whole is not None and not self.storage.deflated:
+            yield from ByteSpan(whole.path, whole.start + start, whole.start + start + self.nbytes).blocks()
+            return
+        with self.storage.opened() as (view, _):
+            for low in range(start, start + self.nbytes, BLOCK):
+                yield bytes(view[low : min(low + BLOCK, start + self.nbytes)])
+
+    def _gathered_blocks(self) -> Iterator[bytes]:
+        with self.storage.opened() as (view, forget):
+            for piece in gather(view, self.dtype.itemsize, self.shape, self.stride, self.offset):
+                yield piece
+                forget()
+
+    def _finished(self, piece: bytes) -> bytes:
+        part = self.dtype.part
+        if self.storage.big_endian and part > 1:
+            swapped = array(_FORMATS[part], piece)
+            swapped.byteswap()
+            piece = swapped.tobytes()
+        if not (self.conjugate or self.negative):
+            return piece
+        flipped = bytearray(piece)
+        if self.negative:
+            flipped[part - 1 :: part] = flipped[part - 1 :: part].translate(_FLIP_SIGN)
+        if self.conjugate:
+            flipped[2 * part - 1 :: 2 * part] = flipped[2 * part - 1 :: 2 * part].translate(_FLIP_SIGN)
+        return bytes(flipped)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComputedTensor:
+    """A tensor whose bytes are made from ``inputs`` when they are written, block by block.
+
+    ``make`` is called with the inputs and yields the elements in row-major order, little-endian.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    inputs: tuple[Tensor, ...]
+    make: Callable[[tuple[Tensor, ...]], Iterator[bytes]]
+
+    device = "cpu"
+    span = None
+    dense_span = None
+    crc32 = None
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def tie(self) -> Hashable:
+        """An edit gives tied inputs one and the same result, so identity is the tie."""
+        return id(self)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the elements in row-major order, little-endian."""
+        return self.make(self.inputs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpaqueTensor:
+    """A tensor that is more than elements in a storage: named and counted, never copied.
+
+    ``kind`` says what it is ("sparse_coo", "quantized", "meta", a subclass's name).
+    """
+
+    kind: str
+    dtype: DType
+    shape: tuple[int, ...]
+    device: str = "cpu"
+
+    span = None
+    dense_span = None
+    crc32 = None
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    @property
+    def tie(self) -> Hashable:
+        return id(self)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Raises EditError: there are no plain bytes."""
+        raise EditError([f"a {self.kind} tensor has no plain bytes to copy"])
+
+
+Tensor: TypeAlias = StoredTensor | ComputedTensor | OpaqueTensor
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor of this shape, as torch gives them.
+
+    >>> row_major((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def gather(
+    source: memoryview, itemsize: int, shape: Sequence[int], stride: Sequence[int], offset: int
+) -> Iterator[bytes]:
+    """Yield strided elements of ``source`` (bytes) in row-major order, in pieces of about BLOCK bytes.
+
+    >>> b"".join(gather(memoryview(b"abcdef"), 1, (3, 2), (1, 3), 0))
+    b'adbecf'
+    """
+    dims = list(zip(shape, stride, strict=True))
+    if itemsize == 16:  # no memoryview format is that wide: two halves make one more dimension
+        dims = [(size, step * 2) for size, step in dims] + [(2, 1)]
+        itemsize, offset = 8, offset * 2
+    code = _FORMATS[itemsize]
+    elements = source[: len(source) - len(source) % itemsize].cast(code)
+    for piece, start in _pieces(_coalesced(dims), offset, max(BLOCK // itemsize, 1)):
+        yield _gathered(elements, code, piece, start)
+
+
+def _coalesced(dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Merge neighbouring dimensions that one stride walks through."""
+    merged: list[tuple[int, int]] = []
+    for size, step in dims:
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * step:
+            merged[-1] = (merged[-1][0] * size, step)
+        else:
+            merged.append((size, step))
+    return merged
+
+
+def _pieces(dims: list[tuple[int, int]], offset: int, limit: int) -> Iterator[tuple[list[tuple[int, int]], int]]:
+    """Cut a strided box into boxes of at most ``limit`` elements, in row-major order."""
+    if prod(size for size, _ in dims) <= limit:
+        yield dims, offset
+        return
+    (size, step), rest = dims[0], dims[1:]
+    inner = prod(size for size, _ in rest)
+    if inner > limit:
+        for index in range(size):
+            yield from _pieces(rest, offset + index * step, limit)
+    else:
+        rows = limit // inner
+        for index in range(0, size, rows):
+            yield [(min(rows, size - index), step), *rest], offset + index * step
+
+
+def _gathered(elements: memoryview, code: _Format, dims: list[tuple[int, int]], offset: int) -> bytes:
+    """Copy one strided box, along its longest dimension at a time."""
+    if not dims:
+        return elements[offset : offset + 1].tobytes()
+    sizes = [size for size, _ in dims]
+    out = bytearray(prod(sizes) * elements.itemsize)
+    target = memoryview(out).cast(code)
+    steps_out = row_major(sizes)
+    longest = max(range(len(dims)), key=sizes.__getitem__)
+    count, step_in, step_out = sizes[longest], dims[longest][1], steps_out[longest]
+    others = [axis for axis in range(len(dims)) if axis != longest]
+    for index in product(*(range(sizes[axis]) for axis in others)):
+        start = offset + sum(i * dims[axis][1] for i, axis in zip(index, others, strict=True))
+        begin = sum(i * steps_out[axis] for i, axis in zip(index, others, strict=True))
+        if step_in:
+            run = elements[start : start + (count - 1) * step_in + 1 : step_in]
+        else:
+            run = memoryview(elements[start : start + 1].tobytes() * count).cast(code)
+        target[begin : begin + (count - 1) * step_out + 1 : step_out] = run
+    return bytes(out)
+
+
+def _inflated(span: ByteSpan, nbytes: int) -> Iterator[bytes]:
+    """Unpack a raw deflate stream, never more than ``nbytes`` of it."""
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    left = nbytes
+    try:
+        for packed in span.blocks():
+            while packed:
+                piece = unpacker.decompress(packed, BLOCK)
+                packed = unpacker.unconsumed_tail
+                left -= len(piece)
+                if left < 0:
+                    raise BrokenFile(span.path, f"a packed record unpacks to more than its {nbytes:,} bytes")
+                yield piece
+                if not piece and unpacker.eof:
+                    break
+    except zlib.error as error:
+        raise BrokenFile(span.path, f"a packed record does not unpack ({error})") from error
+    tail = unpacker.flush()
+    if left != len(tail):
+        raise BrokenFile(span.path, f"a packed record unpacks to {nbytes - left:,} of its {nbytes:,} bytes")
+    if tail:
+        yield tail
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,387 @@
+"""Writing: temporary siblings, kernel copies, fsync, rename; then the result is read back and compared.
+
+A :class:`Plan` is what would be written: the files, the tensors in each, the bytes.  :func:`write` carries it out.
+The old file stays whole until the new one is complete on disk; a failure leaves no debris.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import formats
+from .checkpoint import Checkpoint
+from .errors import BrokenFile, EditError, FileError, OutputExists
+from .formats import Writer, sharded
+from .opening import open as open_checkpoint
+from .selecting import select
+from .tensors import BLOCK, ByteSpan, StoredTensor, Tensor
+
+CHUNK = 64 << 20  # bytes that one kernel call copies, so that progress and signals get their turn
+SMALL = 64 << 10  # bytes up to which a copy through memory costs less than a kernel call of its own
+PAGE = 4096
+
+Progress = Callable[[int], object]  # is told how many more bytes are done
+
+_NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """One file of an output and the tensors that go into it."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a write will do: its files, the index beside them (for shards), and the checkpoint they come from."""
+
+    out: Path
+    checkpoint: Checkpoint
+    files: tuple[PlannedFile, ...]
+    writer: Writer
+    index: Path | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes will be written."""
+        return sum(self.writer.size_of(file.tensors) for file in self.files)
+
+
+def plan(
+    checkpoint: Checkpoint,
+    out: str | Path,
+    *,
+    force: bool = False,
+    max_shard_size: int | None = None,
+) -> Plan:
+    """Plan the files of an output; nothing is touched.
+
+    The container is that of ``out``'s extension; ``max_shard_size`` (bytes) splits it into shards with an index.
+    Raises OutputExists (without ``force``), NotACheckpoint (unknown extension), EditError (tensors that the
+    container cannot hold, or none at all).
+    """
+    out = Path(out)
+    writer = formats.writer_for(out)
+    if not checkpoint.tensors:
+        raise EditError([f"{out}: no tensor is left to write"])
+    if not out.parent.is_dir():
+        raise FileError(out, f"its directory {out.parent} does not exist", f"make it: mkdir -p {out.parent}")
+    writer.check(checkpoint.tensors)
+    groups = _groups(checkpoint.tensors, max_shard_size) if max_shard_size else [dict(checkpoint.tensors)]
+    if len(groups) == 1:
+        files: tuple[PlannedFile, ...] = (PlannedFile(out, groups[0]),)
+        index = None
+    else:
+        names = (sharded.shard_name(out, number, len(groups)) for number in range(1, len(groups) + 1))
+        files = tuple(PlannedFile(name, group) for name, group in zip(names, groups, strict=True))
+        index = sharded.index_name(out)
+    if not force:
+        for path in [*([index] if index else []), *(file.path for file in files)]:
+            if os.path.lexists(path):
+                raise OutputExists(path)
+    return Plan(out, checkpoint, files, writer, index)
+
+
+def _groups(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Fill shards in the order of the keys; tied tensors stay in one shard, as one storage."""
+    homes: dict[object, int] = {}
+    groups: list[dict[str, Tensor]] = [{}]
+    sizes = [0]
+    for key, tensor in tensors.items():
+        home = homes.get(tensor.tie)
+        if home is None:
+            if groups[-1] and sizes[-1] + tensor.nbytes > limit:
+                groups.append({})
+                sizes.append(0)
+            home = homes[tensor.tie] = len(groups) - 1
+            sizes[home] += tensor.nbytes
+        groups[home][key] = tensor
+    return groups
+
+
+def save(
+    state_dict: Mapping[str, object],
+    out: str | Path,
+    *,
+    force: bool = False,
+    max_shard_size: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Write a Checkpoint, or a state_dict of torch tensors, to ``out``; the container is that of its extension.
+
+    All or nothing, and verified: see :func:`plan` and :func:`write` for the arguments and errors.  Returns the
+    plan that was carried out.
+
+    >>> import ckpt_surgeon, safetensors.torch, torch
+    >>> plan = ckpt_surgeon.save({"fc.bias": torch.ones(3)}, "weights.safetensors")
+    >>> safetensors.torch.load_file("weights.safetensors")
+    {'fc.bias': tensor([1., 1., 1.])}
+    """
+    if not isinstance(state_dict, Checkpoint):
+        from .loading import from_torch
+
+        state_dict = from_torch(state_dict)  # type: ignore[arg-type]
+    planned = plan(state_dict, out, force=force, max_shard_size=max_shard_size)
+    write(planned, progress=progress, metadata=metadata)
+    return planned
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    select: str | None = None,
+    force: bool = False,
+    max_shard_size: int | None = None,
+) -> Plan:
+    """Write any checkpoint in the container of ``out``'s extension; see :func:`save`.
+
+    >>> import ckpt_surgeon, torch
+    >>> torch.save({"model": {"fc.bias": torch.ones(3)}, "epoch": 3}, "run.ckpt")
+    >>> ckpt_surgeon.convert("run.ckpt", "model.safetensors").checkpoint.selected
+    'model'
+    """
+    return save(open_checkpoint(source, select=select), out, force=force, max_shard_size=max_shard_size)
+
+
+def source_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the files that a checkpoint's tensors lie in."""
+    storages = (tensor.storage.span for tensor in checkpoint.values() if isinstance(tensor, StoredTensor))
+    paths = {span.path for span in storages if span is not None}
+    return sum(path.stat().st_size for path in paths)
+
+
+def write(planned: Plan, *, progress: Progress | None = None, metadata: Mapping[str, str] | None = None) -> None:
+    """Carry out a plan: all its files appear, complete and verified, or none does.
+
+    ``progress`` is called with the number of bytes done since its last call; ``metadata`` is added to what a
+    safetensors header carries.  Raises FileError when the disk is full or refuses, BrokenFile when an input is
+    damaged or the output does not read back as planned.
+    """
+    tell = progress or (lambda _: None)
+    notes = {**planned.checkpoint.metadata, **(metadata or {})}
+    temporary: list[tuple[Path, Path]] = []
+    try:
+        for file in planned.files:
+            temporary.append(_sibling(file.path))
+            _write_file(temporary[-1][0], planned, file, tell, notes)
+        for (made, _), file in zip(temporary, planned.files, strict=True):
+            _verify(made, file)
+        if planned.index is not None:
+            temporary.append(_sibling(planned.index))
+            _write_index(temporary[-1][0], planned)
+        stale = _stale_shards(planned)
+        for made, final in temporary:
+            os.replace(made, final)
+    except OSError as error:
+        raise _refused(planned.out, error) from error
+    finally:
+        for made, _ in temporary:
+            made.unlink(missing_ok=True)
+    for shard in stale:
+        shard.unlink(missing_ok=True)
+    for folder in {final.parent for _, final in temporary}:
+        _sync_directory(folder)
+
+
+def _sibling(path: Path) -> tuple[Path, Path]:
+    """A temporary name beside the file that ``path`` means (a link keeps pointing there), and that file."""
+    final = Path(os.path.realpath(path))
+    return final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp"), final
+
+
+def _write_file(made: Path, planned: Plan, file: PlannedFile, tell: Progress, notes: Mapping[str, str]) -> None:
+    descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with FileSink(descriptor, tell) as sink:
+            versions = planned.checkpoint.versions
+            planned.writer.write(sink, file.tensors, _versions_for(versions, planned, file), notes)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _versions_for(
+    versions: Mapping[str, Mapping[str, object]] | None, planned: Plan, file: PlannedFile
+) -> Mapping[str, Mapping[str, object]] | None:
+    """A shard carries the versions of its own modules."""
+    if versions is None or len(planned.files) == 1:
+        return versions
+    modules = {key.rpartition(".")[0] for key in file.tensors}
+    return {module: version for module, version in versions.items() if module in modules or not module}
+
+
+def _write_index(made: Path, planned: Plan) -> None:
+    weight_map = {key: file.path.name for file in planned.files for key in file.tensors}
+    ordered = {key: weight_map[key] for key in planned.checkpoint}
+    total = sum(tensor.nbytes for tensor in planned.checkpoint.values())
+    with open(made, "xb") as file:
+        file.write(sharded.index_bytes(ordered, total))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _verify(made: Path, file: PlannedFile) -> None:
+    """Read an output's index back and compare it with the plan: keys, order, dtypes, shapes, sizes, ties."""
+    written = select(formats.read(made), ".")
+    asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
+    found = [(key, tensor.dtype, tensor.shape) for key, tensor in written.items()]
+    if asked != found:
+        odd = next((f"{a} became {b}" for a, b in zip(asked, found, strict=False) if a != b), "tensors are missing")
+        raise BrokenFile(file.path, f"did not read back as planned ({odd}), nothing was replaced")
+
+
+def _stale_shards(planned: Plan) -> list[Path]:
+    """Shards of an earlier output of this name that a new index no longer lists."""
+    if planned.index is None:
+        return []
+    kept = {file.path.name for file in planned.files}
+    names = os.listdir(planned.out.parent)
+    return [planned.out.parent / name for name in names if sharded.is_shard_of(planned.out, name) and name not in kept]
+
+
+def _sync_directory(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems have no fsync for directories
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _refused(out: Path, error: OSError) -> FileError:
+    where = Path(error.filename) if error.filename else out
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FileError(out, "no space is left on its disk, nothing was replaced", "free some or write elsewhere")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return FileError(where, f"may not be written ({error.strerror})", "write elsewhere or change the permissions")
+    return FileError(where, f"could not be written ({error.strerror}), nothing was replaced", "write elsewhere")
+
+
+class FileSink:
+    """A :class:`~ckpt_surgeon.formats.sink.Sink` that fills one file; small writes are gathered first."""
+
+    def __init__(self, descriptor: int, tell: Progress) -> None:
+        self._descriptor = descriptor
+        self._tell = tell
+        self._pending = bytearray()
+        self._flushed = 0
+        self._sources: dict[Path, int] = {}
+
+    def __enter__(self) -> FileSink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._flush()
+        finally:
+            for source in self._sources.values():
+                os.close(source)
+
+    @property
+    def position(self) -> int:
+        return self._flushed + len(self._pending)
+
+    def literal(self, raw: bytes) -> None:
+        self._pending += raw
+        if len(self._pending) >= BLOCK:
+            self._flush()
+
+    def stream(self, blocks: Iterable[bytes], nbytes: int) -> int:
+        crc32 = written = 0
+        for block in blocks:
+            self.literal(block)
+            crc32 = zlib.crc32(block, crc32)
+            written += len(block)
+            self._tell(len(block))
+        if written != nbytes:
+            raise EditError([f"a tensor of {nbytes:,} bytes made {written:,}"])
+        return crc32
+
+    def patch(self, position: int, raw: bytes) -> None:
+        self._flush()
+        os.pwrite(self._descriptor, raw, position)
+
+    def copy(self, span: ByteSpan) -> None:
+        source = self._source(span.path)
+        if len(span) < SMALL:
+            block = os.pread(source, len(span), span.start)
+            if len(block) < len(span):
+                raise BrokenFile(span.path, f"ends {len(span) - len(block):,} bytes before the data that it announces")
+            self.literal(block)
+            self._tell(len(span))
+            return
+        self._flush()
+        at = span.start
+        with _reading(span.path):
+            while at < span.stop:
+                done = self._copy_some(source, at, min(span.stop - at, CHUNK))
+                if done == 0:
+                    raise BrokenFile(span.path, f"ends {span.stop - at:,} bytes before the data that it announces")
+                at += done
+                self._flushed += done
+                self._tell(done)
+
+    def _copy_some(self, source: int, at: int, count: int) -> int:
+        """The fastest copy that works here.
+
+        Where source and target agree on their place in a page, sendfile moves whole pages; where not, or where
+        the file system shares blocks, copy_file_range is as fast or faster.
+        """
+        agree = at % PAGE == self._flushed % PAGE
+        for name in ("sendfile", "copy_file_range") if agree else ("copy_file_range", "sendfile"):
+            if not hasattr(os, name):
+                continue
+            try:
+                if name == "sendfile":
+                    os.lseek(self._descriptor, self._flushed, os.SEEK_SET)
+                    return os.sendfile(self._descriptor, source, at, count)
+                return os.copy_file_range(source, self._descriptor, count, at, self._flushed)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+        block = os.pread(source, min(count, BLOCK), at)
+        return os.pwrite(self._descriptor, block, self._flushed)
+
+    def _source(self, path: Path) -> int:
+        if path not in self._sources:
+            if len(self._sources) >= 64:
+                os.close(self._sources.pop(next(iter(self._sources))))
+            self._sources[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        return self._sources[path]
+
+    def _flush(self) -> None:
+        view = memoryview(self._pending)
+        try:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self._descriptor, view[done:], self._flushed + done)
+        finally:
+            view.release()
+        self._flushed += len(self._pending)
+        self._pending = bytearray()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell an input that fails from an output that does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise BrokenFile(path, "cannot be read (input/output error)") from error
+        raise
