@@ -11,7 +11,7 @@
 from .checkpoint import Checkpoint, LeftOut
 from .diff import Diff, Hint, Mismatch, diff
 from .dtypes import DType
-from .edits import Renaming, add_prefix, strip_prefix
+from .edits import Change, add_prefix, drop, keep, rename, select, strip_prefix
 from .errors import (
     BrokenFile,
     CheckpointError,
@@ -28,8 +28,11 @@ from .errors import (
 from .listing import Listing, ls
 from .loading import from_torch, load
 from .opening import open
+from .recipe import Recipe, Step, step
 from .targets import Expected, resolve
 from .tensors import ByteSpan, ComputedTensor, OpaqueTensor, Storage, StoredTensor
+from .transforms import cast, concat, fold, pad, reshape, scale, slice_, split, transpose
+from .values import Changed, Hashes, Stats, ValueDiff, compare, hash, stats
 from .writing import Plan, convert, save
 
 __version__ = "0.1.0"
@@ -37,6 +40,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BrokenFile",
     "ByteSpan",
+    "Change",
+    "Changed",
     "Checkpoint",
     "CheckpointError",
     "ComputedTensor",
@@ -45,6 +50,7 @@ __all__ = [
     "EditError",
     "Expected",
     "FileError",
+    "Hashes",
     "Hint",
     "KeyCollision",
     "LeftOut",
@@ -55,20 +61,40 @@ __all__ = [
     "OpaqueTensor",
     "OutputExists",
     "Plan",
+    "Recipe",
     "RecipeError",
-    "Renaming",
     "SelectionError",
+    "Stats",
+    "Step",
     "Storage",
     "StoredTensor",
     "TargetError",
+    "ValueDiff",
     "add_prefix",
+    "cast",
+    "compare",
+    "concat",
     "convert",
     "diff",
+    "drop",
+    "fold",
     "from_torch",
+    "hash",
+    "keep",
     "load",
     "ls",
     "open",
+    "pad",
+    "rename",
+    "reshape",
     "resolve",
     "save",
+    "scale",
+    "select",
+    "slice_",
+    "split",
+    "stats",
+    "step",
     "strip_prefix",
+    "transpose",
 ]

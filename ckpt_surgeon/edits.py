@@ -1,17 +1,23 @@
 """Edits of keys: a mapping in, a mapping of the same kind out, values untouched.
 
 Each edit works alike on a :class:`~ckpt_surgeon.checkpoint.Checkpoint` and on a plain state_dict of torch tensors,
-renames torch's ``_metadata`` with the keys, and is refused, naming the keys, where it would lose a tensor.
+renames torch's ``_metadata`` with the keys, and is refused, naming the keys, where it would lose a tensor.  Calling
+an edit does it; its ``plan``, with the same arguments, says what it does.  Its name and arguments are also those of
+the recipe step and of the command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import update_wrapper
+from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from .checkpoint import Checkpoint, Versions
-from .errors import KeyCollision, NothingMatched
+from .errors import EditError, KeyCollision, NothingMatched
+from .renaming import Rules, parse_pairs
 
 # What wrappers put in front of the keys of the module that they wrap.
 WRAPPERS = (
@@ -23,68 +29,114 @@ WRAPPERS = (
     "_dist_wrapped_module",  # DDP inside accelerate and others
 )
 
+# Buffers that a model makes by itself and that come and go between versions: the last component of their keys.
+DERIVABLE = (
+    "num_batches_tracked",  # BatchNorm, since torch 0.4.1
+    "position_ids",  # BERT and its kin, until transformers 4.31
+    "relative_position_index",  # Swin
+    "relative_coords_table",  # Swin v2
+    "attn_mask",  # Swin
+    "inv_freq",  # rotary embeddings
+    "rotary_emb.inv_freq",
+    "masked_bias",  # GPT-2
+    "total_ops",  # thop
+    "total_params",
+)
+
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
+Arguments = ParamSpec("Arguments")
+Patterns = str | Iterable[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Renaming:
-    """What an edit would do, before it is done: old key to new key, and the keys that go."""
+class Change(Generic[StateDict]):
+    """What an edit does: the result, the old keys behind each new one, and what is worth saying.
 
-    renamed: Mapping[str, str]
-    dropped: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    ``origins`` maps each new key to the old keys that it is made of.
+    """
+
+    before: StateDict
+    result: StateDict
+    origins: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
 
     @property
-    def changed(self) -> int:
-        """How many keys get another name."""
-        return sum(old != new for old, new in self.renamed.items())
+    def dropped(self) -> tuple[str, ...]:
+        """Old keys that are in no new one."""
+        used = {old for olds in self.origins.values() for old in olds}
+        return tuple(old for old in self.before if old not in used)
+
+    @property
+    def renamed(self) -> int:
+        """How many keys have another name."""
+        return sum(olds != (new,) for new, olds in self.origins.items())
 
 
+class Edit(Generic[Arguments]):
+    """A function that edits a state_dict; ``plan`` takes the same arguments and returns the :class:`Change`."""
+
+    def __init__(self, function: Callable[Concatenate[StateDict, Arguments], Change[StateDict]]) -> None:
+        self._function = function
+        self.__name__ = function.__name__
+        update_wrapper(cast(Callable[..., object], self), function)
+
+    def __call__(self, state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> StateDict:
+        return self.plan(state_dict, *args, **kwargs).result
+
+    def plan(self, state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Change[StateDict]:
+        """What the edit would do, with the same arguments."""
+        function = cast(Callable[..., Change[StateDict]], self._function)
+        return function(state_dict, *args, **kwargs)
+
+
+EDITS: dict[str, Edit[...]] = {}  # every edit by its name, as recipes and the command line find them
+
+
+def edit(function: Callable[Concatenate[StateDict, Arguments], Change[StateDict]]) -> Edit[Arguments]:
+    """Make a planning function an :class:`Edit` and give it a place in :data:`EDITS`."""
+    made: Edit[Arguments] = Edit(function)
+    EDITS[function.__name__.removesuffix("_")] = made
+    return made
+
+
+# -- the edits
+
+
+@edit
 def strip_prefix(
     state_dict: StateDict,
-    prefix: str | Iterable[str] = "module.",
+    prefix: Patterns = "module.",
     *,
     wrappers: bool = False,
     allow_unmatched: bool = False,
-) -> StateDict:
+    on_collision: str = "error",
+) -> Change[StateDict]:
     """Take prefixes off the keys, as often as they repeat; keys without them stay as they are.
 
     ``prefix`` is one or several prefixes of whole path components (``module.`` never touches ``submodule.``);
     ``wrappers=True`` instead takes every component of :data:`WRAPPERS` out, wherever it stands in a key.  Raises
     NothingMatched for a prefix that no key carries, unless ``allow_unmatched``, and KeyCollision when two keys
-    would become one.
+    would become one, unless ``on_collision`` is "first" or "last" (that one stays).
 
     >>> strip_prefix({"module.conv.weight": 1, "module.module.bn.bias": 2, "fc.bias": 3})
     {'conv.weight': 1, 'bn.bias': 2, 'fc.bias': 3}
     >>> strip_prefix({"net._orig_mod.module.fc.weight": 1}, wrappers=True)
     {'net.fc.weight': 1}
     """
-    return apply(state_dict, plan_strip_prefix(state_dict, prefix, wrappers=wrappers, allow_unmatched=allow_unmatched))
-
-
-def plan_strip_prefix(
-    keys: Iterable[str],
-    prefix: str | Iterable[str] = "module.",
-    *,
-    wrappers: bool = False,
-    allow_unmatched: bool = False,
-) -> Renaming:
-    """What :func:`strip_prefix` would do."""
-    keys = list(keys)
     if wrappers:
-        new = {key: without_wrappers(key) for key in keys}
+        new = {key: without_wrappers(key) for key in state_dict}
         if not allow_unmatched and all(old == name for old, name in new.items()):
-            raise NothingMatched([", ".join(WRAPPERS)], what="wrapper", examples=keys)
-        return checked(new)
-    prefixes = [one.removesuffix(".") + "." for one in ([prefix] if isinstance(prefix, str) else prefix)]
+            raise NothingMatched([", ".join(WRAPPERS)], what="wrapper", examples=state_dict)
+        return rekeyed(state_dict, new, on_collision=on_collision)
+    prefixes = [one.removesuffix(".") + "." for one in listed_patterns(prefix)]
     used: set[str] = set()
-    new = {key: _without_prefixes(key, prefixes, used) for key in keys}
+    new = {key: _without_prefixes(key, prefixes, used) for key in state_dict}
     unused = [one for one in prefixes if one not in used]
     if unused and not allow_unmatched:
-        raise NothingMatched(unused, what="prefix", examples=keys)
+        raise NothingMatched(unused, what="prefix", examples=state_dict)
     plain = sum(old == name for old, name in new.items())
-    note = f"{plain:,} of {len(keys):,} keys had no prefix and stay as they are"
-    return checked(new, notes=[note] if plain else [])
+    note = f"{plain:,} of {len(state_dict):,} keys had no prefix and stay as they are"
+    return rekeyed(state_dict, new, on_collision=on_collision, notes=[note] if plain else [])
 
 
 def _without_prefixes(key: str, prefixes: list[str], used: set[str]) -> str:
@@ -109,38 +161,160 @@ def without_wrappers(key: str) -> str:
     return ".".join([*(part for part in path if part not in WRAPPERS), leaf])
 
 
-def add_prefix(state_dict: StateDict, prefix: str) -> StateDict:
+@edit
+def add_prefix(state_dict: StateDict, prefix: str) -> Change[StateDict]:
     """Put a prefix, whole path components, in front of every key.
 
     >>> add_prefix({"conv.weight": 1}, "backbone.")
     {'backbone.conv.weight': 1}
     """
-    return apply(state_dict, plan_add_prefix(state_dict, prefix))
-
-
-def plan_add_prefix(keys: Iterable[str], prefix: str) -> Renaming:
-    """What :func:`add_prefix` would do."""
     whole = prefix.removesuffix(".") + "."
-    return checked({key: whole + key for key in keys})
+    return rekeyed(state_dict, {key: whole + key for key in state_dict})
 
 
-def checked(renamed: Mapping[str, str], *, dropped: Iterable[str] = (), notes: Iterable[str] = ()) -> Renaming:
-    """A renaming in which no two keys become one.  Raises KeyCollision naming all that would."""
+@edit
+def rename(
+    state_dict: StateDict,
+    pairs: Mapping[str, str] | Iterable[str] | Iterable[tuple[str, str]],
+    *,
+    regex: bool = False,
+    allow_unmatched: bool = False,
+    on_collision: str = "error",
+) -> Change[StateDict]:
+    """Rename keys by pairs of old and new: a mapping, ``(old, new)`` tuples, or strings ``OLD=NEW``.
+
+    An old name is a whole key or whole path components anywhere in keys; ``^`` binds it to the beginning, ``$`` to
+    the end.  ``{n}`` stands for an integer component, and the new name may compute with it.  With ``regex`` the
+    old names are regular expressions that match whole keys, the new ones have their groups (``\\1``,
+    ``\\g<name>``) and compute with named groups (``{n+1}``).  Every key is renamed once: by all pairs that fit
+    different parts of it, or by the first regular expression.  Raises NothingMatched for a pair that no key answers
+    to, KeyCollision when two keys would become one, EditError for a pair that is not well formed.
+
+    >>> rename({"layers.0.gamma": 1, "layers.1.gamma": 2}, ["layers.{n}=blocks.{n+1}", "gamma=weight"])
+    {'blocks.1.weight': 1, 'blocks.2.weight': 2}
+    >>> rename({"fc.weight": 1}, {r"(.*)\\.weight": r"\\1.kernel"}, regex=True)
+    {'fc.kernel': 1}
+    """
+    rules = Rules(parse_pairs(pairs), regex=regex)
+    new = {key: rules.new_name(key) for key in state_dict}
+    if rules.unused and not allow_unmatched:
+        raise NothingMatched(rules.unused, what="rename", examples=state_dict)
+    return rekeyed(state_dict, new, on_collision=on_collision)
+
+
+@edit
+def keep(state_dict: StateDict, patterns: Patterns, *, allow_unmatched: bool = False) -> Change[StateDict]:
+    """Keep the keys that match one of the globs (``*``, ``?``, ``[…]``, on whole keys), drop all others.
+
+    Raises NothingMatched for a pattern without a key.
+
+    >>> keep({"conv.weight": 1, "fc.weight": 2, "fc.bias": 3}, "fc.*")
+    {'fc.weight': 2, 'fc.bias': 3}
+    """
+    matched = matching(state_dict, patterns, allow_unmatched=allow_unmatched)
+    return rekeyed(state_dict, {key: key for key in state_dict if key in matched})
+
+
+@edit
+def drop(
+    state_dict: StateDict, patterns: Patterns = (), *, derivable: bool = False, allow_unmatched: bool = False
+) -> Change[StateDict]:
+    """Drop the keys that match one of the globs, and with ``derivable`` the buffers that models make themselves.
+
+    The derivable buffers are :data:`DERIVABLE`.  Raises NothingMatched for a pattern without a key.
+
+    >>> drop({"conv.weight": 1, "bn.num_batches_tracked": 2, "fc.bias": 3}, "fc.*", derivable=True)
+    {'conv.weight': 1}
+    """
+    matched = matching(state_dict, patterns, allow_unmatched=allow_unmatched)
+    if derivable:
+        found = {key for key in state_dict if is_derivable(key)}
+        if not found and not allow_unmatched:
+            raise NothingMatched([", ".join(DERIVABLE)], what="derivable buffer", examples=state_dict)
+        matched |= found
+    elif not listed_patterns(patterns):
+        raise EditError(["drop needs patterns, or derivable"])
+    return rekeyed(state_dict, {key: key for key in state_dict if key not in matched})
+
+
+def is_derivable(key: str) -> bool:
+    """Whether a key is that of a buffer that models make themselves.
+
+    >>> is_derivable("layer1.0.bn1.num_batches_tracked"), is_derivable("fc.bias")
+    (True, False)
+    """
+    return key.rpartition(".")[2] in DERIVABLE
+
+
+@edit
+def select(state_dict: StateDict, prefix: str) -> Change[StateDict]:
+    """Take one sub-tree: the keys below ``prefix``, without it; the others are left out and counted.
+
+    >>> select({"encoder_q.conv.weight": 1, "encoder_k.conv.weight": 2, "queue": 3}, "encoder_q.")
+    {'conv.weight': 1}
+    """
+    whole = prefix.removesuffix(".") + "."
+    new = {key: key[len(whole) :] for key in state_dict if key.startswith(whole) and len(key) > len(whole)}
+    if not new:
+        raise NothingMatched([whole], what="prefix", examples=state_dict)
+    others = len(state_dict) - len(new)
+    return rekeyed(state_dict, new, notes=[f"{others:,} keys outside {whole!r} left out"] if others else [])
+
+
+# -- what they are made of
+
+
+def listed_patterns(patterns: Patterns) -> list[str]:
+    """One pattern or several, as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def matching(keys: Iterable[str], patterns: Patterns, *, allow_unmatched: bool = False) -> set[str]:
+    """The keys that match one of the globs.  Raises NothingMatched for each glob without a key.
+
+    >>> sorted(matching(["fc.weight", "fc.bias", "conv.bias"], ["fc.*", "*.bias"]))
+    ['conv.bias', 'fc.bias', 'fc.weight']
+    """
+    keys = list(keys)
+    found: set[str] = set()
+    unmatched = []
+    for pattern in listed_patterns(patterns):
+        fits = re.compile(translate(pattern)).match
+        hits = [key for key in keys if fits(key)]
+        found.update(hits)
+        if not hits:
+            unmatched.append(pattern)
+    if unmatched and not allow_unmatched:
+        raise NothingMatched(unmatched, examples=keys)
+    return found
+
+
+def rekeyed(
+    state_dict: StateDict,
+    new_names: Mapping[str, str],
+    *,
+    on_collision: str = "error",
+    notes: Iterable[str] = (),
+) -> Change[StateDict]:
+    """The change that gives each old key its new name and leaves out those without one.
+
+    Raises KeyCollision naming all keys that would become one, unless ``on_collision`` says which stays.
+    """
+    if on_collision not in ("error", "first", "last"):
+        raise EditError([f"on_collision is error, first or last, not {on_collision!r}"])
     origins: dict[str, list[str]] = {}
-    for old, new in renamed.items():
+    for old, new in new_names.items():
         origins.setdefault(new, []).append(old)
     collisions = {new: olds for new, olds in origins.items() if len(olds) > 1}
-    if collisions:
+    if collisions and on_collision == "error":
         raise KeyCollision(collisions)
-    return Renaming(renamed, tuple(dropped), tuple(notes))
-
-
-def apply(state_dict: StateDict, renaming: Renaming) -> StateDict:
-    """Carry out a planned renaming; the result is of the same kind and has its ``_metadata`` renamed too."""
-    tensors = {new: state_dict[old] for old, new in renaming.renamed.items()}
+    kept = {new: olds[0 if on_collision == "first" else -1] for new, olds in origins.items()}
+    said = [*notes, *([f"{len(collisions):,} collisions: the {on_collision} key stays"] if collisions else [])]
+    tensors = {new: state_dict[old] for new, old in kept.items()}
     versions = versions_of(state_dict)
-    renamed_versions = None if versions is None else rename_versions(versions, renaming.renamed)
-    return rebuilt(state_dict, tensors, renamed_versions)
+    moved = None if versions is None else rename_versions(versions, {old: new for new, old in kept.items()})
+    result = rebuilt(state_dict, tensors, moved)
+    return Change(state_dict, result, {new: (old,) for new, old in kept.items()}, tuple(said))
 
 
 def versions_of(state_dict: Mapping[str, object]) -> Versions | None:
@@ -181,8 +355,12 @@ def rename_versions(versions: Versions, renamed: Mapping[str, str]) -> Versions:
 
 
 def _moved_paths(old: str, new: str) -> Iterator[tuple[str, str]]:
-    """Pairs of module paths that a renamed key tells: as long as the components behind them are the same."""
-    olds, news = old.split("."), new.split(".")
+    """Pairs of module paths that a renamed key tells: as long as the components behind them are the same.
+
+    The leaf itself may be renamed (gamma to weight): it names no module.
+    """
+    olds, news = old.split(".")[:-1], new.split(".")[:-1]
+    yield ".".join(olds), ".".join(news)
     while olds and news and olds[-1] == news[-1]:
         olds.pop()
         news.pop()

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 _DIGITS = "0123456789"
 _LONGEST_NUMBER = 18  # digits; beyond that a component is text (Python refuses to parse thousands of digits)
 _DEEPEST = 24  # components; the rest of a deeper key is one, which bounds the work that a hostile key makes
-_SWEEPS = 8  # real models take two or three; the bound is for hostile keys again
+_SWEEPS = 8  # one or two do for real models; the bound is for hostile keys again
 
 
 @dataclass(frozen=True, slots=True)

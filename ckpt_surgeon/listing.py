@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .checkpoint import LeftOut
 from .errors import BrokenFile, NotACheckpoint, NothingMatched
@@ -14,6 +15,9 @@ from .opening import read
 from .selecting import Candidate, beside, candidates, describe
 from .selecting import select as select_state_dict
 from .tensors import StoredTensor, Tensor
+
+if TYPE_CHECKING:
+    from .values import Stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class Listing:
     beside: tuple[LeftOut, ...]
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
-    checked: int | None = None  # bytes that --check read
+    checked: int | None = None  # bytes that a check read
+    stats: Mapping[str, Stats] | None = None
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -52,12 +57,19 @@ class Listing:
         return first.pop() if len(first) == 1 else ""
 
 
-def ls(path: str | Path, patterns: Iterable[str] = (), *, select: str | None = None, check: bool = False) -> Listing:
+def ls(
+    path: str | Path,
+    patterns: Iterable[str] = (),
+    *,
+    select: str | None = None,
+    check: bool = False,
+    stats: bool = False,
+) -> Listing:
     """List what a checkpoint holds; reads its index only.
 
     ``patterns`` are globs on keys; ``select`` the dotted path of one state_dict; ``check`` reads every byte and
-    compares the checksums that the container keeps.  Raises NothingMatched for a pattern without a key, and what
-    :func:`ckpt_surgeon.open` raises, except that several state_dicts are all listed.
+    compares the checksums that the container keeps; ``stats`` sums the values up.  Raises NothingMatched for a
+    pattern without a key, and what :func:`ckpt_surgeon.open` raises, except that several state_dicts are all listed.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"net": {"fc.bias": torch.zeros(3)}, "ema": {"fc.bias": torch.zeros(3)}}, "both.pth")
@@ -84,7 +96,14 @@ def ls(path: str | Path, patterns: Iterable[str] = (), *, select: str | None = N
         contents.metadata,
         contents.notes,
         _check(shown) if check else None,
+        _stats(shown) if stats else None,
     )
+
+
+def _stats(tensors: Mapping[str, Tensor]) -> Mapping[str, Stats]:
+    from .values import stats
+
+    return {key: stats(tensor) for key, tensor in tensors.items()}
 
 
 def _parts(contents: Contents, wanted: str | None) -> list[Candidate]:
@@ -93,7 +112,9 @@ def _parts(contents: Contents, wanted: str | None) -> list[Candidate]:
         return [Candidate(chosen.selected, chosen.tensors, chosen.versions)]
     found = candidates(contents)
     if not found:
-        raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", "see: ckpt ls --all")
+        raise NotACheckpoint(
+            contents.path, f"holds no tensor ({describe(contents.root)})", "give the file that holds the weights"
+        )
     return found
 
 

@@ -13,7 +13,7 @@ from .dtypes import BY_NAME
 from .edits import versions_of
 from .errors import EditError
 from .opening import open as open_checkpoint
-from .tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major
+from .tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major, swapped
 
 if TYPE_CHECKING:
     import torch
@@ -87,15 +87,21 @@ class _Loader:
         import torch
 
         dtype = getattr(torch, tensor.dtype.name)
-        whole = tensor.storage.plain if isinstance(tensor, StoredTensor) else None
-        if not isinstance(tensor, StoredTensor) or whole is None or tensor.conjugate or tensor.negative:
-            return self._made(tensor, dtype)
+        if not isinstance(tensor, StoredTensor):
+            return self._computed(tensor, dtype)
         storage = self._storages.get(tensor.storage)
         if storage is None:
-            mapped = self._mapped(whole.path, whole.start, whole.stop, tensor.dtype.part)
-            storage = self._storages[tensor.storage] = self._restore(mapped, tensor.storage.device)
+            whole, part = tensor.storage.plain, tensor.dtype.part
+            unplaced = (
+                self._mapped(whole.path, whole.start, whole.stop, part)
+                if whole is not None
+                else _read(tensor.storage, part)
+            )
+            storage = self._storages[tensor.storage] = self._restore(unplaced, tensor.storage.device)
         empty = torch.empty(0, dtype=dtype, device=storage.device)
-        return empty.set_(storage, tensor.offset, tensor.shape, tensor.stride)
+        made = empty.set_(storage, tensor.offset, tensor.shape, tensor.stride)
+        made = made.conj() if tensor.conjugate else made
+        return torch._neg_view(made) if tensor.negative else made
 
     def _mapped(self, path: Path, start: int, stop: int, alignment: int) -> torch.UntypedStorage:
         import torch
@@ -103,21 +109,31 @@ class _Loader:
         if start == stop:
             return torch.UntypedStorage(0)
         if path not in self._files:
-            self._files[path] = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+            whole = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+            self._files[path] = cast("torch.UntypedStorage", whole)
         part = cast("torch.UntypedStorage", self._files[path][start:stop])
         return part if start % alignment == 0 else part.clone()
 
-    def _made(self, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """A tensor whose bytes pass through this process: computed, packed, swapped or conjugate."""
+    def _computed(self, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
         import torch
 
         if tensor.tie not in self._values:
-            raw = bytearray(b"".join(tensor.blocks()))
-            storage = torch.frombuffer(raw, dtype=torch.uint8).untyped_storage() if raw else torch.UntypedStorage(0)
-            placed = self._restore(storage, tensor.device)
+            placed = self._restore(_untyped(b"".join(tensor.blocks())), tensor.device)
             empty = torch.empty(0, dtype=dtype, device=placed.device)
             self._values[tensor.tie] = empty.set_(placed, 0, tensor.shape, row_major(tensor.shape))
         return self._values[tensor.tie]
+
+
+def _read(storage: Storage, part: int) -> torch.UntypedStorage:
+    """A storage that cannot be mapped as it is: packed, in memory, or in the other byte order."""
+    raw = b"".join(storage.blocks())
+    return _untyped(swapped(raw, part) if storage.big_endian else raw)
+
+
+def _untyped(raw: bytes) -> torch.UntypedStorage:
+    import torch
+
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).untyped_storage() if raw else torch.UntypedStorage(0)
 
 
 def from_torch(state_dict: Mapping[str, torch.Tensor]) -> Checkpoint:
@@ -129,12 +145,12 @@ def from_torch(state_dict: Mapping[str, torch.Tensor]) -> Checkpoint:
     >>> checkpoint["a"].tie == checkpoint["tied"].tie, checkpoint["a"].tie == checkpoint["view"].tie
     (True, False)
     """
-    storages: dict[tuple[str, int], Storage] = {}
+    storages: dict[tuple[str, int, int], Storage] = {}
     tensors = {key: _record(key, tensor, storages) for key, tensor in state_dict.items()}
     return Checkpoint(tensors, container="memory", versions=versions_of(state_dict))
 
 
-def _record(key: str, tensor: torch.Tensor, storages: dict[tuple[str, int], Storage]) -> Tensor:
+def _record(key: str, tensor: torch.Tensor, storages: dict[tuple[str, int, int], Storage]) -> Tensor:
     import torch
 
     if not isinstance(tensor, torch.Tensor):
@@ -143,16 +159,19 @@ def _record(key: str, tensor: torch.Tensor, storages: dict[tuple[str, int], Stor
     kind = _odd_kind(tensor)
     if kind:
         return OpaqueTensor(kind, dtype, tuple(tensor.shape), str(tensor.device))
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    if plain.dtype.is_complex or plain.device.type != "cpu":
-        plain = plain.cpu()
-    place = plain.untyped_storage()
-    name = (str(tensor.device), tensor.untyped_storage().data_ptr() or id(place))
-    if plain.device == tensor.device and name in storages:
-        storage = storages[name]
-    else:
-        storage = storages[name] = Storage(None, place.nbytes(), str(tensor.device), memory=_memory(place))
-    return StoredTensor(dtype, tuple(plain.shape), plain.stride(), int(plain.storage_offset()), storage)
+    place = tensor.untyped_storage()
+    name = (str(tensor.device), place.data_ptr(), place.nbytes())
+    if name not in storages:
+        storages[name] = Storage(None, place.nbytes(), str(tensor.device), memory=_memory(place.cpu()))
+    return StoredTensor(
+        dtype,
+        tuple(tensor.shape),
+        tensor.stride(),
+        int(tensor.storage_offset()),
+        storages[name],
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
 
 
 def _odd_kind(tensor: torch.Tensor) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from .checkpoint import LeftOut
+from .checkpoint import Checkpoint, LeftOut
 from .diff import Diff, Mismatch
-from .edits import Renaming
+from .edits import Change
 from .fold import fold
 from .listing import Listing
-from .tensors import StoredTensor, Tensor
-from .writing import Plan
+from .tensors import Storage, StoredTensor, Tensor
+from .writing import Plan, source_bytes
+
+if TYPE_CHECKING:
+    from .values import Changed, Hashes, Stats, ValueDiff
 
 FEW = 12  # lines that a list may take before it is cut, where it can be
 MANY = 2_000  # rows from which on tabulate's second or more is felt
@@ -28,7 +33,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     fc.bias       40
     fc.weight  20480
     """
-    texts = [[visible(str(cell)) for cell in row] for row in rows]
+    texts = [[str(cell) for cell in row] for row in rows]
+    if not all("".join(row).isprintable() for row in texts):
+        texts = [[visible(cell) for cell in row] for row in texts]
     right = [header in _RIGHT for header in headers]
     if len(texts) <= MANY:
         from tabulate import tabulate
@@ -140,12 +147,11 @@ def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
 
 def slack_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the storages behind tensors that no tensor's elements can account for."""
-    stored = [tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor)]
-    storages = {id(tensor.storage): tensor.storage.nbytes for tensor in stored}
-    used: dict[int, dict[object, int]] = {}
-    for tensor in stored:
-        used.setdefault(id(tensor.storage), {})[tensor.tie] = tensor.nbytes
-    return sum(max(nbytes - sum(used[key].values()), 0) for key, nbytes in storages.items())
+    left: dict[Storage, int] = {}
+    for tensor in tensors.values():
+        if isinstance(tensor, StoredTensor):
+            left[tensor.storage] = left.get(tensor.storage, tensor.storage.nbytes) - tensor.nbytes
+    return sum(nbytes for nbytes in left.values() if nbytes > 0)
 
 
 def _left_out(left: LeftOut) -> str:
@@ -154,8 +160,20 @@ def _left_out(left: LeftOut) -> str:
 
 
 def _rows(listing: Listing) -> str:
+    if listing.stats is not None:
+        return _stats_rows(listing, listing.stats)
     rows = ((key, tensor.dtype.name, shape(tensor), f"{tensor.nbytes:,}") for key, tensor in listing.tensors.items())
     return table(["key", "dtype", "shape", "bytes"], rows)
+
+
+def _stats_rows(listing: Listing, stats: Mapping[str, Stats]) -> str:
+    rows = []
+    for key, tensor in listing.tensors.items():
+        one = stats[key]
+        odd = [f"{one.nan:,} NaN"] * bool(one.nan) + [f"{one.inf:,} inf"] * bool(one.inf) + ["all zero"] * one.all_zero
+        measures = (number(value) for value in (one.mean, one.std, one.min, one.max))
+        rows.append((key, tensor.dtype.name, shape(tensor), *measures, ", ".join(odd)))
+    return table(["key", "dtype", "shape", "mean", "std", "min", "max", ""], rows)
 
 
 def _folded_rows(listing: Listing) -> str:
@@ -196,6 +214,8 @@ def listing_json(listing: Listing) -> str:
             entry["kind"] = tensor.kind
         if tied != key:
             entry["tied_to"] = tied
+        if listing.stats is not None:
+            entry["stats"] = _stats_json(listing.stats[key])
         tensors.append(entry)
     return _json(
         {
@@ -215,6 +235,12 @@ def listing_json(listing: Listing) -> str:
             "tensors": tensors,
         }
     )
+
+
+def _stats_json(one: Stats) -> dict[str, object]:
+    measures = {"mean": one.mean, "std": one.std, "min": one.min, "max": one.max}
+    finite: dict[str, object] = {name: value if math.isfinite(value) else None for name, value in measures.items()}
+    return finite | {"nan": one.nan, "inf": one.inf, "all_zero": one.all_zero}
 
 
 def _json(value: object) -> str:
@@ -278,38 +304,141 @@ def diff_json(found: Diff, command_line: str = "") -> str:
     )
 
 
+# -- values
+
+
+def values_text(found: ValueDiff, *, full: bool = False) -> str:
+    """What ``ckpt diff --values`` prints."""
+    limit = None if full else FEW
+    counts = [f"{len(found.identical):,} identical", f"{len(found.renamed):,} identical under another key"]
+    counts += [f"{len(found.close):,} close"] if found.close else []
+    counts += [f"{len(found.changed):,} changed", f"{len(found.only_ours) + len(found.only_theirs):,} on one side only"]
+    lines = [", ".join(counts)]
+    if found.changed:
+        rows = [
+            (
+                one.key,
+                number(one.max_abs),
+                number(one.relative),
+                f"{one.cosine:.6f}",
+                _both(one.nan),
+                _both(one.inf),
+                one.why,
+            )
+            for one in found.changed[:limit]
+        ]
+        lines += [
+            "",
+            "changed, the most first:",
+            table(["key", "max abs", "relative", "cosine", "NaN", "inf", ""], rows),
+        ]
+        if limit and len(found.changed) > limit:
+            lines.append(f"… {len(found.changed) - limit:,} more (--full lists all)")
+    if found.renamed:
+        lines += ["", "identical under another key:", table(["ours", "theirs"], found.renamed[:limit])]
+        if limit and len(found.renamed) > limit:
+            lines.append(f"… {len(found.renamed) - limit:,} more (--full lists all)")
+    for title, keys in (("only in the first", found.only_ours), ("only in the second", found.only_theirs)):
+        if keys:
+            lines += ["", f"{title}: {plural(len(keys), 'key')}"]
+            lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
+    return "\n".join([*lines, "", "same values" if found.same else "values differ"])
+
+
+def _changed_row(one: Changed) -> Sequence[object]:
+    measures = (number(one.max_abs), number(one.relative), f"{one.cosine:.6f}")
+    return one.key, *measures, _both(one.nan), _both(one.inf), one.why
+
+
+def _both(counts: tuple[int, int]) -> str:
+    return f"{counts[0]:,} / {counts[1]:,}" if any(counts) else ""
+
+
+def number(value: float) -> str:
+    """A measure in four digits."""
+    return f"{value:.4g}"
+
+
+def values_json(found: ValueDiff) -> str:
+    """What ``ckpt diff --values --json`` prints; numbers that JSON does not have are null."""
+    return _json(
+        {
+            "same": found.same,
+            "identical": list(found.identical),
+            "renamed": [{"ours": old, "theirs": new} for old, new in found.renamed],
+            "close": [_changed_json(one) for one in found.close],
+            "changed": [_changed_json(one) for one in found.changed],
+            "only_ours": list(found.only_ours),
+            "only_theirs": list(found.only_theirs),
+        }
+    )
+
+
+def _changed_json(one: Changed) -> dict[str, object]:
+    measures = {"max_abs": one.max_abs, "relative": one.relative, "cosine": one.cosine}
+    finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
+    return {"name": one.key, **finite, "nan": list(one.nan), "inf": list(one.inf), "why": one.why}
+
+
+def hashes_text(found: Hashes) -> str:
+    """What ``ckpt hash`` prints, as sha256sum does: digest, two spaces, name; the whole last."""
+    lines = [f"{digest}  {visible(key)}" for key, digest in found.tensors.items()]
+    return "\n".join([*lines, f"{found.whole}  (whole)"])
+
+
+def hashes_json(found: Hashes) -> str:
+    """What ``ckpt hash --json`` prints."""
+    return _json({"whole": found.whole, "tensors": dict(found.tensors)})
+
+
 # -- writing
 
 
-def plan_text(plan: Plan, renaming: Renaming, before: int) -> str:
+def plan_text(plan: Plan, change: Change[Checkpoint]) -> str:
     """What ``--dry-run`` prints: every key, the files, the bytes."""
-    rows = []
-    for old, new in renaming.renamed.items():
-        tensor = plan.checkpoint[new]
-        rows.append((old, "→" if old != new else "=", new if old != new else "", tensor.dtype.name, shape(tensor)))
-    rows += [(old, "dropped", "", "", "") for old in renaming.dropped]
-    lines = [table(["old", "", "new", "dtype", "shape"], rows), ""]
-    lines += [f"note: {note}" for note in renaming.notes]
+    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], _change_rows(change)), ""]
+    lines += [f"note: {note}" for note in change.notes]
     lines += [f"beside, left out: {visible(left.path)}: {left.what}" for left in plan.checkpoint.left_out]
-    for file in plan.files:
-        lines.append(f"would write {file.path}: {plural(len(file.tensors), 'tensor')}")
+    lines += [f"would write {file.path}: {plural(len(file.tensors), 'tensor')}" for file in plan.files]
     if plan.index is not None:
         lines.append(f"would write {plan.index}")
+    before = source_bytes(change.before)
     lines.append(f"{size(before)} before, about {size(plan.nbytes)} after; nothing was written (--dry-run)")
     return "\n".join(lines)
 
 
-def summary(plan: Plan, renaming: Renaming, before: int, after: int) -> str:
+def _change_rows(change: Change[Checkpoint]) -> Iterator[Sequence[object]]:
+    for new, olds in change.origins.items():
+        made = change.result[new]
+        same = olds == (new,)
+        sources = [change.before[old] for old in olds]
+        dtypes = " + ".join(dict.fromkeys(source.dtype.name for source in sources))
+        shapes = " + ".join(dict.fromkeys(shape(source) for source in sources))
+        yield (
+            " + ".join(olds),
+            "=" if same else "→",
+            "" if same else new,
+            dtypes if dtypes == made.dtype.name else f"{dtypes} → {made.dtype}",
+            shapes if shapes == shape(made) else f"{shapes} → {shape(made)}",
+            f"{made.nbytes:,}",
+        )
+    for old in change.dropped:
+        gone = change.before[old]
+        yield old, "✗", "dropped", gone.dtype.name, shape(gone), f"-{gone.nbytes:,}"
+
+
+def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> str:
     """The one line after a write, and a line for each thing worth knowing."""
     what = [plural(len(plan.checkpoint), "tensor")]
-    if renaming.changed:
-        what.append(f"{renaming.changed:,} renamed")
-    if renaming.dropped:
-        what.append(f"{len(renaming.dropped):,} dropped")
+    if change.renamed:
+        what.append(f"{change.renamed:,} renamed")
+    if change.dropped:
+        what.append(f"{len(change.dropped):,} dropped")
     if len(plan.files) > 1:
         what.append(plural(len(plan.files), "shard"))
+    before, after = source_bytes(change.before), sum(file.path.stat().st_size for file in plan.files)
     lines = [f"wrote {plan.index or plan.out}: {', '.join(what)}, {size(before)} → {size(after)}"]
-    lines += [f"note: {note}" for note in renaming.notes]
+    lines += [f"note: {note}" for note in (*change.notes, *remarks)]
     left = plan.checkpoint.left_out
     if left:
         names = ", ".join(visible(one.path) for one in left[:FEW]) + (" …" if len(left) > FEW else "")

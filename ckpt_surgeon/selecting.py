@@ -25,6 +25,7 @@ from .formats.unpickle import Global, Object, Ordered, Value
 from .tensors import ComputedTensor, OpaqueTensor, StoredTensor, Tensor
 
 DEPTH = 40  # how deep dicts may nest before they are taken for an accident
+DICTS = 1_000_000  # how many a state_dict may be made of; a small pickle can name one dict so often that it has more
 TENSORS = (StoredTensor, ComputedTensor, OpaqueTensor)
 
 _MODEL = re.compile(
@@ -59,6 +60,7 @@ class Candidate:
 class _Flat:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, Mapping[str, object]] | None = None
+    dicts: int = 0
 
 
 def candidates(contents: Contents) -> list[Candidate]:
@@ -66,7 +68,7 @@ def candidates(contents: Contents) -> list[Candidate]:
     root = contents.root
     if isinstance(root, TENSORS):
         return [Candidate("", {"tensor": root})]
-    return [_flattened(contents, path, node) for path, node in _found(root, "", 0)]
+    return [_flattened(contents, path, node) for path, node in _found(root, "", 0, set())]
 
 
 def select(contents: Contents, wanted: str | None = None) -> Checkpoint:
@@ -80,7 +82,9 @@ def select(contents: Contents, wanted: str | None = None) -> Checkpoint:
     else:
         found = candidates(contents)
         if not found:
-            raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", "see: ckpt ls --all")
+            raise NotACheckpoint(
+                contents.path, f"holds no tensor ({describe(contents.root)})", "give the file that holds the weights"
+            )
         if len(found) > 1:
             raise SelectionError(
                 contents.path, f"holds {len(found)} state_dicts", [candidate.label for candidate in found]
@@ -137,21 +141,20 @@ def is_training_state(name: str, node: Value) -> bool:
     return _TRAINING.search(name) is not None
 
 
-def _holds_tensors(node: Value, depth: int) -> bool:
-    if isinstance(node, TENSORS):
-        return True
-    return depth < DEPTH and any(_holds_tensors(child, depth + 1) for _, child in _children(node))
+def _holds_tensors(node: Value) -> bool:
+    return next(_all_tensors(node), None) is not None
 
 
-def _found(node: Value, path: str, depth: int) -> Iterator[tuple[str, Value]]:
-    """The candidates below a node, by the rules of this module."""
-    if depth > DEPTH or (isinstance(node, dict) and is_training_state("", node)):
+def _found(node: Value, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Value]]:
+    """The candidates below a node, by the rules of this module; what is there under two names is found once."""
+    if depth > DEPTH or id(node) in seen or (isinstance(node, dict) and is_training_state("", node)):
         return
+    seen.add(id(node))
     own = [name for name, child in _children(node) if isinstance(child, TENSORS)]
     kids = [
         (name, child)
         for name, child in _children(node)
-        if not isinstance(child, TENSORS) and not is_training_state(name, child) and _holds_tensors(child, depth)
+        if not isinstance(child, TENSORS) and not is_training_state(name, child) and _holds_tensors(child)
     ]
     weighty = any("." in name or name in ("weight", "bias") for name in own)
     models = [(name, child) for name, child in kids if _MODEL.fullmatch(name)]
@@ -160,13 +163,13 @@ def _found(node: Value, path: str, depth: int) -> Iterator[tuple[str, Value]]:
         models = kids
     if models and not weighty:
         for name, child in models:
-            yield from _found(child, _join(path, name), depth + 1)
+            yield from _found(child, _join(path, name), depth + 1, seen)
     elif len(dicts) == 1 and not weighty and not _siblings_matter(node, own):
-        yield from _found(dicts[0][1], _join(path, dicts[0][0]), depth + 1)
+        yield from _found(dicts[0][1], _join(path, dicts[0][0]), depth + 1, seen)
     elif own or dicts:
         yield path, node
     elif len(kids) == 1:
-        yield from _found(kids[0][1], _join(path, kids[0][0]), depth + 1)
+        yield from _found(kids[0][1], _join(path, kids[0][0]), depth + 1, seen)
 
 
 def _siblings_matter(node: Value, own: list[str]) -> bool:
@@ -178,11 +181,15 @@ def _siblings_matter(node: Value, own: list[str]) -> bool:
 
 def _flattened(contents: Contents, path: str, node: Value) -> Candidate:
     flat = _Flat()
-    _flatten(contents, flat, node, "", 0)
+    _flatten(contents, flat, node, "", (id(node),))
     return Candidate(path, flat.tensors, flat.versions)
 
 
-def _flatten(contents: Contents, flat: _Flat, node: Value, prefix: str, depth: int) -> None:
+def _flatten(contents: Contents, flat: _Flat, node: Value, prefix: str, within: tuple[int, ...]) -> None:
+    """Collect the tensors in nested dicts; a dict within itself (``within`` has the ids on the way) adds nothing."""
+    flat.dicts += 1
+    if len(within) > DEPTH or flat.dicts > DICTS:
+        raise SelectionError(contents.path, f"has dicts in dicts without end, as at {prefix[:80]!r}")
     if isinstance(node, Ordered) and isinstance(node.attributes, dict):
         _take_versions(flat, node.attributes.get("_metadata"), prefix)
     for name, child in _children(node):
@@ -191,8 +198,8 @@ def _flatten(contents: Contents, flat: _Flat, node: Value, prefix: str, depth: i
             if key in flat.tensors:
                 raise SelectionError(contents.path, f"two tensors are called {key!r} once their keys are strings")
             flat.tensors[key] = child
-        elif isinstance(child, dict) and depth < DEPTH and not is_training_state(name, child):
-            _flatten(contents, flat, child, key + ".", depth + 1)
+        elif isinstance(child, dict) and id(child) not in within and not is_training_state(name, child):
+            _flatten(contents, flat, child, key + ".", (*within, id(child)))
 
 
 def _take_versions(flat: _Flat, saved: Value, prefix: str) -> None:
@@ -215,26 +222,31 @@ def beside(root: Value, selected: str) -> Iterator[LeftOut]:
             if rest and (rest == name or rest.startswith(name + ".")):
                 following = (child, here, rest[len(name) + 1 :])
             elif rest:
-                tensors = list(_all_tensors(child, 0))
+                tensors = list(_all_tensors(child))
                 yield LeftOut(here, describe(child, name), len(tensors), sum(tensor.nbytes for tensor in tensors))
             elif isinstance(child, TENSORS):
                 continue
-            elif not (isinstance(child, dict) and _holds_tensors(child, 0)):
+            elif not (isinstance(child, dict) and _holds_tensors(child)):
                 yield LeftOut(here, describe(child, name))
             elif is_training_state(name, child):
-                tensors = list(_all_tensors(child, 0))
+                tensors = list(_all_tensors(child))
                 yield LeftOut(here, describe(child, name), len(tensors), sum(tensor.nbytes for tensor in tensors))
         if following is None:
             return
         node, path, rest = following
 
 
-def _all_tensors(node: Value, depth: int) -> Iterator[Tensor]:
-    if isinstance(node, TENSORS):
-        yield node
-    elif depth < DEPTH:
-        for _, child in _children(node):
-            yield from _all_tensors(child, depth + 1)
+def _all_tensors(node: Value) -> Iterator[Tensor]:
+    """The tensors below a node; each dict and list is entered once, since a pickle can make them hold themselves."""
+    seen: set[int] = set()
+    ahead = [node]
+    while ahead:
+        node = ahead.pop()
+        if isinstance(node, TENSORS):
+            yield node
+        elif isinstance(node, (dict, list, tuple)) and id(node) not in seen:
+            seen.add(id(node))
+            ahead.extend(reversed([child for _, child in _children(node)]))
 
 
 def describe(value: Value, name: str = "") -> str:

@@ -167,7 +167,7 @@ def _literal(target: str, text: str, argument: ast.expr | ast.keyword) -> object
             raise ValueError("** is not a literal")
         value: object = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        spelled = ast.get_source_segment(text, argument)
+        spelled = textwrap.shorten(str(ast.get_source_segment(text, argument)), 80, placeholder="…")
         allowed = (
             "only literals are allowed: numbers, strings, True, False, None, and lists, tuples, dicts, sets of them"
         )
@@ -257,7 +257,7 @@ def _imported_file(target: str, file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise
     return module
 
@@ -272,9 +272,9 @@ def _missing_module(source: str, error: ModuleNotFoundError) -> str:
     if package:
         there = [module.name for module in pkgutil.iter_modules(getattr(sys.modules.get(package), "__path__", []))]
         return f"there is no module {name!r} in {package}{_instead(name, there)}"
-    close = difflib.get_close_matches(name, [module.name for module in pkgutil.iter_modules()])
+    close = difflib.get_close_matches(name, [module.name for module in pkgutil.iter_modules()], n=1)
     if close:
-        return f"there is no module {name!r}; did you mean {' or '.join(map(repr, close))}?"
+        return f"there is no module {name!r}; did you mean {close[0]!r}?"
     return f"there is no module {name!r}; pip install {name}, or go to the folder that holds it"
 
 

@@ -13,7 +13,7 @@ import mmap
 import os
 import zlib
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -23,6 +23,8 @@ from typing import Literal, TypeAlias
 
 from .dtypes import DType
 from .errors import BrokenFile, EditError
+
+Block: TypeAlias = bytes | memoryview
 
 BLOCK = 1 << 20  # bytes handled at a time wherever bytes pass through this process
 
@@ -93,6 +95,7 @@ class Storage:
     deflated: bool = False
     big_endian: bool = False
     memory: memoryview | None = None
+    source: ComputedTensor | None = None  # makes the bytes when they are asked for
 
     @property
     def plain(self) -> ByteSpan | None:
@@ -104,6 +107,9 @@ class Storage:
 
         Raises BrokenFile when they do not unpack or, after the last, when their checksum does not match.
         """
+        if self.source is not None:
+            yield from map(bytes, self.source.blocks())
+            return
         if self.span is None:
             memory = self.memory if self.memory is not None else memoryview(b"")
             yield from (bytes(memory[start : start + BLOCK]) for start in range(0, self.nbytes, BLOCK))
@@ -121,9 +127,9 @@ class Storage:
         """Yield the bytes as one view, and a function to call between uses that bounds the memory taken."""
         if self.memory is not None:
             yield self.memory, _nothing
-        elif self.span is None or self.nbytes == 0:
+        elif self.nbytes == 0:
             yield memoryview(b""), _nothing
-        elif self.deflated:
+        elif self.span is None or self.deflated:
             yield memoryview(b"".join(self.blocks())), _nothing
         else:
             with self.span.mapped() as mapped:
@@ -154,19 +160,21 @@ class StoredTensor:
     negative: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.shape) != len(self.stride):
-            raise ValueError(f"{len(self.shape)} sizes but {len(self.stride)} strides")
+        shape, stride = self.shape, self.stride
+        if len(shape) != len(stride):
+            raise ValueError(f"{len(shape)} sizes but {len(stride)} strides")
         last = self.offset
-        for size, step in zip(self.shape, self.stride, strict=True):
+        for size, step in zip(shape, stride):  # noqa: B905 (their lengths are equal)
             if size < 0 or step < 0:
-                raise ValueError(f"negative size or stride in shape {self.shape}, stride {self.stride}")
+                raise ValueError(f"negative size or stride in shape {shape}, stride {stride}")
             last += (size - 1) * step
         if self.offset < 0:
             raise ValueError(f"negative offset {self.offset}")
-        if 0 not in self.shape and (last + 1) * self.dtype.itemsize > self.storage.nbytes:
+        needed = (last + 1) * self.dtype.itemsize
+        if needed > self.storage.nbytes and 0 not in shape:
             raise ValueError(
-                f"shape {self.shape}, stride {self.stride}, offset {self.offset} need "
-                f"{(last + 1) * self.dtype.itemsize:,} bytes of a storage that has {self.storage.nbytes:,}"
+                f"shape {shape}, stride {stride}, offset {self.offset} need {needed:,} bytes "
+                f"of a storage that has {self.storage.nbytes:,}"
             )
 
     @property
@@ -255,10 +263,8 @@ class StoredTensor:
 
     def _finished(self, piece: bytes) -> bytes:
         part = self.dtype.part
-        if self.storage.big_endian and part > 1:
-            swapped = array(_FORMATS[part], piece)
-            swapped.byteswap()
-            piece = swapped.tobytes()
+        if self.storage.big_endian:
+            piece = swapped(piece, part)
         if not (self.conjugate or self.negative):
             return piece
         flipped = bytearray(piece)
@@ -269,17 +275,27 @@ class StoredTensor:
         return bytes(flipped)
 
 
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What turned out while a tensor was computed: a problem that forbids the result, a note on it."""
+
+    problem: str = ""
+    note: str = ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ComputedTensor:
     """A tensor whose bytes are made from ``inputs`` when they are written, block by block.
 
-    ``make`` is called with the inputs and yields the elements in row-major order, little-endian.
+    ``make`` is called with the inputs and yields the elements in row-major order, little-endian; what it finds out
+    on the way it leaves in ``outcome``, where the writer looks before anything is replaced.
     """
 
     dtype: DType
     shape: tuple[int, ...]
     inputs: tuple[Tensor, ...]
-    make: Callable[[tuple[Tensor, ...]], Iterator[bytes]]
+    make: Callable[[tuple[Tensor, ...]], Iterator[Block]]
+    outcome: Outcome | None = None
 
     device = "cpu"
     span = None
@@ -299,9 +315,14 @@ class ComputedTensor:
         """An edit gives tied inputs one and the same result, so identity is the tie."""
         return id(self)
 
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[Block]:
         """Yield the elements in row-major order, little-endian."""
         return self.make(self.inputs)
+
+    def stored(self) -> StoredTensor:
+        """The same elements as a tensor in a storage that is made when it is read, so that it can be viewed."""
+        storage = Storage(None, self.nbytes, source=self)
+        return StoredTensor(self.dtype, self.shape, row_major(self.shape), 0, storage)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -340,6 +361,21 @@ class OpaqueTensor:
 Tensor: TypeAlias = StoredTensor | ComputedTensor | OpaqueTensor
 
 
+def outcomes(tensors: Iterable[Tensor]) -> Iterator[Outcome]:
+    """What turned out while these tensors were computed, their inputs included."""
+    seen: set[int] = set()
+    waiting = list(tensors)
+    while waiting:
+        tensor = waiting.pop()
+        if isinstance(tensor, StoredTensor) and tensor.storage.source is not None:
+            tensor = tensor.storage.source
+        if isinstance(tensor, ComputedTensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            waiting += tensor.inputs
+            if tensor.outcome is not None:
+                yield tensor.outcome
+
+
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     """The strides of a contiguous tensor of this shape, as torch gives them.
 
@@ -352,6 +388,17 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
+
+
+def swapped(piece: bytes, part: int) -> bytes:
+    """The other byte order of numbers of ``part`` bytes.
+
+    >>> swapped(b"abcd", 2)
+    b'badc'
+    """
+    numbers = array(_FORMATS[part], piece)
+    numbers.byteswap()
+    return numbers.tobytes()
 
 
 def gather(

@@ -21,7 +21,7 @@ from .errors import BrokenFile, EditError, FileError, OutputExists
 from .formats import Writer, sharded
 from .opening import open as open_checkpoint
 from .selecting import select
-from .tensors import BLOCK, ByteSpan, StoredTensor, Tensor
+from .tensors import BLOCK, Block, ByteSpan, StoredTensor, Tensor, outcomes
 
 CHUNK = 64 << 20  # bytes that one kernel call copies, so that progress and signals get their turn
 SMALL = 64 << 10  # bytes up to which a copy through memory costs less than a kernel call of its own
@@ -84,11 +84,12 @@ def plan(
         names = (sharded.shard_name(out, number, len(groups)) for number in range(1, len(groups) + 1))
         files = tuple(PlannedFile(name, group) for name, group in zip(names, groups, strict=True))
         index = sharded.index_name(out)
+    planned = Plan(out, checkpoint, files, writer, index)
     if not force:
-        for path in [*([index] if index else []), *(file.path for file in files)]:
+        for path in [*([index] if index else []), *(file.path for file in files), *_stale_shards(planned)]:
             if os.path.lexists(path):
                 raise OutputExists(path)
-    return Plan(out, checkpoint, files, writer, index)
+    return planned
 
 
 def _groups(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
@@ -161,12 +162,15 @@ def source_bytes(checkpoint: Checkpoint) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def write(planned: Plan, *, progress: Progress | None = None, metadata: Mapping[str, str] | None = None) -> None:
+def write(
+    planned: Plan, *, progress: Progress | None = None, metadata: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """Carry out a plan: all its files appear, complete and verified, or none does.
 
     ``progress`` is called with the number of bytes done since its last call; ``metadata`` is added to what a
-    safetensors header carries.  Raises FileError when the disk is full or refuses, BrokenFile when an input is
-    damaged or the output does not read back as planned.
+    safetensors header carries.  Returns what turned out while values were computed and is worth saying.  Raises
+    FileError when the disk is full or refuses, BrokenFile when an input is damaged or the output does not read back
+    as planned, EditError for values that cannot be had as asked (a new inf), all of them at once.
     """
     tell = progress or (lambda _: None)
     notes = {**planned.checkpoint.metadata, **(metadata or {})}
@@ -175,6 +179,9 @@ def write(planned: Plan, *, progress: Progress | None = None, metadata: Mapping[
         for file in planned.files:
             temporary.append(_sibling(file.path))
             _write_file(temporary[-1][0], planned, file, tell, notes)
+        found = list(outcomes(planned.checkpoint.values()))
+        if problems := [outcome.problem for outcome in found if outcome.problem]:
+            raise EditError(problems)
         for (made, _), file in zip(temporary, planned.files, strict=True):
             _verify(made, file)
         if planned.index is not None:
@@ -192,6 +199,7 @@ def write(planned: Plan, *, progress: Progress | None = None, metadata: Mapping[
         shard.unlink(missing_ok=True)
     for folder in {final.parent for _, final in temporary}:
         _sync_directory(folder)
+    return tuple(outcome.note for outcome in found if outcome.note)
 
 
 def _sibling(path: Path) -> tuple[Path, Path]:
@@ -296,12 +304,16 @@ class FileSink:
     def position(self) -> int:
         return self._flushed + len(self._pending)
 
-    def literal(self, raw: bytes) -> None:
+    def literal(self, raw: Block) -> None:
+        if len(raw) >= BLOCK // 4:
+            self._flush()
+            self._put(memoryview(raw))
+            return
         self._pending += raw
         if len(self._pending) >= BLOCK:
             self._flush()
 
-    def stream(self, blocks: Iterable[bytes], nbytes: int) -> int:
+    def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
         crc32 = written = 0
         for block in blocks:
             self.literal(block)
@@ -365,15 +377,14 @@ class FileSink:
         return self._sources[path]
 
     def _flush(self) -> None:
-        view = memoryview(self._pending)
-        try:
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._descriptor, view[done:], self._flushed + done)
-        finally:
-            view.release()
-        self._flushed += len(self._pending)
-        self._pending = bytearray()
+        pending, self._pending = self._pending, bytearray()
+        self._put(memoryview(pending))
+
+    def _put(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._descriptor, view[done:], self._flushed + done)
+        self._flushed += len(view)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from ..tensors import ByteSpan
+from ..tensors import Block, ByteSpan
 
 
 class Sink(Protocol):
@@ -16,7 +16,7 @@ class Sink(Protocol):
         """Bytes written so far."""
         ...
 
-    def literal(self, raw: bytes) -> None:
+    def literal(self, raw: Block) -> None:
         """Write these bytes."""
         ...
 
@@ -24,7 +24,7 @@ class Sink(Protocol):
         """Have the kernel copy a span of another file."""
         ...
 
-    def stream(self, blocks: Iterable[bytes], nbytes: int) -> int:
+    def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
         """Write blocks that must add up to ``nbytes``; returns their CRC-32."""
         ...
 

@@ -59,12 +59,11 @@ def _read(path: Path, data: mmap.mmap) -> Contents:
     protocol = machine.load(machine.position)
     if protocol != _PROTOCOL:
         raise BrokenFile(path, f"has legacy protocol {protocol}, only {_PROTOCOL} is known")
-    system = machine.load(machine.position)
+    machine.load(machine.position)  # byte order and type sizes of the writer; the storages are little-endian anyway
     body = machine.position
     machine.load(body)
     keys = machine.load(machine.position)
-    big = isinstance(system, dict) and system.get("little_endian") is False
-    storages = _placed(path, data, machine.position, keys, declared.storages, big)
+    storages = _placed(path, data, machine.position, keys, declared.storages)
     finder = Unpickler(data, constructors=CONSTRUCTORS, persistent=lambda saved: _found(saved, storages))
     return Contents(path, CONTAINER, finder.load(body))
 
@@ -107,7 +106,7 @@ def _found(saved: Value, storages: dict[str, Storage]) -> Value:
 
 
 def _placed(
-    path: Path, data: mmap.mmap, position: int, keys: Value, declared: dict[str, _Declared], big: bool
+    path: Path, data: mmap.mmap, position: int, keys: Value, declared: dict[str, _Declared]
 ) -> dict[str, Storage]:
     """Walk the storages behind the pickles."""
     if not isinstance(keys, list):
@@ -135,9 +134,9 @@ def _placed(
                 f"is truncated: it has {size:,} bytes of the {needed:,} that it announces",
                 "fetch it again and compare its size with the original's",
             )
-        (count,) = struct.unpack_from(">q" if big else "<q", data, position)
+        (count,) = struct.unpack_from("<q", data, position)
         if count != one.numel:
             raise BrokenFile(path, f"is damaged: storage {key!r} has {count:,} elements, announced are {one.numel:,}")
-        placed[key] = Storage(ByteSpan(path, start, start + nbytes), nbytes, one.location, big_endian=big)
+        placed[key] = Storage(ByteSpan(path, start, start + nbytes), nbytes, one.location)
         position = start + nbytes
     return placed

@@ -59,33 +59,31 @@ def _typed(value: Value) -> TypedStorage:
 
 
 def _stored(
-    typed: Value, dtype: DType, offset: Value, shape: Value, stride: Value, metadata: Value = None
+    typed: Value, dtype: DType | None, offset: Value, shape: Value, stride: Value, metadata: Value = None
 ) -> StoredTensor:
+    """A tensor in a storage, of the storage's dtype where it has none of its own."""
     storage, stored_as, base = _typed(typed)
     if type(offset) is not int:
         raise ValueError("an offset that is no integer")
+    dtype = dtype or stored_as
+    start = offset + base * stored_as.itemsize // dtype.itemsize
+    if not metadata:
+        return StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage)
     flags = metadata if isinstance(metadata, Mapping) else {}
-    return StoredTensor(
-        dtype,
-        _sizes(shape),
-        _sizes(stride),
-        offset + base * stored_as.itemsize // dtype.itemsize,
-        storage,
-        bool(flags.get("conj")),
-        bool(flags.get("neg")),
-    )
+    conjugate, negative = bool(flags.get("conj")), bool(flags.get("neg"))
+    return StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage, conjugate, negative)
 
 
 def rebuild_tensor(typed: Value, offset: Value, shape: Value, stride: Value) -> StoredTensor:
     """torch._utils._rebuild_tensor, torch 0.1.12 to 0.3."""
-    return _stored(typed, _typed(typed).dtype, offset, shape, stride)
+    return _stored(typed, None, offset, shape, stride)
 
 
 def rebuild_tensor_v2(
     typed: Value, offset: Value, shape: Value, stride: Value, _grad: Value, _hooks: Value, metadata: Value = None
 ) -> StoredTensor:
     """torch._utils._rebuild_tensor_v2, torch 0.4 and later."""
-    return _stored(typed, _typed(typed).dtype, offset, shape, stride, metadata)
+    return _stored(typed, None, offset, shape, stride, metadata)
 
 
 def rebuild_tensor_v3(

@@ -61,7 +61,8 @@ def _storages(archive: Archive, folder: str) -> Callable[[Value], Value]:
         _, cls, key, location, numel = saved
         if not isinstance(key, str) or type(numel) is not int:
             raise ValueError("a storage without a proper key or size")
-        if key not in known:
+        typed = known.get(key)
+        if typed is None:
             dtype = storage_dtype(cls)
             member = archive.members.get(f"{folder}data/{key}")
             if member is None:
@@ -71,9 +72,9 @@ def _storages(archive: Archive, folder: str) -> Callable[[Value], Value]:
                     archive.path,
                     f"storage {key!r} should have {numel * dtype.itemsize:,} bytes, its record has {member.size:,}",
                 )
-            storage = member.storage(archive.path, str(location), big_endian=big, checked=archive.has_checksums)
-            known[key] = TypedStorage(storage, dtype)
-        return known[key]
+            storage = member.storage(archive.path, str(location), big, archive.has_checksums)
+            typed = known[key] = TypedStorage(storage, dtype)
+        return typed
 
     return find
 

@@ -41,16 +41,11 @@ class Member(NamedTuple):
     header: int
     start: int
 
-    def storage(self, path: Path, device: str = "cpu", *, big_endian: bool = False, checked: bool = True) -> Storage:
+    def storage(self, path: Path, device: str = "cpu", big_endian: bool = False, checked: bool = True) -> Storage:
         """The record as a storage that tensors can lie in."""
-        return Storage(
-            ByteSpan(path, self.start, self.start + self.packed),
-            self.size,
-            device,
-            self.crc32 if checked else None,
-            deflated=self.method == _DEFLATED,
-            big_endian=big_endian,
-        )
+        span = ByteSpan(path, self.start, self.start + self.packed)
+        crc32 = self.crc32 if checked else None
+        return Storage(span, self.size, device, crc32, self.method == _DEFLATED, big_endian)
 
 
 class Archive:
@@ -65,7 +60,7 @@ class Archive:
     def read(self, name: str) -> bytes:
         """The bytes of one small member, checked.  Raises BrokenFile when its CRC does not match."""
         member = self.members[name]
-        raw = b"".join(member.storage(self.path).blocks())
+        raw = b"".join(member.storage(self.path, checked=False).blocks())
         if self.has_checksums and zlib.crc32(raw) != member.crc32:
             raise BrokenFile(self.path, f"record {name!r} is damaged (its CRC does not match)", "fetch the file again")
         return raw
@@ -78,10 +73,8 @@ def read_archive(path: Path) -> Archive:
         count, where, length = _find_directory(path, file, size)
         file.seek(where)
         directory = file.read(length)
-        entries = list(_entries(path, directory, count))
         members = {}
-        for entry in sorted(entries, key=lambda entry: entry.header):
-            member = _located(path, file, entry, size)
+        for member in _members(path, file, directory, count, size):
             if member.name in members:
                 raise BrokenFile(path, f"has two records called {member.name!r}")
             members[member.name] = member
@@ -119,25 +112,15 @@ def _find_directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, in
     return count, where, length
 
 
-class _Entry(NamedTuple):
-    name: str
-    method: int
-    crc32: int
-    packed: int
-    size: int
-    header: int
-
-
-def _entries(path: Path, directory: bytes, count: int) -> Iterator[_Entry]:
+def _members(path: Path, file: BinaryIO, directory: bytes, count: int, file_size: int) -> Iterator[Member]:
     at = 0
     for index in range(count):
         if directory[at : at + 4] != b"PK\x01\x02" or at + _CENTRAL.size > len(directory):
             raise BrokenFile(path, f"is a damaged zip: its directory breaks off at entry {index + 1:,} of {count:,}")
-        fields = _CENTRAL.unpack_from(directory, at)
-        flags, method, crc32, packed, size = fields[3], fields[4], fields[7], fields[8], fields[9]
-        name_length, extra_length, comment_length, header = fields[10], fields[11], fields[12], fields[16]
+        (_, _, _, flags, method, _, _, crc32, packed, size, name_length, extra_length, comment_length, _, _, _,
+         header) = _CENTRAL.unpack_from(directory, at)  # fmt: skip
         at += _CENTRAL.size
-        name = directory[at : at + name_length].decode("utf-8", "surrogateescape")
+        name = str(directory[at : at + name_length], "utf-8", "surrogateescape")
         at += name_length
         if _FULL32 in (packed, size, header):
             packed, size, header = _wide(directory[at : at + extra_length], packed, size, header)
@@ -148,7 +131,10 @@ def _entries(path: Path, directory: bytes, count: int) -> Iterator[_Entry]:
             raise BrokenFile(path, f"record {name!r} is packed by method {method}", "repack it with deflate or stored")
         if method == _STORED and packed != size:
             raise BrokenFile(path, f"record {name!r} is stored but claims two sizes ({packed:,} and {size:,} bytes)")
-        yield _Entry(name, method, crc32, packed, size, header)
+        start = _start(path, file, name, header)
+        if start + packed > file_size:
+            raise BrokenFile(path, f"is truncated: record {name!r} ends at byte {start + packed:,} of {file_size:,}")
+        yield Member(name, method, crc32, packed, size, header, start)
 
 
 def _wide(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int, int]:
@@ -166,18 +152,13 @@ def _wide(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int, 
     return packed, size, header
 
 
-def _located(path: Path, file: BinaryIO, entry: _Entry, size: int) -> Member:
-    """Find where a member's bytes begin; only its local header knows."""
-    file.seek(entry.header)
+def _start(path: Path, file: BinaryIO, name: str, header: int) -> int:
+    """Where a member's bytes begin; only its local header knows."""
+    file.seek(header)
     raw = file.read(_LOCAL.size)
     if len(raw) < _LOCAL.size or not raw.startswith(MAGIC):
-        raise BrokenFile(path, f"is a damaged zip: record {entry.name!r} is not at byte {entry.header:,}")
-    start = entry.header + _LOCAL.size + raw[26] + (raw[27] << 8) + raw[28] + (raw[29] << 8)
-    if start + entry.packed > size:
-        raise BrokenFile(
-            path, f"is truncated: record {entry.name!r} should end at byte {start + entry.packed:,} of {size:,}"
-        )
-    return Member(*entry, start)
+        raise BrokenFile(path, f"is a damaged zip: record {name!r} is not at byte {header:,}")
+    return header + _LOCAL.size + raw[26] + (raw[27] << 8) + raw[28] + (raw[29] << 8)
 
 
 class Directory:

@@ -1,0 +1,109 @@
+"""The command line: parse, one library call, report, exit status.
+
+Exit statuses: 0 done (diff: no difference that matters), 1 differs, 2 trouble (one line on stderr says what).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from ..errors import CheckpointError
+from ..report import visible
+
+# Each command's module is imported when it is called for; the order is that of `ckpt --help`.
+COMMANDS = {
+    "ls": "looking",
+    "diff": "looking",
+    "hash": "looking",
+    "strip-prefix": "editing",
+    "add-prefix": "editing",
+    "rename": "editing",
+    "keep": "editing",
+    "drop": "editing",
+    "select": "editing",
+    "cast": "editing",
+    "reshape": "editing",
+    "transpose": "editing",
+    "slice": "editing",
+    "pad": "editing",
+    "concat": "editing",
+    "split": "editing",
+    "scale": "editing",
+    "fold": "editing",
+    "convert": "editing",
+    "edit": "recipes",
+    "apply": "recipes",
+    "recipe": "recipes",
+}
+
+
+class Commands(click.Group):
+    """The group of all commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f".{COMMANDS[cmd_name]}", __name__)
+        found: click.Command = module.COMMANDS[cmd_name]
+        return found
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 done, 1 differs, 2 trouble.",
+)
+@click.version_option(package_name="ckpt_surgeon", prog_name="ckpt")
+def cli() -> None:
+    """Checkpoint surgery: look into PyTorch checkpoints, compare them with models, edit keys and tensors, write
+    clean state_dicts.
+
+    Nothing in a checkpoint is ever run, and no tensor passes through memory unless its values change.
+
+    \b
+    Example:
+      ckpt ls model.pth
+      ckpt diff model.pth 'torchvision.models:resnet18(num_classes=10)'
+      ckpt strip-prefix model.pth clean.pth
+    """
+
+
+def main() -> None:
+    """Run the command line; every foreseen trouble is one line and exit status 2."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _unwind)
+    try:
+        code = cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = _trouble("interrupted, nothing was replaced", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except CheckpointError as error:
+        code = _trouble(visible(str(error)))
+    except MemoryError:
+        code = _trouble("not enough memory")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _trouble(message: str, code: int = 2) -> int:
+    click.echo(f"ckpt: {message}", err=True)
+    return code
+
+
+def _unwind(number: int, _frame: object) -> NoReturn:
+    """Let a signal unwind the stack, so that temporary files go."""
+    raise SystemExit(128 + number)

@@ -1,0 +1,168 @@
+"""Commands that look: ls, diff, hash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .. import report
+from ..diff import diff as compare
+from ..edits import strip_prefix
+from ..errors import NothingMatched
+from ..listing import ls as list_checkpoint
+from ..opening import open as open_checkpoint
+from .options import SELECT
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..diff import Shaped
+
+
+@click.command(short_help="Show what a checkpoint is and holds.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
+@click.option("--fold", "fold_rows", is_flag=True, help="One line for keys that follow a pattern.")
+@click.option("--stats", "with_stats", is_flag=True, help="Read the values: mean, std, min, max, NaN, inf, all zero.")
+@click.option("--check", is_flag=True, help="Read every byte and compare the checksums.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls(
+    path: Path,
+    patterns: tuple[str, ...],
+    select: str | None,
+    fold_rows: bool,
+    with_stats: bool,
+    check: bool,
+    as_json: bool,
+) -> None:
+    """Show what a checkpoint is and holds: container, nesting, tensors, and what else is inside.
+
+    PATH is a file, an index of shards or a directory; PATTERNs are globs on the keys.
+
+    \b
+    Example:
+      ckpt ls model.pth
+      ckpt ls model.pth '*.bias' --json
+      ckpt ls model.safetensors --stats
+    """
+    if fold_rows and with_stats:
+        raise click.UsageError("--fold and --stats exclude each other")
+    listing = list_checkpoint(path, patterns, select=select, check=check, stats=with_stats)
+    click.echo(report.listing_json(listing) if as_json else report.listing_text(listing, fold_rows=fold_rows))
+
+
+@click.command(short_help="Compare with a model or a checkpoint.")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("target")
+@click.option("--target-select", metavar="PATH", help="The same for TARGET, where that is a checkpoint.")
+@click.option("--strip-prefix", "prefixes", multiple=True, metavar="PREFIX", help="Take it off, on either side.")
+@click.option("--values", is_flag=True, help="Compare the values of two checkpoints.")
+@click.option("--tolerance", type=float, default=0.0, metavar="X", help="With --values: differences up to X are close.")
+@click.option("--full", is_flag=True, help="List every key, however many.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def diff(
+    context: click.Context,
+    checkpoint: Path,
+    target: str,
+    select: str | None,
+    target_select: str | None,
+    prefixes: tuple[str, ...],
+    values: bool,
+    tolerance: float,
+    full: bool,
+    as_json: bool,
+) -> None:
+    """Compare a checkpoint's keys, shapes and dtypes with a model or another checkpoint; or two checkpoints' values.
+
+    TARGET is a checkpoint, or a model as package.module:factory or path/file.py:factory, with literal arguments.
+    Naming a model imports and runs that code of yours, on the meta device where it allows; a checkpoint runs
+    nothing.
+
+    Exit status: 0 when load_state_dict(strict=True) would accept the checkpoint (with --values: when no value
+    differs beyond the tolerance), 1 when not, 2 on trouble.
+
+    \b
+    Example:
+      ckpt diff model.pth 'torchvision.models:resnet18(num_classes=10)'
+      ckpt diff old.safetensors new.safetensors --json
+      ckpt diff before.pth after.pth --values --tolerance 1e-6
+    """
+    from .. import targets
+
+    ours = open_checkpoint(checkpoint, select=select)
+    if targets.is_model(target):
+        if values:
+            raise click.UsageError("--values compares two checkpoints; a model has no values of its own")
+        theirs: dict[str, Shaped] | Checkpoint = dict(targets.resolve(target))
+    else:
+        theirs = open_checkpoint(target, select=target_select)
+    for prefix in prefixes:
+        ours, theirs = _stripped(ours, theirs, prefix)
+    if values:
+        context.exit(_values(ours, theirs, tolerance, full, as_json))  # type: ignore[arg-type]
+    found = compare(ours, theirs)
+    fix = ""
+    if found.hint is not None:
+        name, *options = found.hint.command
+        chosen = ["--select", select] if select else []
+        stem = "clean" if checkpoint.stem != "clean" else "cleaner"
+        fix = report.command(name, checkpoint, f"{stem}{checkpoint.suffix or '.safetensors'}", *options, *chosen)
+    if as_json:
+        click.echo(report.diff_json(found, fix))
+    else:
+        click.echo(report.diff_text(found, checkpoint.name, _short(target), hint=fix, full=full))
+    context.exit(0 if found.loadable else 1)
+
+
+def _stripped(
+    ours: Checkpoint, theirs: dict[str, Shaped] | Checkpoint, prefix: str
+) -> tuple[Checkpoint, dict[str, Shaped] | Checkpoint]:
+    """Take a prefix off the side or sides that carry it.  Raises NothingMatched when neither does."""
+    mine, other = strip_prefix(ours, prefix, allow_unmatched=True), strip_prefix(theirs, prefix, allow_unmatched=True)
+    if list(mine) == list(ours) and list(other) == list(theirs):
+        raise NothingMatched([prefix], what="prefix", examples=ours)
+    return mine, other
+
+
+def _values(ours: Checkpoint, theirs: Checkpoint, tolerance: float, full: bool, as_json: bool) -> int:
+    from ..values import compare as compare_values
+
+    found = compare_values(ours, theirs, tolerance=tolerance)
+    click.echo(report.values_json(found) if as_json else report.values_text(found, full=full))
+    return 0 if found.same else 1
+
+
+def _short(target: str) -> str:
+    """How a table's heading calls a target."""
+    return target.rpartition(":")[2] if ":" in target else Path(target).name
+
+
+@click.command(short_help="Print hashes of the values.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the whole's hash alone.")
+def hash(path: Path, select: str | None, as_json: bool, quiet: bool) -> None:
+    """Print SHA-256 hashes, per tensor and whole, that depend on keys and values only.
+
+    The container, the order of the keys, strides and shards make no difference.
+
+    \b
+    Example:
+      ckpt hash model.pth
+      ckpt hash model.safetensors --json
+    """
+    from ..values import hash as hash_checkpoint
+
+    found = hash_checkpoint(path, select=select)
+    if quiet:
+        click.echo(found.whole)
+    else:
+        click.echo(report.hashes_json(found) if as_json else report.hashes_text(found))
+
+
+for _command in (ls, diff, hash):
+    _command.params.append(SELECT)
+
+COMMANDS = {"ls": ls, "diff": diff, "hash": hash}

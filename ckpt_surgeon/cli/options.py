@@ -1,0 +1,99 @@
+"""Options that several commands share, and the writing that all editing commands end in."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from .. import report, writing
+from ..checkpoint import Checkpoint
+from ..edits import Change
+
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
+
+PROGRESS_FROM = 256 << 20  # bytes from which on a copy takes long enough to watch
+
+
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of bytes: 5GB, 500MB, 2GiB, 1000."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size; write it like 5GB, 500MB or 2GiB", param, ctx)
+        power = " kmgt".index(found[2].lower() or " ")
+        nbytes = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+        if nbytes < 1:
+            self.fail("a shard needs at least one byte", param, ctx)
+        return nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How a command was asked to write."""
+
+    out: Path
+    dry_run: bool
+    force: bool
+    max_shard_size: int | None
+    quiet: bool
+
+    def write(self, change: Change[Checkpoint], *, metadata: Mapping[str, str] | None = None) -> None:
+        """Plan, and either say so or do it."""
+        planned = writing.plan(
+            change.result, self.out, force=self.force or self.dry_run, max_shard_size=self.max_shard_size
+        )
+        if self.dry_run:
+            click.echo(report.plan_text(planned, change))
+            return
+        with _progress(planned.nbytes, self.quiet) as tell:
+            remarks = writing.write(planned, progress=tell, metadata=metadata)
+        if not self.quiet:
+            click.echo(report.summary(planned, change, remarks))
+
+
+SELECT = click.Option(
+    ["--select"], metavar="PATH", help="Dotted path of the state_dict to take, where IN holds several."
+)
+SOURCE = click.Argument(["source"], metavar="IN", type=click.Path(path_type=Path))
+OUT = click.Argument(["out"], type=click.Path(path_type=Path))
+
+
+def output_options() -> list[click.Option]:
+    """The options of every command that writes; :func:`output` takes their values."""
+    return [
+        SELECT,
+        click.Option(["--dry-run", "-n"], is_flag=True, help="Print what would be written, write nothing."),
+        click.Option(["--force", "-f"], is_flag=True, help="Replace an existing OUT; OUT may be IN."),
+        click.Option(
+            ["--max-shard-size"], type=Size(), metavar="SIZE", help="Write shards of SIZE (5GB) and an index."
+        ),
+        click.Option(["--quiet", "-q"], is_flag=True, help="Print nothing unless something is wrong."),
+    ]
+
+
+def output(values: dict[str, object]) -> Output:
+    """Take the values of :func:`output_options` out of a command's parameters."""
+    taken = {name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "quiet")}
+    return Output(**taken)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _progress(total: int, quiet: bool) -> Iterator[writing.Progress | None]:
+    """A bar on a terminal for work that takes a while, else nothing."""
+    if quiet or total < PROGRESS_FROM or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", leave=False) as bar:
+        yield bar.update
