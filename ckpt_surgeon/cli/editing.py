@@ -134,11 +134,7 @@ def _command(name: str) -> click.Command:
         params=[SOURCE, OUT, *arguments, *others, *output_options()],
         callback=run,
         short_help=SAID[name],
-        help=f"{_summary(found)}
-
-
-Example:
-{shown}",
+        help=f"{_summary(found)}\n\n\b\nExample:\n{shown}",
     )
 
 
