@@ -29,6 +29,7 @@ from .listing import Listing, ls
 from .loading import from_torch, load
 from .opening import open
 from .recipe import Recipe, Step, step
+from .scanning import Name, Scan, scan
 from .targets import Expected, resolve
 from .tensors import ByteSpan, ComputedTensor, OpaqueTensor, Storage, StoredTensor
 from .transforms import cast, concat, fold, pad, reshape, scale, slice_, split, transpose
@@ -56,6 +57,7 @@ __all__ = [
     "LeftOut",
     "Listing",
     "Mismatch",
+    "Name",
     "NotACheckpoint",
     "NothingMatched",
     "OpaqueTensor",
@@ -63,6 +65,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "RecipeError",
+    "Scan",
     "SelectionError",
     "Stats",
     "Step",
@@ -90,6 +93,7 @@ __all__ = [
     "resolve",
     "save",
     "scale",
+    "scan",
     "select",
     "slice_",
     "split",

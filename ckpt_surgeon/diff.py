@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
-from .dtypes import DType
 from .edits import WRAPPERS, without_wrappers
 
 
 class Shaped(Protocol):
-    """What is compared of a tensor."""
+    """What is compared of a tensor, ours or torch's; a dtype counts by its name."""
 
     @property
-    def dtype(self) -> DType: ...
+    def dtype(self) -> object: ...
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -137,7 +136,10 @@ def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], no
         trials.append((f"adding {prefix!r}", ("add-prefix", "--prefix", prefix), _adder(prefix)))
     best: tuple[int, str, tuple[str, ...]] | None = None
     for said, command, change in trials:
-        matches = sum(_fits(checkpoint[key], target.get(change(key))) for key in checkpoint)
+        new_names = {key: change(key) for key in checkpoint}
+        if len(set(new_names.values())) < len(new_names):
+            continue  # the edit would refuse
+        matches = sum(_fits(checkpoint[key], target.get(new)) for key, new in new_names.items())
         if matches > max(now, best[0] if best else 0):
             best = (matches, said, command)
     if best is None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import update_wrapper
+from itertools import takewhile
 from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from .checkpoint import Checkpoint, Versions
@@ -37,7 +38,6 @@ DERIVABLE = (
     "relative_coords_table",  # Swin v2
     "attn_mask",  # Swin
     "inv_freq",  # rotary embeddings
-    "rotary_emb.inv_freq",
     "masked_bias",  # GPT-2
     "total_ops",  # thop
     "total_params",
@@ -169,6 +169,8 @@ def add_prefix(state_dict: StateDict, prefix: str) -> Change[StateDict]:
     {'backbone.conv.weight': 1}
     """
     whole = prefix.removesuffix(".") + "."
+    if whole == ".":
+        raise EditError([f"{prefix!r} is no prefix to add"])
     return rekeyed(state_dict, {key: whole + key for key in state_dict})
 
 
@@ -185,18 +187,18 @@ def rename(
 
     An old name is a whole key or whole path components anywhere in keys; ``^`` binds it to the beginning, ``$`` to
     the end.  ``{n}`` stands for an integer component, and the new name may compute with it.  With ``regex`` the
-    old names are regular expressions that match whole keys, the new ones have their groups (``\\1``,
-    ``\\g<name>``) and compute with named groups (``{n+1}``).  Every key is renamed once: by all pairs that fit
-    different parts of it, or by the first regular expression.  Raises NothingMatched for a pair that no key answers
-    to, KeyCollision when two keys would become one, EditError for a pair that is not well formed.
+    old names are regular expressions that match whole keys (a string is parted at its last ``=``), the new ones
+    have their groups (``\\1``, ``\\g<name>``) and compute with named groups (``{n+1}``).  Every key is renamed once:
+    by all pairs that fit different parts of it, or by the first regular expression.  Raises NothingMatched for a pair
+    that no key answers to, KeyCollision when two keys would become one, EditError for a pair that is not well formed.
 
     >>> rename({"layers.0.gamma": 1, "layers.1.gamma": 2}, ["layers.{n}=blocks.{n+1}", "gamma=weight"])
     {'blocks.1.weight': 1, 'blocks.2.weight': 2}
     >>> rename({"fc.weight": 1}, {r"(.*)\\.weight": r"\\1.kernel"}, regex=True)
     {'fc.kernel': 1}
     """
-    rules = Rules(parse_pairs(pairs), regex=regex)
-    new = {key: rules.new_name(key) for key in state_dict}
+    rules = Rules(parse_pairs(pairs, regex=regex), regex=regex)
+    new = rules.new_names(state_dict)
     if rules.unused and not allow_unmatched:
         raise NothingMatched(rules.unused, what="rename", examples=state_dict)
     return rekeyed(state_dict, new, on_collision=on_collision)
@@ -357,9 +359,14 @@ def rename_versions(versions: Versions, renamed: Mapping[str, str]) -> Versions:
 def _moved_paths(old: str, new: str) -> Iterator[tuple[str, str]]:
     """Pairs of module paths that a renamed key tells: as long as the components behind them are the same.
 
-    The leaf itself may be renamed (gamma to weight): it names no module.
+    What both names begin with stays where it is.  The leaf itself may be renamed (gamma to weight): it names no
+    module.
     """
     olds, news = old.split(".")[:-1], new.split(".")[:-1]
+    shared = list(takewhile(lambda parts: parts[0] == parts[1], zip(olds, news, strict=False)))
+    if old != new and shared:
+        for depth in range(len(shared) + 1):
+            yield ".".join(olds[:depth]), ".".join(olds[:depth])
     yield ".".join(olds), ".".join(news)
     while olds and news and olds[-1] == news[-1]:
         olds.pop()

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .dtypes import DType
+from .errors import EditError
 from .tensors import Block, StoredTensor, Tensor
 
 if TYPE_CHECKING:
     import torch
 
 PIECE = 4 << 20  # bytes of input computed with at a time: large enough for torch, small enough for the caches
+
+_NO_NUMBERS = re.compile(r"bits\w+|float4\w+|bcomplex32|u?int[1-7]|qu?int\w+")
+
+
+def is_computable(dtype: DType) -> bool:
+    """Whether torch computes with a dtype; packed bits and the like it only stores."""
+    return not _NO_NUMBERS.fullmatch(dtype.name)
+
+
+def check_computable(key: str, dtype: DType) -> None:
+    """Raise EditError for a dtype that torch only stores."""
+    if not is_computable(dtype):
+        raise EditError([f"{key!r}: torch does not compute with {dtype}"])
 
 
 def elements(tensor: Tensor) -> Iterator[torch.Tensor]:

@@ -12,9 +12,10 @@ from .checkpoint import LeftOut
 from .errors import BrokenFile, NotACheckpoint, NothingMatched
 from .formats.contents import Contents
 from .opening import read
-from .selecting import Candidate, beside, candidates, describe
+from .selecting import Candidate, beside, candidates, without_lost
 from .selecting import select as select_state_dict
 from .tensors import StoredTensor, Tensor
+from .tree import Entry, describe, entries
 
 if TYPE_CHECKING:
     from .values import Stats
@@ -44,6 +45,7 @@ class Listing:
     notes: tuple[str, ...]
     checked: int | None = None  # bytes that a check read
     stats: Mapping[str, Stats] | None = None
+    objects: tuple[Entry, ...] = ()
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -64,20 +66,24 @@ def ls(
     select: str | None = None,
     check: bool = False,
     stats: bool = False,
+    all: bool = False,
+    salvage: bool = False,
 ) -> Listing:
     """List what a checkpoint holds; reads its index only.
 
     ``patterns`` are globs on keys; ``select`` the dotted path of one state_dict; ``check`` reads every byte and
-    compares the checksums that the container keeps; ``stats`` sums the values up.  Raises NothingMatched for a
-    pattern without a key, and what :func:`ckpt_surgeon.open` raises, except that several state_dicts are all listed.
+    compares the checksums that the container keeps; ``stats`` sums the values up; ``all`` also lists every object that
+    is no tensor, and takes files without any; ``salvage`` lists what is whole in a truncated file.  Raises
+    NothingMatched for a pattern without a key, and what :func:`ckpt_surgeon.open` raises, except that several
+    state_dicts are all listed.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"net": {"fc.bias": torch.zeros(3)}, "ema": {"fc.bias": torch.zeros(3)}}, "both.pth")
     >>> list(ckpt_surgeon.ls("both.pth").tensors)
     ['net.fc.bias', 'ema.fc.bias']
     """
-    contents = read(path)
-    found = _parts(contents, select)
+    contents = read(path, salvage=salvage)
+    found, lost = _parts(contents, select, may_be_empty=all)
     several = len(found) > 1
     tensors: dict[str, Tensor] = {}
     for candidate in found:
@@ -85,7 +91,7 @@ def ls(
             tensors[f"{candidate.path}.{key}" if several and candidate.path else key] = tensor
     shown = matching(tensors, list(patterns))
     paths = [candidate.path for candidate in found]
-    others = () if several and not all(paths) else tuple(_beside_all(contents.root, paths))
+    others = () if several and "" in paths else tuple(_beside_all(contents.root, paths))
     return Listing(
         contents.path,
         contents.container,
@@ -94,9 +100,10 @@ def ls(
         shown,
         others,
         contents.metadata,
-        contents.notes,
+        (*contents.notes, *lost),
         _check(shown) if check else None,
         _stats(shown) if stats else None,
+        tuple(entries(contents.root)) if all else (),
     )
 
 
@@ -106,16 +113,15 @@ def _stats(tensors: Mapping[str, Tensor]) -> Mapping[str, Stats]:
     return {key: stats(tensor) for key, tensor in tensors.items()}
 
 
-def _parts(contents: Contents, wanted: str | None) -> list[Candidate]:
+def _parts(contents: Contents, wanted: str | None, *, may_be_empty: bool) -> tuple[list[Candidate], list[str]]:
+    """The state_dicts to list, and notes on what they have lost."""
     if wanted is not None:
         chosen = select_state_dict(contents, wanted)
-        return [Candidate(chosen.selected, chosen.tensors, chosen.versions)]
-    found = candidates(contents)
-    if not found:
-        raise NotACheckpoint(
-            contents.path, f"holds no tensor ({describe(contents.root)})", "give the file that holds the weights"
-        )
-    return found
+        return [Candidate(chosen.selected, chosen.tensors, chosen.versions)], list(chosen.notes[len(contents.notes) :])
+    pairs = [without_lost(candidate) for candidate in candidates(contents)]
+    if not pairs and not may_be_empty:
+        raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", "see: ckpt ls --all")
+    return [candidate for candidate, _ in pairs], [note for _, notes in pairs for note in notes]
 
 
 def _part(candidate: Candidate) -> Part:

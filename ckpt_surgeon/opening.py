@@ -13,12 +13,13 @@ from .formats.contents import Contents
 from .selecting import select as select_state_dict
 
 
-def open(path: str | Path, *, select: str | None = None) -> Checkpoint:
+def open(path: str | Path, *, select: str | None = None, salvage: bool = False) -> Checkpoint:
     """Open any checkpoint as a lazy :class:`Checkpoint`; nothing in it is run and no tensor is read.
 
-    ``path`` is a file (torch zip, torch legacy, safetensors: told by content), an index of shards, or a folder;
-    ``select`` the dotted path of the state_dict where the file holds several.  Raises NotACheckpoint, BrokenFile,
-    FileError or SelectionError.
+    ``path`` is a file (told by content: torch zip or legacy, safetensors, TorchScript, pickle …), an index of
+    shards, or a folder; ``select`` the dotted path of the state_dict where the file holds several.  With ``salvage``
+    a truncated file gives the tensors that are whole; the notes name those that are lost.  Raises NotACheckpoint,
+    BrokenFile, FileError or SelectionError.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}, "epoch": 7}, "training.pth")
@@ -27,13 +28,13 @@ def open(path: str | Path, *, select: str | None = None) -> Checkpoint:
     ((2, 3), 'state_dict', 'epoch')
     """
     with _paused_collector():
-        return select_state_dict(read(path), select)
+        return select_state_dict(read(path, salvage=salvage), select)
 
 
-def read(path: str | Path) -> Contents:
+def read(path: str | Path, *, salvage: bool = False) -> Contents:
     """Everything a file holds, before a state_dict is selected."""
     with _paused_collector():
-        return formats.read(Path(path))
+        return formats.read(Path(path), salvage=salvage)
 
 
 @contextmanager

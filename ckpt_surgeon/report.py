@@ -13,6 +13,7 @@ from .diff import Diff, Mismatch
 from .edits import Change
 from .fold import fold
 from .listing import Listing
+from .scanning import Scan
 from .tensors import Storage, StoredTensor, Tensor
 from .writing import Plan, source_bytes
 
@@ -29,9 +30,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A plain table; numbers stand right.
 
     >>> print(table(["key", "bytes"], [["fc.bias", 40], ["fc.weight", 20480]]))
-    key        bytes
-    fc.bias       40
-    fc.weight  20480
+    key          bytes
+    fc.bias         40
+    fc.weight    20480
     """
     texts = [[str(cell) for cell in row] for row in rows]
     if not all("".join(row).isprintable() for row in texts):
@@ -42,10 +43,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
         align = ["right" if is_right else "left" for is_right in right]
         return tabulate(texts, list(headers), tablefmt="plain", disable_numparse=True, colalign=align)
-    columns = list(zip(headers, *texts, strict=True))
     form = "  ".join(
-        f"{{:{'>' if is_right else '<'}{max(map(len, column))}}}"
-        for column, is_right in zip(columns, right, strict=True)
+        f"{{:{'>' if is_right else '<'}{max(len(header) + 2, *map(len, column))}}}"  # as tabulate does
+        for header, column, is_right in zip(headers, zip(*texts, strict=True), right, strict=True)
     ).format
     return "\n".join(form(*row).rstrip() for row in [list(headers), *texts])
 
@@ -91,7 +91,9 @@ def percent(share: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """>>> plural(1, "key"), plural(22, "key")
+    """A count and its noun.
+
+    >>> plural(1, "key"), plural(22, "key")
     ('1 key', '22 keys')
     """
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
@@ -142,7 +144,12 @@ def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
         )
     if listing.checked is not None:
         lines.append(f"  checked: {size(listing.checked)} read, no damage found")
-    return "\n".join([*lines, "", _folded_rows(listing) if fold_rows else _rows(listing)])
+    if listing.tensors:
+        lines += ["", _folded_rows(listing) if fold_rows else _rows(listing)]
+    if listing.objects:
+        rows = ((one.path, one.kind, one.value) for one in listing.objects)
+        lines += ["", "no tensors:", table(["path", "class", "value"], rows)]
+    return "\n".join(lines)
 
 
 def slack_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -230,6 +237,7 @@ def listing_json(listing: Listing) -> str:
                 {"path": left.path, "what": left.what, "tensors": left.tensors, "bytes": left.nbytes}
                 for left in listing.beside
             ],
+            "objects": [{"path": one.path, "class": one.kind, "value": one.value} for one in listing.objects],
             "metadata": dict(listing.metadata),
             "notes": list(listing.notes),
             "tensors": tensors,
@@ -245,6 +253,23 @@ def _stats_json(one: Stats) -> dict[str, object]:
 
 def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=True)
+
+
+def scan_text(found: Scan) -> str:
+    """What ``ckpt scan`` prints."""
+    rows = [(one.name, one.verdict) for one in found.names]
+    lines = [f"{found.path}: {found.container}, {plural(len(found.names), 'name')} in its pickles"]
+    lines += ["", table(["name", "a full torch.load would"], rows)] if rows else []
+    verdict = f"{plural(len(found.suspects), 'name')} that are not plainly data" if found.suspects else "plainly data"
+    return "\n".join([*lines, "", f"{verdict} (a reader's report, not a malware scanner's)"])
+
+
+def scan_json(found: Scan) -> str:
+    """What ``ckpt scan --json`` prints."""
+    names = [{"name": one.name, "data": one.is_data, "verdict": one.verdict} for one in found.names]
+    return _json(
+        {"path": str(found.path), "container": found.container, "plainly_data": not found.suspects, "names": names}
+    )
 
 
 # -- diff
@@ -438,7 +463,7 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         what.append(plural(len(plan.files), "shard"))
     before, after = source_bytes(change.before), sum(file.path.stat().st_size for file in plan.files)
     lines = [f"wrote {plan.index or plan.out}: {', '.join(what)}, {size(before)} → {size(after)}"]
-    lines += [f"note: {note}" for note in (*change.notes, *remarks)]
+    lines += [f"note: {note}" for note in (*plan.checkpoint.notes, *change.notes, *remarks)]
     left = plan.checkpoint.left_out
     if left:
         names = ", ".join(visible(one.path) for one in left[:FEW]) + (" …" if len(left) > FEW else "")

@@ -6,6 +6,7 @@ state, counters and anything else.  The rules, in order:
 * optimizer and scheduler state is never taken for weights, by its shape (``state`` and ``param_groups``) or name;
 * entries with names that people give to models (``state_dict``, ``model``, ``net``, ``ema``, ``netG`` …) are
   candidates, each for itself; where there is one, its siblings are left out;
+* a module that was saved whole is the state_dict that it would give;
 * otherwise a dict with one dict of tensors in it is a wrapper, and a dict of several (``backbone``, ``head``) is one
   state_dict, with dotted keys.
 
@@ -21,12 +22,22 @@ from dataclasses import dataclass, field
 from .checkpoint import Checkpoint, LeftOut, Versions
 from .errors import NotACheckpoint, SelectionError, listed
 from .formats.contents import Contents
-from .formats.unpickle import Global, Object, Ordered, Value
-from .tensors import ComputedTensor, OpaqueTensor, StoredTensor, Tensor
+from .formats.torch_objects import LOST
+from .formats.unpickle import Object, Ordered, Value
+from .tensors import OpaqueTensor, Tensor
+from .tree import (
+    DEPTH,
+    TENSORS,
+    attributes,
+    children,
+    describe,
+    holds_tensors,
+    is_module,
+    module_state,
+    tensors_below,
+)
 
-DEPTH = 40  # how deep dicts may nest before they are taken for an accident
 DICTS = 1_000_000  # how many a state_dict may be made of; a small pickle can name one dict so often that it has more
-TENSORS = (StoredTensor, ComputedTensor, OpaqueTensor)
 
 _MODEL = re.compile(
     r"""(?:.*[_.-])?(?:model|module|net|network|state_?dict|weights|params|parameters|ema|swa|teacher|student
@@ -71,6 +82,18 @@ def candidates(contents: Contents) -> list[Candidate]:
     return [_flattened(contents, path, node) for path, node in _found(root, "", 0, set())]
 
 
+def without_lost(candidate: Candidate) -> tuple[Candidate, tuple[str, ...]]:
+    """A candidate without the tensors that a truncated file has lost, and a note that names them."""
+    lost = [
+        key for key, tensor in candidate.tensors.items() if isinstance(tensor, OpaqueTensor) and tensor.kind == LOST
+    ]
+    if not lost:
+        return candidate, ()
+    whole = {key: tensor for key, tensor in candidate.tensors.items() if key not in set(lost)}
+    note = f"lost, cut off or missing: {len(lost):,} of {len(candidate.tensors):,} tensors ({listed(lost)})"
+    return Candidate(candidate.path, whole, candidate.versions), (note,)
+
+
 def select(contents: Contents, wanted: str | None = None) -> Checkpoint:
     """The checkpoint of one candidate: the only one, or the one at the dotted path ``wanted``.
 
@@ -83,13 +106,14 @@ def select(contents: Contents, wanted: str | None = None) -> Checkpoint:
         found = candidates(contents)
         if not found:
             raise NotACheckpoint(
-                contents.path, f"holds no tensor ({describe(contents.root)})", "give the file that holds the weights"
+                contents.path, f"holds no tensor ({describe(contents.root)})", "see what it holds: ckpt ls --all"
             )
         if len(found) > 1:
             raise SelectionError(
                 contents.path, f"holds {len(found)} state_dicts", [candidate.label for candidate in found]
             )
         candidate = found[0]
+    candidate, lost = without_lost(candidate)
     return Checkpoint(
         candidate.tensors,
         path=contents.path,
@@ -98,14 +122,14 @@ def select(contents: Contents, wanted: str | None = None) -> Checkpoint:
         metadata=contents.metadata,
         versions=candidate.versions,
         left_out=tuple(beside(contents.root, candidate.path)),
-        notes=contents.notes,
+        notes=(*contents.notes, *lost),
     )
 
 
 def _at(contents: Contents, path: str) -> Candidate:
     node, rest = contents.root, path
     while rest:
-        for name, child in _children(node):
+        for name, child in children(node):
             if rest == name or rest.startswith(name + "."):
                 node, rest = child, rest[len(name) + 1 :]
                 break
@@ -123,42 +147,35 @@ def _at(contents: Contents, path: str) -> Candidate:
     return candidate
 
 
-def _children(node: Value) -> Iterator[tuple[str, Value]]:
-    if isinstance(node, dict):
-        yield from ((key if type(key) is str else str(key), value) for key, value in node.items())
-    elif isinstance(node, (list, tuple)):
-        yield from ((str(index), value) for index, value in enumerate(node))
-
-
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
 def is_training_state(name: str, node: Value) -> bool:
     """Whether an entry is state of the training (optimizer, scheduler, scaler …), by its name or shape."""
-    if isinstance(node, dict) and "param_groups" in node and "state" in node:
+    held = attributes(node) if isinstance(node, Object) else node
+    if isinstance(held, dict) and "param_groups" in held and "state" in held:
         return True
     return _TRAINING.search(name) is not None
 
 
-def _holds_tensors(node: Value) -> bool:
-    return next(_all_tensors(node), None) is not None
-
-
 def _found(node: Value, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Value]]:
     """The candidates below a node, by the rules of this module; what is there under two names is found once."""
-    if depth > DEPTH or id(node) in seen or (isinstance(node, dict) and is_training_state("", node)):
+    if depth > DEPTH or id(node) in seen or is_training_state("", node):
         return
     seen.add(id(node))
-    own = [name for name, child in _children(node) if isinstance(child, TENSORS)]
+    if is_module(node):
+        yield path, node
+        return
+    own = [name for name, child in children(node) if isinstance(child, TENSORS)]
     kids = [
         (name, child)
-        for name, child in _children(node)
-        if not isinstance(child, TENSORS) and not is_training_state(name, child) and _holds_tensors(child)
+        for name, child in children(node)
+        if not isinstance(child, TENSORS) and not is_training_state(name, child) and holds_tensors(child)
     ]
     weighty = any("." in name or name in ("weight", "bias") for name in own)
     models = [(name, child) for name, child in kids if _MODEL.fullmatch(name)]
-    dicts = [(name, child) for name, child in kids if isinstance(child, dict)]
+    dicts = [(name, child) for name, child in kids if isinstance(child, dict) or is_module(child)]
     if isinstance(node, (list, tuple)) and kids and not own:
         models = kids
     if models and not weighty:
@@ -188,17 +205,22 @@ def _flattened(contents: Contents, path: str, node: Value) -> Candidate:
 def _flatten(contents: Contents, flat: _Flat, node: Value, prefix: str, within: tuple[int, ...]) -> None:
     """Collect the tensors in nested dicts; a dict within itself (``within`` has the ids on the way) adds nothing."""
     flat.dicts += 1
+    if is_module(node):
+        flat.tensors |= {prefix + name: tensor for name, tensor in module_state(node).items()}
+        return
     if len(within) > DEPTH or flat.dicts > DICTS:
         raise SelectionError(contents.path, f"has dicts in dicts without end, as at {prefix[:80]!r}")
     if isinstance(node, Ordered) and isinstance(node.attributes, dict):
         _take_versions(flat, node.attributes.get("_metadata"), prefix)
-    for name, child in _children(node):
+    for name, child in children(node):
         key = prefix + name
         if isinstance(child, TENSORS):
             if key in flat.tensors:
                 raise SelectionError(contents.path, f"two tensors are called {key!r} once their keys are strings")
             flat.tensors[key] = child
-        elif isinstance(child, dict) and id(child) not in within and not is_training_state(name, child):
+        elif isinstance(child, (dict, Object)) and id(child) not in within and not is_training_state(name, child):
+            if isinstance(child, Object) and not is_module(child):
+                continue
             _flatten(contents, flat, child, key + ".", (*within, id(child)))
 
 
@@ -215,60 +237,38 @@ def _take_versions(flat: _Flat, saved: Value, prefix: str) -> None:
 def beside(root: Value, selected: str) -> Iterator[LeftOut]:
     """What a file holds beside the selected state_dict, level by level on the way to it."""
     node, path, rest = root, "", selected
-    while True:
+    while not is_module(node):
         following = None
-        for name, child in _children(node):
+        for name, child in children(node):
             here = _join(path, name)
             if rest and (rest == name or rest.startswith(name + ".")):
                 following = (child, here, rest[len(name) + 1 :])
             elif rest:
-                tensors = list(_all_tensors(child))
-                yield LeftOut(here, describe(child, name), len(tensors), sum(tensor.nbytes for tensor in tensors))
+                tensors = list(tensors_below(child))
+                yield LeftOut(
+                    here,
+                    describe(child, training=is_training_state(name, child)),
+                    len(tensors),
+                    sum(tensor.nbytes for tensor in tensors),
+                )
             elif isinstance(child, TENSORS):
                 continue
-            elif not (isinstance(child, dict) and _holds_tensors(child)):
-                yield LeftOut(here, describe(child, name))
+            elif not ((isinstance(child, dict) or is_module(child)) and holds_tensors(child)):
+                yield _left(here, name, child)
             elif is_training_state(name, child):
-                tensors = list(_all_tensors(child))
-                yield LeftOut(here, describe(child, name), len(tensors), sum(tensor.nbytes for tensor in tensors))
+                tensors = list(tensors_below(child))
+                yield LeftOut(
+                    here,
+                    describe(child, training=is_training_state(name, child)),
+                    len(tensors),
+                    sum(tensor.nbytes for tensor in tensors),
+                )
         if following is None:
             return
         node, path, rest = following
 
 
-def _all_tensors(node: Value) -> Iterator[Tensor]:
-    """The tensors below a node; each dict and list is entered once, since a pickle can make them hold themselves."""
-    seen: set[int] = set()
-    ahead = [node]
-    while ahead:
-        node = ahead.pop()
-        if isinstance(node, TENSORS):
-            yield node
-        elif isinstance(node, (dict, list, tuple)) and id(node) not in seen:
-            seen.add(id(node))
-            ahead.extend(reversed([child for _, child in _children(node)]))
-
-
-def describe(value: Value, name: str = "") -> str:
-    """What a value is, in a few words: numbers and strings are shown, objects named by their class."""
-    if value is None or isinstance(value, bool):
-        return str(value)
-    if isinstance(value, int):
-        return f"int {value}" if value.bit_length() < 256 else f"int of {value.bit_length():,} bits"
-    if isinstance(value, float):
-        return f"float {value:g}"
-    if isinstance(value, (str, bytes)):
-        return f"{type(value).__name__} {value[:40]!r}" + (" …" if len(value) > 40 else "")
-    if isinstance(value, TENSORS):
-        return f"tensor {value.dtype} {list(value.shape)}"
-    if isinstance(value, Object):
-        return f"object of class {value.class_name}"
-    if isinstance(value, Global):
-        return f"class {value}"
-    if isinstance(value, dict):
-        kind = "training state" if is_training_state(name, value) else "dict"
-        inside = [key for key in value if isinstance(key, str)]
-        return f"{kind} of {len(value):,}" + (f" ({listed(inside, 3)})" if inside else "")
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return f"{type(value).__name__} of {len(value):,}"
-    return type(value).__name__
+def _left(path: str, name: str, node: Value) -> LeftOut:
+    tensors = list(tensors_below(node))
+    what = describe(node, training=is_training_state(name, node))
+    return LeftOut(path, what, len(tensors), sum(tensor.nbytes for tensor in tensors))

@@ -98,6 +98,11 @@ class Storage:
     source: ComputedTensor | None = None  # makes the bytes when they are asked for
 
     @property
+    def is_lost(self) -> bool:
+        """Whether its bytes are nowhere: what a truncated file announces and does not have."""
+        return self.span is None and self.memory is None and self.source is None and self.nbytes > 0
+
+    @property
     def plain(self) -> ByteSpan | None:
         """The span, if its bytes can be copied as they are."""
         return None if self.deflated or self.big_endian else self.span
@@ -115,7 +120,7 @@ class Storage:
             yield from (bytes(memory[start : start + BLOCK]) for start in range(0, self.nbytes, BLOCK))
             return
         crc32 = 0
-        for block in _inflated(self.span, self.nbytes) if self.deflated else self.span.blocks():
+        for block in _uncut(_inflated(self.span, self.nbytes)) if self.deflated else self.span.blocks():
             crc32 = zlib.crc32(block, crc32)
             yield block
         if self.crc32 not in (None, crc32):
@@ -215,18 +220,21 @@ class StoredTensor:
         return True
 
     @property
-    def dense_span(self) -> ByteSpan | None:
-        """The one span that holds exactly this tensor's elements, in the order that ``stride`` tells."""
-        whole = self.storage.plain
-        if whole is None or self.conjugate or self.negative or not self.is_dense:
+    def in_place(self) -> StoredTensor | None:
+        """The elements in the order in which they lie, as one dimension, where they fill one span of the storage."""
+        if not self.is_dense:
             return None
-        start = whole.start + (self.offset * self.dtype.itemsize if self.nbytes else 0)
-        return ByteSpan(whole.path, start, start + self.nbytes)
+        offset = self.offset if self.nbytes else 0
+        return StoredTensor(self.dtype, (self.numel,), (1,), offset, self.storage, self.conjugate, self.negative)
 
     @property
     def span(self) -> ByteSpan | None:
         """The one span that holds exactly this tensor's elements in row-major order, or None."""
-        return self.dense_span if self.is_contiguous else None
+        whole = self.storage.plain
+        if whole is None or self.conjugate or self.negative or not self.is_contiguous:
+            return None
+        start = whole.start + (self.offset * self.dtype.itemsize if self.nbytes else 0)
+        return ByteSpan(whole.path, start, start + self.nbytes)
 
     @property
     def crc32(self) -> int | None:
@@ -299,7 +307,6 @@ class ComputedTensor:
 
     device = "cpu"
     span = None
-    dense_span = None
     crc32 = None
 
     @property
@@ -338,7 +345,6 @@ class OpaqueTensor:
     device: str = "cpu"
 
     span = None
-    dense_span = None
     crc32 = None
 
     @property
@@ -492,6 +498,19 @@ def _inflated(span: ByteSpan, nbytes: int) -> Iterator[bytes]:
         raise BrokenFile(span.path, f"a packed record unpacks to {nbytes - left:,} of its {nbytes:,} bytes")
     if tail:
         yield tail
+
+
+def _uncut(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces that cut no element, however wide, in two."""
+    rest = b""
+    for piece in pieces:
+        whole = rest + piece
+        end = len(whole) - len(whole) % 16
+        rest = whole[end:]
+        if end:
+            yield whole[:end]
+    if rest:
+        yield rest
 
 
 def _nothing() -> None:

@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint
 from .dtypes import DType
 from .dtypes import parse as parse_dtype
 from .edits import Change, Edit, Patterns, edit, listed_patterns, matching, rebuilt, rename_versions, versions_of
-from .elements import elements, raw_bytes
+from .elements import check_computable, elements, raw_bytes
 from .errors import EditError, KeyCollision, NothingMatched
 from .tensors import Block, ComputedTensor, OpaqueTensor, Outcome, Tensor, outcomes
 from .views import axis_of, concatenated, filled, interleaved, parts_of, reshaped, restrided, sliced, viewed
@@ -88,9 +88,9 @@ def cast(
     """Convert floating-point tensors to another dtype (``bf16``, ``fp16``, ``float32`` …).
 
     ``only`` and ``except_`` are globs on keys.  Integer and bool tensors are left alone without ``integers``; for
-    float16 so are BatchNorm's running statistics without ``statistics``.  Values that become inf are an error
-    naming every tensor, unless ``allow_inf``; those that flush to zero are counted in a note.  An integer dtype takes
-    only values that it holds exactly.
+    float16 so are BatchNorm's running statistics without ``statistics``.  Values that become inf, or are too large
+    for a dtype without inf, are an error naming every tensor, unless ``allow_inf``; those that flush to zero are
+    counted in a note.  Integers, and the powers of two of float8_e8m0fnu, have to be exact.
 
     >>> import torch
     >>> state = {"fc.weight": torch.ones(2), "bn.running_var": torch.ones(2), "steps": torch.tensor(3)}
@@ -111,12 +111,14 @@ def cast(
         if wanted.name == "float16" and key.rpartition(".")[2] in STATISTICS and not statistics:
             left["statistics"] += 1
             return tensor
+        check_computable(key, tensor.dtype)
+        check_computable(key, wanted)
         if tensor.dtype.is_complex and not wanted.is_complex:
             raise EditError([f"{key!r} is {tensor.dtype}, casting it to {wanted} would lose its imaginary part"])
         return _cast(key, tensor, wanted, allow_inf=allow_inf)
 
-    notes: list[str] = []
-    change = _each(state_dict, chosen, convert, notes)
+    change = _each(state_dict, chosen, convert)
+    notes = list(change.notes)
     if left["integers"]:
         notes.append(f"{left['integers']:,} integer or bool tensors keep their dtype")
     if left["statistics"]:
@@ -133,6 +135,7 @@ def _dtype(spelling: str) -> DType:
 
 def _cast(key: str, tensor: Tensor, wanted: DType, *, allow_inf: bool) -> ComputedTensor:
     outcome = Outcome()
+    exact = wanted.name == "float8_e8m0fnu" or not (wanted.is_floating or wanted.is_complex)
 
     def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
         import torch
@@ -141,32 +144,38 @@ def _cast(key: str, tensor: Tensor, wanted: DType, *, allow_inf: bool) -> Comput
         infinite = flushed = inexact = 0
         for piece in elements(inputs[0]):
             made = piece.to(dtype)
-            if wanted.is_floating:
-                infinite += _newly_infinite(piece, made)
-                flushed += _newly_zero(piece, made)
-            elif not wanted.is_complex:
+            if exact:
                 inexact += int((made.to(piece.dtype) != piece).sum())
+            else:
+                infinite += _newly_infinite(piece, made, wanted)
+                flushed += _newly_zero(piece, made)
             yield raw_bytes(made)
+        became = f"became inf in {wanted}" if _has_inf(wanted) else f"were too large for {wanted}"
         if infinite and not allow_inf:
-            outcome.problem = f"{key!r}: {infinite:,} values become inf in {wanted} (--allow-inf accepts that)"
+            outcome.problem = f"{key!r}: {infinite:,} values {became} (--allow-inf accepts that)"
         if inexact:
             outcome.problem = f"{key!r}: {inexact:,} values are not exact in {wanted}"
-        said = [f"{infinite:,} values became inf"] * bool(infinite) + [f"{flushed:,} flushed to zero"] * bool(flushed)
+        said = [f"{infinite:,} values {became}"] * bool(infinite) + [f"{flushed:,} flushed to zero"] * bool(flushed)
         outcome.note = f"{key}: {', '.join(said)}" if said else ""
 
     return ComputedTensor(wanted, tensor.shape, (tensor,), make, outcome)
 
 
-def _newly_infinite(before: torch.Tensor, after: torch.Tensor) -> int:
-    """How many finite values became inf; one pass where the extremes show that none can have."""
+def _has_inf(dtype: DType) -> bool:
+    return not dtype.name.endswith(("fn", "fnuz"))
+
+
+def _newly_infinite(before: torch.Tensor, after: torch.Tensor, wanted: DType) -> int:
+    """How many values were too large: they became inf, or in an 8-bit float without it NaN or the greatest number."""
     import torch
 
-    if not before.dtype.is_floating_point or after.dtype.itemsize >= before.dtype.itemsize > 2 or not before.numel():
-        return 0
-    if before.dtype.itemsize >= 2 and not torch.isinf(after).any():
-        return 0
-    wide = before.float() if before.dtype.itemsize == 1 else before
-    return int((torch.isinf(after.float()) & torch.isfinite(wide)).sum())
+    if wanted.itemsize > 1:
+        if not torch.isinf(after).any():  # one pass that most often tells enough
+            return 0
+        return int((~torch.isfinite(after) & torch.isfinite(_wide(before))).sum())
+    source, known = before.double(), torch.finfo(after.dtype)
+    lost = ~torch.isfinite(after.float()) | (source.abs() > known.max * (1 + known.eps / 2))
+    return int((lost & (torch.isfinite(source) if _has_inf(wanted) else ~torch.isnan(source))).sum())
 
 
 def _newly_zero(before: torch.Tensor, after: torch.Tensor) -> int:
@@ -174,12 +183,13 @@ def _newly_zero(before: torch.Tensor, after: torch.Tensor) -> int:
 
     if not before.dtype.is_floating_point or after.dtype.itemsize > before.dtype.itemsize:
         return 0
-    wide = after.float() if after.dtype.itemsize == 1 else after
-    zeros = after.numel() - int(torch.count_nonzero(wide))
-    if not zeros:
-        return 0
-    source = before.float() if before.dtype.itemsize == 1 else before
-    return zeros - (before.numel() - int(torch.count_nonzero(source)))
+    zeros = after.numel() - int(torch.count_nonzero(_wide(after)))
+    return zeros and zeros - (before.numel() - int(torch.count_nonzero(_wide(before))))
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """8-bit floats as ones that torch can look into."""
+    return values.float() if values.dtype.is_floating_point and values.dtype.itemsize == 1 else values
 
 
 @value_edit
@@ -194,10 +204,11 @@ def scale(state_dict: Checkpoint, patterns: Patterns, factor: float) -> Change[C
     def scaled(key: str, tensor: Tensor) -> Tensor:
         if not (tensor.dtype.is_floating or tensor.dtype.is_complex):
             raise EditError([f"{key!r} is {tensor.dtype}, only floating-point tensors are scaled"])
+        check_computable(key, tensor.dtype)
 
         def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
             for piece in elements(inputs[0]):
-                yield raw_bytes(piece * factor)
+                yield raw_bytes((_wide(piece) * factor).to(piece.dtype))
 
         return ComputedTensor(tensor.dtype, tensor.shape, (tensor,), make)
 
@@ -274,8 +285,11 @@ def pad(
         axis = axis_of(key, tensor, dim)
         if before < 0 or after < 0:
             raise EditError([f"{key!r} cannot be padded by {before} and {after} indices; to cut, use slice"])
+        check_computable(key, tensor.dtype)
+        if not (tensor.dtype.is_floating or tensor.dtype.is_complex or float(value).is_integer()):
+            raise EditError([f"{key!r} is {tensor.dtype} and cannot be padded with {value}"])
         parts = [filled(tensor, axis, before, value), tensor, filled(tensor, axis, after, value)]
-        return concatenated([part for part in parts if part.shape[axis]], axis)
+        return concatenated([part for part in parts if part.shape[axis]] or [tensor], axis)
 
     return _each(state_dict, matching(state_dict, patterns), padded)
 
@@ -341,6 +355,8 @@ def split(
         try:
             parts = parts_of(key, state_dict[key], dim, len(into), sizes, groups)
             names = [_substituted(template, bound) for template in into]
+            if len(set(names)) < len(names):
+                raise EditError([f"{key!r} would be split into parts of one name: {', '.join(names)}"])
             sets.append(((key,), dict(zip(names, parts, strict=True))))
         except EditError as error:
             problems += error.problems
@@ -368,7 +384,17 @@ def fold(state_dict: Checkpoint, patterns: Patterns = "*", *, allow_unmatched: b
     chosen = matching([one.key for one in found], patterns, allow_unmatched=True)
     if not chosen and not allow_unmatched:
         raise NothingMatched(listed_patterns(patterns), what="reparametrised weight", examples=state_dict)
-    return _regrouped(state_dict, [(one.keys, {one.key: one.plain}) for one in found if one.key in chosen])
+    problems: list[str] = []
+    sets: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
+    for one in found:
+        try:
+            if one.key in chosen:
+                sets.append((one.keys, {one.key: one.plain()}))
+        except EditError as error:
+            problems += error.problems
+    if problems:
+        raise EditError(problems)
+    return _regrouped(state_dict, sets)
 
 
 # -- what they are made of
@@ -378,7 +404,6 @@ def _each(
     state_dict: Checkpoint,
     keys: Iterable[str],
     convert: Callable[[str, Tensor], Tensor],
-    notes: list[str] | None = None,
 ) -> Change[Checkpoint]:
     """Convert the tensors of some keys; tied ones once, so that they stay tied.  All problems at once."""
     chosen = set(keys)
@@ -399,12 +424,12 @@ def _each(
             problems += error.problems
     if problems:
         raise EditError(problems)
-    untied = [key for key, tensor in state_dict.items() if key not in chosen and tensor.tie in made]
-    if untied and notes is not None:
-        notes.append(f"{len(untied):,} keys are no longer tied to one that was edited: {', '.join(untied[:3])}")
+    parted = {tie for tie, tensor in made.items() if tensor.tie != tie}
+    untied = [key for key, tensor in state_dict.items() if key not in chosen and tensor.tie in parted]
+    said = [f"{len(untied):,} keys are no longer tied to one that was edited: {', '.join(untied[:3])}"] * bool(untied)
     origins = {key: (key,) for key in tensors}
     result = state_dict.with_tensors(tensors, state_dict.versions)
-    return Change(state_dict, result, origins, tuple(notes or ()))
+    return Change(state_dict, result, origins, tuple(said))
 
 
 def _regrouped(

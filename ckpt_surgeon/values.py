@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint
-from .elements import elements
+from .elements import elements, is_computable
 from .errors import EditError
 from .opening import open as open_checkpoint
 from .tensors import Block, OpaqueTensor, Tensor
@@ -154,6 +154,9 @@ def _measured(key: str, ours: Tensor, theirs: Tensor) -> Changed:
     if ours.shape != theirs.shape:
         why = f"shape {list(ours.shape)} and {list(theirs.shape)}"
         return Changed(key, math.inf, math.inf, 0.0, (0, 0), (0, 0), why)
+    if not is_computable(ours.dtype) or not is_computable(theirs.dtype):
+        why = f"dtype {ours.dtype} and {theirs.dtype}, which torch does not compute with"
+        return Changed(key, math.inf, math.inf, 0.0, (0, 0), (0, 0), why)
     import torch
 
     greatest = difference = mine = other = product = 0.0
@@ -168,6 +171,8 @@ def _measured(key: str, ours: Tensor, theirs: Tensor) -> Changed:
             a, b = a[finite], b[finite]
         if a.numel():
             gap = a - b
+            if not one.dtype.is_floating_point and one.dtype == two.dtype and not one.dtype.is_complex:
+                gap = torch.where((gap == 0) & (one != two), 1.0, gap)  # 64-bit integers that float64 takes for one
             greatest = max(greatest, float(gap.abs().max()))
             difference += float(gap.dot(gap))
             mine, other, product = mine + float(a.dot(a)), other + float(b.dot(b)), product + float(a.dot(b))
@@ -259,12 +264,16 @@ class Stats:
 def stats(tensor: Tensor) -> Stats:
     """Sum up one tensor, streaming; complex numbers by their magnitudes.
 
+    All measures are NaN where there are no numbers to sum up (no elements, a sparse tensor, packed bits).
+
     >>> import torch
     >>> from ckpt_surgeon import from_torch
     >>> found = stats(from_torch({"w": torch.tensor([1.0, 3.0, float("nan")])})["w"])
     >>> found.mean, found.std, found.nan
     (2.0, 1.0, 1)
     """
+    if isinstance(tensor, OpaqueTensor) or not is_computable(tensor.dtype):
+        return Stats(math.nan, math.nan, math.nan, math.nan, 0, 0, False)
     import torch
 
     count = nan = inf = nonzero = 0

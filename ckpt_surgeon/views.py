@@ -60,7 +60,10 @@ def filled(like: Tensor, axis: int, size: int, value: float) -> ComputedTensor:
         import torch
 
         left = prod(shape)
-        one = torch.full((min(left, BLOCK // like.dtype.itemsize),), value, dtype=torch_dtype(like))
+        try:
+            one = torch.full((min(left, BLOCK // like.dtype.itemsize),), value, dtype=torch_dtype(like))
+        except RuntimeError as error:
+            raise EditError([f"{like.dtype} has no {value}"]) from error
         while left:
             yield from pieces(one[:left])
             left -= min(left, len(one))
@@ -132,10 +135,10 @@ def parts_of(key: str, tensor: Tensor, dim: int, count: int, sizes: Sequence[int
     """The parts of a fused tensor along ``dim``."""
     axis = axis_of(key, tensor, dim)
     length = tensor.shape[axis]
-    if sizes and len(sizes) != count:
+    if not count or (sizes and len(sizes) != count):
         raise EditError([f"{len(sizes)} sizes for {count} parts of {key!r}"])
     wanted = list(sizes) or [length // count] * count
-    if sum(wanted) != length or groups < 1 or any(size % groups for size in wanted):
+    if sum(wanted) != length or groups < 1 or any(size < 0 or size % groups for size in wanted):
         asked = f"{' + '.join(map(str, wanted))} in {groups} groups"
         raise EditError([f"{key!r} has {length:,} indices in dimension {dim}, not {asked}"])
     view = grouped(tensor, axis, groups)

@@ -21,6 +21,7 @@ COMMANDS = {
     "ls": "looking",
     "diff": "looking",
     "hash": "looking",
+    "scan": "looking",
     "strip-prefix": "editing",
     "add-prefix": "editing",
     "rename": "editing",

@@ -11,8 +11,7 @@ import click
 
 from .. import edits, recipe
 from ..errors import FileError
-from ..opening import open as open_checkpoint
-from .options import OUT, SOURCE, output, output_options
+from .options import OUT, SOURCE, opened, output, output_options
 
 # What a new user can paste, after `ckpt NAME `.
 EXAMPLES = {
@@ -121,12 +120,12 @@ def _command(name: str) -> click.Command:
         others.insert(0, click.Option(["--from", "from_file"], type=click.Path(path_type=Path), metavar="FILE",
                                       help="Read more of them from a file, one a line."))  # fmt: skip
 
-    def run(source: Path, select: str | None, from_file: Path | None = None, **values: object) -> None:
-        written = output(values)
+    def run(from_file: Path | None = None, **values: object) -> None:
+        written, checkpoint = output(values), opened(values)
         if from_file is not None:
             _extend(values, from_file)
         step = recipe.step(name, **{key: value for key, value in values.items() if value not in (None, ())})
-        written.write(step.plan(open_checkpoint(source, select=select)))
+        written.write(step.plan(checkpoint))
 
     shown = "\n".join(f"  ckpt {name.replace('_', '-')} {example}" for example in EXAMPLES[name])
     return click.Command(
@@ -159,9 +158,8 @@ def _summary(found: Callable[..., object]) -> str:
 
 
 def _convert() -> click.Command:
-    def run(source: Path, select: str | None, **values: object) -> None:
-        written = output(values)
-        checkpoint = open_checkpoint(source, select=select)
+    def run(**values: object) -> None:
+        written, checkpoint = output(values), opened(values)
         written.write(edits.rekeyed(checkpoint, {key: key for key in checkpoint}))
 
     text = """Write any checkpoint as .pth or .safetensors, by OUT's extension; only the weights, all on the cpu.

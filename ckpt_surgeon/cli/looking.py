@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 @click.option("--fold", "fold_rows", is_flag=True, help="One line for keys that follow a pattern.")
 @click.option("--stats", "with_stats", is_flag=True, help="Read the values: mean, std, min, max, NaN, inf, all zero.")
 @click.option("--check", is_flag=True, help="Read every byte and compare the checksums.")
+@click.option("--all", "with_all", is_flag=True, help="Also list every object that is no tensor.")
+@click.option("--salvage", is_flag=True, help="List the tensors that are whole in a truncated file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls(
     path: Path,
@@ -34,6 +36,8 @@ def ls(
     fold_rows: bool,
     with_stats: bool,
     check: bool,
+    with_all: bool,
+    salvage: bool,
     as_json: bool,
 ) -> None:
     """Show what a checkpoint is and holds: container, nesting, tensors, and what else is inside.
@@ -48,7 +52,9 @@ def ls(
     """
     if fold_rows and with_stats:
         raise click.UsageError("--fold and --stats exclude each other")
-    listing = list_checkpoint(path, patterns, select=select, check=check, stats=with_stats)
+    listing = list_checkpoint(
+        path, patterns, select=select, check=check, stats=with_stats, all=with_all, salvage=salvage
+    )
     click.echo(report.listing_json(listing) if as_json else report.listing_text(listing, fold_rows=fold_rows))
 
 
@@ -162,7 +168,30 @@ def hash(path: Path, select: str | None, as_json: bool, quiet: bool) -> None:
         click.echo(report.hashes_json(found) if as_json else report.hashes_text(found))
 
 
+@click.command(short_help="List the names that a pickle mentions.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def scan(context: click.Context, path: Path, as_json: bool) -> None:
+    """List every class and function that the file's pickles name, and what a full torch.load would do with it.
+
+    ckpt itself never imports or calls any of them.  This is a reader's report, not a malware scanner: it says what is
+    named, not what that does.
+
+    Exit status: 0 when all of it is plainly data, 1 when not, 2 on trouble.
+
+    \b
+    Example:
+      ckpt scan downloaded.pth
+    """
+    from ..scanning import scan as scan_checkpoint
+
+    found = scan_checkpoint(path)
+    click.echo(report.scan_json(found) if as_json else report.scan_text(found))
+    context.exit(1 if found.suspects else 0)
+
+
 for _command in (ls, diff, hash):
     _command.params.append(SELECT)
 
-COMMANDS = {"ls": ls, "diff": diff, "hash": hash}
+COMMANDS = {"ls": ls, "diff": diff, "hash": hash, "scan": scan}

@@ -15,6 +15,7 @@ import click
 from .. import report, writing
 from ..checkpoint import Checkpoint
 from ..edits import Change
+from ..opening import open as open_checkpoint
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
@@ -72,6 +73,7 @@ def output_options() -> list[click.Option]:
     """The options of every command that writes; :func:`output` takes their values."""
     return [
         SELECT,
+        click.Option(["--salvage"], is_flag=True, help="Take the tensors that are whole in a truncated file."),
         click.Option(["--dry-run", "-n"], is_flag=True, help="Print what would be written, write nothing."),
         click.Option(["--force", "-f"], is_flag=True, help="Replace an existing OUT; OUT may be IN."),
         click.Option(
@@ -85,6 +87,12 @@ def output(values: dict[str, object]) -> Output:
     """Take the values of :func:`output_options` out of a command's parameters."""
     taken = {name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "quiet")}
     return Output(**taken)  # type: ignore[arg-type]
+
+
+def opened(values: dict[str, object]) -> Checkpoint:
+    """Open what a command's IN, --select and --salvage name, and take them out of its parameters."""
+    taken = {name: values.pop(name) for name in ("source", "select", "salvage")}
+    return open_checkpoint(taken["source"], select=taken["select"], salvage=taken["salvage"])  # type: ignore[arg-type]
 
 
 @contextmanager

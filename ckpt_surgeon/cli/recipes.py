@@ -96,7 +96,9 @@ class _Ordered(click.Command):
         return rest
 
 
-def _edit(source: Path, select: str | None, order: list[str], no_provenance: bool, **values: object) -> None:
+def _edit(
+    source: Path, select: str | None, salvage: bool, order: list[str], no_provenance: bool, **values: object
+) -> None:
     written = output(values)
     steps = []
     waiting = {option: list(_given(values[_parameter(option)])) for option in dict.fromkeys(order)}
@@ -105,7 +107,9 @@ def _edit(source: Path, select: str | None, order: list[str], no_provenance: boo
     if not steps:
         raise click.UsageError("no edit was asked for; to change the container alone, use: ckpt convert")
     recipe = Recipe(tuple(steps))
-    written.write(recipe.plan(open_checkpoint(source, select=select)), metadata=_noted(recipe, no_provenance))
+    written.write(
+        recipe.plan(open_checkpoint(source, select=select, salvage=salvage)), metadata=_noted(recipe, no_provenance)
+    )
 
 
 def _given(value: object) -> list[str]:
@@ -150,10 +154,14 @@ Example:
 )
 
 
-def _apply(recipe: Path, source: Path, select: str | None, no_provenance: bool, **values: object) -> None:
+def _apply(
+    recipe: Path, source: Path, select: str | None, salvage: bool, no_provenance: bool, **values: object
+) -> None:
     written = output(values)
     loaded = Recipe.load(recipe)
-    written.write(loaded.plan(open_checkpoint(source, select=select)), metadata=_noted(loaded, no_provenance))
+    written.write(
+        loaded.plan(open_checkpoint(source, select=select, salvage=salvage)), metadata=_noted(loaded, no_provenance)
+    )
 
 
 RECIPE = click.Argument(["recipe"], type=click.Path(path_type=Path))

@@ -13,7 +13,19 @@ from typing import Protocol
 
 from ..errors import FileError, NotACheckpoint
 from ..tensors import Tensor
-from . import foreign, safetensors, sharded, torch_legacy, torch_zip
+from . import (
+    foreign,
+    plain_pickle,
+    safetensors,
+    sharded,
+    torch_export,
+    torch_legacy,
+    torch_package,
+    torch_tar,
+    torch_zip,
+    torchscript,
+    zip_archive,
+)
 from .contents import Contents
 from .sink import Sink
 from .unpickle import Value
@@ -40,20 +52,42 @@ class Writer(Protocol):
     ) -> None: ...
 
 
-READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Contents]], ...] = (
-    (torch_zip.matches, torch_zip.read),
+class Reader(Protocol):
+    """Reads one container."""
+
+    def __call__(self, path: Path, *, salvage: bool = False) -> Contents: ...
+
+
+READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
+    (zip_archive.matches, lambda path, salvage=False: read_zip(path, salvage=salvage)),
     (safetensors.matches, safetensors.read),
     (torch_legacy.matches, torch_legacy.read),
-    (sharded.matches, lambda path: sharded.read(path, read)),
+    (sharded.matches, lambda path, salvage=False: sharded.read(path, read, salvage=salvage)),
+    (torch_tar.matches, torch_tar.read),
+    (plain_pickle.matches, plain_pickle.read),
 )
+
+
+class ZipKind(Protocol):
+    """What a module offers that reads one kind of zip."""
+
+    def holds(self, archive: zip_archive.Archive) -> bool: ...
+
+    def read(self, archive: zip_archive.Archive, *, salvage: bool = False) -> Contents: ...
+
+
+# What a zip may be, told by its members.
+ZIPS: tuple[ZipKind, ...] = (torch_export, torchscript, torch_package, torch_zip)
 
 WRITERS: dict[str, Writer] = {suffix: writer for writer in (torch_zip, safetensors) for suffix in writer.SUFFIXES}
 
 
-def read(path: Path) -> Contents:
+def read(path: Path, *, salvage: bool = False) -> Contents:
     """Read what a file or folder holds: its index only, no tensor.
 
-    Raises NotACheckpoint (it is something else), BrokenFile (it is damaged), FileError (it cannot be opened).
+    With ``salvage`` a truncated file is read as far as it goes; tensors that are cut off are opaque ones of kind
+    "lost".  Raises NotACheckpoint (it is something else), BrokenFile (it is damaged), FileError (it cannot be
+    opened).
     """
     try:
         if path.is_dir():
@@ -64,8 +98,24 @@ def read(path: Path) -> Contents:
         raise _unopened(path, error) from error
     for matches, reader in READERS:
         if matches(head):
-            return reader(path)
+            return reader(path, salvage=salvage)
     raise foreign.refuse(path, head)
+
+
+def read_zip(path: Path, *, salvage: bool = False) -> Contents:
+    """Read a zip of one of torch's kinds.  Raises NotACheckpoint for any other zip, BrokenFile."""
+    try:
+        archive = zip_archive.read_archive(path)
+    except zip_archive.Truncated as error:
+        archive = zip_archive.scan_archive(path)
+        if not salvage:
+            raise torch_zip.truncated(archive, error) from error
+        if not torch_zip.holds(archive):
+            raise
+    for kind in ZIPS:
+        if kind.holds(archive):
+            return kind.read(archive, salvage=salvage)
+    raise foreign.refuse_zip(path, list(archive.members))
 
 
 def _unopened(path: Path, error: OSError) -> FileError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .unpickle import Value
+from .unpickle import Global, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Contents:
     """The object tree of one checkpoint: dicts, lists and tuples whose leaves are tensors and anything else.
 
     ``container`` is the name of the format as people say it; ``metadata`` the free text that safetensors keeps.
-    ``notes`` are remarks on the file that ``ckpt ls`` passes on.
+    ``notes`` are remarks on the file that ``ckpt ls`` passes on; ``globals`` every name that its pickles mention.
     """
 
     path: Path
@@ -22,3 +22,4 @@ class Contents:
     root: Value
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    globals: tuple[Global, ...] = ()

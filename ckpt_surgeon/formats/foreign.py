@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..errors import NotACheckpoint
+from ..errors import NotACheckpoint, listed
 
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"GGUF", "is a GGUF file (llama.cpp)", "convert it with llama.cpp's or transformers' own tools"),
@@ -21,8 +21,11 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\xff\xd8\xff", "is a JPEG picture", "fetch the checkpoint itself"),
     (b"\x7fELF", "is a program", "fetch the checkpoint itself"),
     (b"\x93NUMPY", "is a NumPy array (.npy)", "load it with numpy.load"),
-    (b"\x08", "may be an ONNX model", "open it with onnx.load"),
+    (b"\x08", "is an ONNX model", "open it with onnx.load"),
+    (b"\n", "may be a TensorFlow graph (.pb)", "open it with tensorflow"),
 )
+_MSGPACK = re.compile(rb"[\x81-\x8f][\xa1-\xbf][\w/ ]+")  # a small map whose first key is a short string
+_PROTOBUF = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x3a]|\n[\x05-\xff][\x01\x02]?\n", re.DOTALL)
 _LFS = b"version https://git-lfs"
 
 
@@ -39,12 +42,26 @@ def refuse(path: Path, head: bytes) -> NotACheckpoint:
         return NotACheckpoint(path, "is an HTML page", "the download met a login or quota page: fetch the file itself")
     if start.startswith((b"<?xml", b"<error")):
         return NotACheckpoint(path, "is an XML page", "the download met an error page: fetch the file itself")
-    if head[:1] == b"\x08" and b"onnx" not in head.lower() and b"pytorch" not in head.lower():
+    if head[4:8] == b"TFL3":
+        return NotACheckpoint(path, "is a TensorFlow Lite model", "open it with tensorflow")
+    if _MSGPACK.match(head):
+        return NotACheckpoint(path, "is a msgpack file (Flax)", "open it with flax.serialization.msgpack_restore")
+    if not _PROTOBUF.match(head) and head[:1] in b"\x08\n":
         return _unknown(path, head)
     for magic, what, remedy in _SIGNATURES:
         if head.startswith(magic):
             return NotACheckpoint(path, what, remedy)
     return _unknown(path, head)
+
+
+def refuse_zip(path: Path, names: list[str]) -> NotACheckpoint:
+    """The error for a zip that is none of torch's."""
+    if "model.weights.h5" in names:
+        return NotACheckpoint(path, "is a Keras archive (.keras)", "open it with keras")
+    if any(name.endswith(".npy") for name in names):
+        return NotACheckpoint(path, "is a NumPy archive (.npz)", "open it with numpy.load")
+    shown = listed(names, 3) if names else "nothing"
+    return NotACheckpoint(path, f"is a zip, but no checkpoint: it has no data.pkl (it holds {shown})", "unpack it")
 
 
 def _unknown(path: Path, head: bytes) -> NotACheckpoint:

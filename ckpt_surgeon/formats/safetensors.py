@@ -19,8 +19,9 @@ from ..errors import BrokenFile, EditError
 from ..tensors import ByteSpan, OpaqueTensor, Storage, StoredTensor, Tensor, row_major
 from .contents import Contents
 from .sink import Sink
+from .torch_objects import LOST
 from .unpickle import Value
-from .zip_archive import PAGE, PAGE_WORTH
+from .zip_archive import PAGE, PAGE_WORTH, TRUNCATED
 
 CONTAINER = "safetensors"
 SUFFIXES = (".safetensors",)
@@ -38,8 +39,11 @@ def matches(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT
 
 
-def read(path: Path) -> Contents:
-    """Read and verify a header.  Raises BrokenFile naming the rule of the format that is broken."""
+def read(path: Path, *, salvage: bool = False) -> Contents:
+    """Read and verify a header; with ``salvage``, elements may be cut off.
+
+    Raises BrokenFile naming the rule of the format that is broken.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         (length,) = _LENGTH.unpack(file.read(8))
@@ -55,8 +59,9 @@ def read(path: Path) -> Contents:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise BrokenFile(path, "its __metadata__ is not a map from string to string")
     entries = [_entry(path, key, value) for key, value in header.items()]
-    _check_layout(path, entries, size - 8 - length)
-    tensors = {entry.key: _tensor(path, entry, 8 + length) for entry in entries}
+    end = max((entry.stop for entry in entries), default=0)
+    _check_layout(path, entries, max(end, size - 8 - length) if salvage else size - 8 - length)
+    tensors = {entry.key: _tensor(path, entry, 8 + length, size) for entry in entries}
     return Contents(path, CONTAINER, tensors, {str(key): value for key, value in metadata.items()})
 
 
@@ -116,7 +121,7 @@ def _check_layout(path: Path, entries: list[_Entry], data: int) -> None:
             raise BrokenFile(
                 path,
                 f"is truncated: tensor {entry.key!r} should end at data byte {entry.stop:,} of {data:,}",
-                "fetch it again and compare its size with the original's",
+                TRUNCATED,
             )
         if entry.start != at:
             what = "overlap" if entry.start < at else f"leave a gap of {entry.start - at:,} bytes"
@@ -126,7 +131,9 @@ def _check_layout(path: Path, entries: list[_Entry], data: int) -> None:
         raise BrokenFile(path, f"has {data - at:,} bytes after its last tensor")
 
 
-def _tensor(path: Path, entry: _Entry, base: int) -> StoredTensor:
+def _tensor(path: Path, entry: _Entry, base: int, size: int) -> StoredTensor | OpaqueTensor:
+    if base + entry.stop > size:
+        return OpaqueTensor(LOST, BY_CODE[entry.code], entry.shape)
     storage = Storage(ByteSpan(path, base + entry.start, base + entry.stop), entry.stop - entry.start)
     return StoredTensor(BY_CODE[entry.code], entry.shape, row_major(entry.shape), 0, storage)
 

@@ -9,19 +9,26 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
+from ..dtypes import BY_NAME
 from ..errors import BrokenFile, NotACheckpoint, listed
 from ..tensors import OpaqueTensor, StoredTensor
 from .contents import Contents
-from .unpickle import Ordered, Value
+from .torch_objects import LOST
+from .unpickle import Global, Ordered, Value
 
 SUFFIX = ".index.json"
 _PREFERRED = ("model.safetensors", "pytorch_model.bin")
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
-Reader = Callable[[Path], Contents]
+
+class Reader(Protocol):
+    """Reads one shard."""
+
+    def __call__(self, path: Path, *, salvage: bool = False) -> Contents: ...
 
 
 def matches(head: bytes) -> bool:
@@ -52,8 +59,8 @@ def find(folder: Path) -> Path:
     raise NotACheckpoint(folder, "is a directory without a checkpoint", "name the file")
 
 
-def read(path: Path, read_shard: Reader) -> Contents:
-    """Read an index and the headers of its shards.
+def read(path: Path, read_shard: Reader, *, salvage: bool = False) -> Contents:
+    """Read an index and the headers of its shards; with ``salvage``, shards may be missing or cut off.
 
     Raises BrokenFile, naming every shard and key, when index and shards disagree.
     """
@@ -62,14 +69,16 @@ def read(path: Path, read_shard: Reader) -> Contents:
     shards: dict[str, Mapping[Value, Value]] = {}
     containers = set()
     versions: dict[Value, Value] = {}
-    problems = []
+    problems: list[str] = []
+    names: dict[Global, None] = {}
     for name in dict.fromkeys(weight_map.values()):
         place = path.parent / name
         if not place.is_file():
-            problems.append(f"shard {name!r} is missing")
+            problems += [] if salvage else [f"shard {name!r} is missing"]
             continue
-        contents = read_shard(place)
+        contents = read_shard(place, salvage=salvage)
         containers.add(contents.container)
+        names.update(dict.fromkeys(contents.globals))
         metadata = {**contents.metadata, **metadata}
         shards[name] = contents.root if isinstance(contents.root, dict) else {}
         if isinstance(contents.root, Ordered) and isinstance(contents.root.attributes, dict):
@@ -78,6 +87,8 @@ def read(path: Path, read_shard: Reader) -> Contents:
         tensor = shards.get(name, {}).get(key)
         if isinstance(tensor, (StoredTensor, OpaqueTensor)):
             root[key] = tensor
+        elif salvage:
+            root[key] = OpaqueTensor(LOST, BY_NAME["uint8"], ())
         elif name in shards:
             elsewhere = [other for other, held in shards.items() if key in held]
             where = f"it is in {elsewhere[0]!r}" if elsewhere else "no shard has it"
@@ -90,7 +101,16 @@ def read(path: Path, read_shard: Reader) -> Contents:
         raise BrokenFile(path, listed_problems(problems), "fetch the missing files again, or rebuild the index")
     if versions:
         root.attributes = {"_metadata": versions}
-    return Contents(path, f"{'/'.join(sorted(containers))}, {len(shards)} shards", root, metadata)
+    container = f"{'/'.join(sorted(containers))}, {len(shards)} shards"
+    return Contents(path, container, root, metadata, _strays(path, set(weight_map.values())), tuple(names))
+
+
+def _strays(path: Path, listed_names: set[str]) -> tuple[str, ...]:
+    """A note on files that look like shards of this index and are not listed in it."""
+    stem, _, suffix = path.name.removesuffix(SUFFIX).rpartition(".")
+    alike = re.compile(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{re.escape(suffix)}")
+    strays = [name for name in sorted(os.listdir(path.parent)) if alike.fullmatch(name) and name not in listed_names]
+    return (f"not listed in the index, not read: {listed(strays)}",) if strays else ()
 
 
 def listed_problems(problems: list[str], shown: int = 5) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from ..errors import BrokenFile
 from ..tensors import ByteSpan, Storage
 from .contents import Contents
 from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
-from .unpickle import PickleError, Unpickler, Value
+from .unpickle import Global, PickleError, Unpickler, Value
+from .zip_archive import TRUNCATED
 
 CONTAINER = "torch legacy"
 MAGIC = 0x1950A86A20F9469CFC6C  # torch's own number, the file's first pickle
@@ -43,29 +45,61 @@ def matches(head: bytes) -> bool:
         return False
 
 
-def read(path: Path) -> Contents:
-    """Read the pickles and find the storages behind them.  Raises BrokenFile when it is damaged or truncated."""
+def read(path: Path, *, salvage: bool = False) -> Contents:
+    """Read the pickles and find the storages behind them; with ``salvage``, some may be cut off.
+
+    Raises BrokenFile when the file is damaged or truncated.
+    """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            return _read(path, data)
+            root, names = read_object(path, data, salvage=salvage)
         except PickleError as error:
-            raise BrokenFile(path, f"is truncated or damaged: {error}") from error
+            raise BrokenFile(path, f"is truncated or damaged: {error}", TRUNCATED) from error
+    return Contents(path, CONTAINER, root, globals=names)
 
 
-def _read(path: Path, data: mmap.mmap) -> Contents:
-    declared = _Survey()
-    machine = Unpickler(data, constructors=CONSTRUCTORS, persistent=declared.see)
-    machine.load()
+def read_object(
+    path: Path, data: bytes | mmap.mmap, *, start: int = 0, stop: int | None = None, salvage: bool = False
+) -> tuple[Value, tuple[Global, ...]]:
+    """The object that a legacy save holds, and the names that it mentions.
+
+    The save is ``data`` from ``start`` to ``stop``: a whole file, mapped, or bytes inside another one.  Raises
+    PickleError, BrokenFile.
+    """
+    survey = _Survey()
+    machine = Unpickler(data, constructors=CONSTRUCTORS, persistent=survey.see)
+    if machine.load(start) != MAGIC:
+        raise BrokenFile(path, "holds bytes that are no torch save")
     protocol = machine.load(machine.position)
     if protocol != _PROTOCOL:
         raise BrokenFile(path, f"has legacy protocol {protocol}, only {_PROTOCOL} is known")
-    machine.load(machine.position)  # byte order and type sizes of the writer; the storages are little-endian anyway
+    system = machine.load(machine.position)
     body = machine.position
     machine.load(body)
     keys = machine.load(machine.position)
-    storages = _placed(path, data, machine.position, keys, declared.storages)
+    big = isinstance(system, dict) and system.get("little_endian") is False
+    end = len(data) if stop is None else stop
+    storages = _placed(_Place(path, data, end, big, salvage), machine.position, keys, survey.storages)
     finder = Unpickler(data, constructors=CONSTRUCTORS, persistent=lambda saved: _found(saved, storages))
-    return Contents(path, CONTAINER, finder.load(body))
+    return finder.load(body), tuple(finder.globals.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The bytes of a save, and how they are to be taken."""
+
+    path: Path
+    data: bytes | mmap.mmap
+    stop: int
+    big: bool
+    salvage: bool
+
+    def storage(self, start: int, one: _Declared) -> Storage:
+        nbytes = one.numel * one.itemsize
+        if isinstance(self.data, bytes):
+            memory = memoryview(self.data)[start : start + nbytes]
+            return Storage(None, nbytes, one.location, big_endian=self.big, memory=memory)
+        return Storage(ByteSpan(self.path, start, start + nbytes), nbytes, one.location, big_endian=self.big)
 
 
 def _fields(saved: Value) -> tuple[Value, str, str, int, Value]:
@@ -105,38 +139,29 @@ def _found(saved: Value, storages: dict[str, Storage]) -> Value:
     return TypedStorage(storages[key], storage_dtype(cls), base)
 
 
-def _placed(
-    path: Path, data: mmap.mmap, position: int, keys: Value, declared: dict[str, _Declared]
-) -> dict[str, Storage]:
+def _placed(place: _Place, position: int, keys: Value, declared: dict[str, _Declared]) -> dict[str, Storage]:
     """Walk the storages behind the pickles."""
     if not isinstance(keys, list):
-        raise BrokenFile(path, "is damaged: the list of its storages is missing")
+        raise BrokenFile(place.path, "is damaged: the list of its storages is missing", TRUNCATED)
+    unknown = [key for key in map(str, keys) if key not in declared]
+    if unknown:
+        raise BrokenFile(place.path, f"is damaged: it lists a storage {unknown[0]!r} that nothing refers to")
+    needed = position + sum(8 + declared[key].numel * declared[key].itemsize for key in map(str, keys))
+    if needed > place.stop and not place.salvage:
+        problem = f"is truncated: it has {place.stop:,} bytes of the {needed:,} that it announces"
+        raise BrokenFile(place.path, problem, TRUNCATED)
     placed: dict[str, Storage] = {}
-    size = len(data)
     for key in map(str, keys):
-        if key not in declared:
-            raise BrokenFile(path, f"is damaged: it lists a storage {key!r} that nothing refers to")
         one = declared[key]
         nbytes = one.numel * one.itemsize
-        start = position + 8
-        if start + nbytes > size:
-            needed = (
-                start
-                + nbytes
-                + sum(
-                    8 + declared[rest].numel * declared[rest].itemsize
-                    for rest in map(str, keys[len(placed) + 1 :])
-                    if rest in declared
-                )
-            )
-            raise BrokenFile(
-                path,
-                f"is truncated: it has {size:,} bytes of the {needed:,} that it announces",
-                "fetch it again and compare its size with the original's",
-            )
-        (count,) = struct.unpack_from("<q", data, position)
+        if position + 8 + nbytes > place.stop:
+            placed[key] = Storage(None, nbytes, one.location)
+            position = place.stop
+            continue
+        (count,) = struct.unpack_from(">q" if place.big else "<q", place.data, position)
         if count != one.numel:
-            raise BrokenFile(path, f"is damaged: storage {key!r} has {count:,} elements, announced are {one.numel:,}")
-        placed[key] = Storage(ByteSpan(path, start, start + nbytes), nbytes, one.location)
-        position = start + nbytes
+            problem = f"is damaged: storage {key!r} has {count:,} elements, announced are {one.numel:,}"
+            raise BrokenFile(place.path, problem)
+        placed[key] = place.storage(position + 8, one)
+        position += 8 + nbytes
     return placed

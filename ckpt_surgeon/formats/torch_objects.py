@@ -16,6 +16,8 @@ from .unpickle import Constructor, Global, Object, Ordered, Value, hashable, set
 
 _INTEGERS = frozenset({int})
 
+LOST = "lost"  # the kind of a tensor whose bytes are missing from a truncated file
+
 
 class TypedStorage(NamedTuple):
     """A storage as a pickle refers to it: with a dtype, and where in it (in elements) a legacy view begins."""
@@ -60,12 +62,14 @@ def _typed(value: Value) -> TypedStorage:
 
 def _stored(
     typed: Value, dtype: DType | None, offset: Value, shape: Value, stride: Value, metadata: Value = None
-) -> StoredTensor:
-    """A tensor in a storage, of the storage's dtype where it has none of its own."""
+) -> StoredTensor | OpaqueTensor:
+    """A tensor in a storage, of the storage's dtype where it has none of its own; LOST where the storage is."""
     storage, stored_as, base = _typed(typed)
     if type(offset) is not int:
         raise ValueError("an offset that is no integer")
     dtype = dtype or stored_as
+    if storage.is_lost:
+        return OpaqueTensor(LOST, dtype, _sizes(shape), storage.device)
     start = offset + base * stored_as.itemsize // dtype.itemsize
     if not metadata:
         return StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage)
@@ -74,14 +78,14 @@ def _stored(
     return StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage, conjugate, negative)
 
 
-def rebuild_tensor(typed: Value, offset: Value, shape: Value, stride: Value) -> StoredTensor:
+def rebuild_tensor(typed: Value, offset: Value, shape: Value, stride: Value) -> StoredTensor | OpaqueTensor:
     """torch._utils._rebuild_tensor, torch 0.1.12 to 0.3."""
     return _stored(typed, None, offset, shape, stride)
 
 
 def rebuild_tensor_v2(
     typed: Value, offset: Value, shape: Value, stride: Value, _grad: Value, _hooks: Value, metadata: Value = None
-) -> StoredTensor:
+) -> StoredTensor | OpaqueTensor:
     """torch._utils._rebuild_tensor_v2, torch 0.4 and later."""
     return _stored(typed, None, offset, shape, stride, metadata)
 
@@ -95,7 +99,7 @@ def rebuild_tensor_v3(
     _hooks: Value,
     dtype: Value,
     metadata: Value = None,
-) -> StoredTensor:
+) -> StoredTensor | OpaqueTensor:
     """torch._utils._rebuild_tensor_v3: dtypes that have no storage class (the fp8 kinds, uint16 …)."""
     return _stored(typed, named_dtype(dtype), offset, shape, stride, metadata)
 

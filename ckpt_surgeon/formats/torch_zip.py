@@ -9,74 +9,108 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
 
-from ..errors import BrokenFile, EditError, listed
-from ..tensors import OpaqueTensor, Tensor, row_major
+from ..errors import BrokenFile, EditError
+from ..tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major
+from . import numpy_objects
 from .contents import Contents
 from .sink import Sink
 from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
-from .unpickle import PickleError, Unpickler, Value
-from .zip_archive import Archive, Directory, read_archive
+from .unpickle import Global, Object, PickleError, Unpickler, Value
+from .zip_archive import TRUNCATED, Archive, Directory
 
 CONTAINER = "torch zip"
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+ALL_CONSTRUCTORS = CONSTRUCTORS | numpy_objects.CONSTRUCTORS
 ROOT = "archive"  # the folder in the archive; torch takes any
 
 
 # -- reading
 
 
-def matches(head: bytes) -> bool:
-    """Whether a file that begins so is a zip; :func:`read` tells which."""
-    return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
+def holds(archive: Archive) -> bool:
+    """Whether a zip is a checkpoint of torch.save."""
+    return any(name == "data.pkl" or name.endswith("/data.pkl") for name in archive.members)
 
 
-def read(path: Path) -> Contents:
-    """Read the index of a torch zip.  Raises BrokenFile when it is damaged or some other kind of zip."""
-    archive = read_archive(path)
-    pickles = [name for name in archive.members if name == "data.pkl" or name.endswith("/data.pkl")]
-    if not pickles:
-        shown = listed(archive.members, 3)
-        raise BrokenFile(path, f"is a zip, but no checkpoint: it has no data.pkl (it holds {shown or 'nothing'})")
-    pickle = min(pickles, key=len)
+def read(archive: Archive, *, salvage: bool = False) -> Contents:
+    """Read the index of a torch zip; with ``salvage``, storages may be missing.  Raises BrokenFile."""
+    pickle = min((name for name in archive.members if name.endswith("data.pkl")), key=len)
     folder = pickle.removesuffix("data.pkl")
-    machine = Unpickler(archive.read(pickle), constructors=CONSTRUCTORS, persistent=_storages(archive, folder))
-    try:
-        root = machine.load()
-    except PickleError as error:
-        raise BrokenFile(path, f"its data.pkl is damaged: {error}") from error
+    find = storages(archive, folder, folder + "data/{}", salvage=salvage)
+    root, names = load(archive, pickle, find)
     notes = () if archive.has_checksums else ("saved without checksums: damage cannot be told",)
-    return Contents(path, CONTAINER, root, notes=notes)
+    return Contents(archive.path, CONTAINER, root, notes=notes, globals=names)
 
 
-def _storages(archive: Archive, folder: str) -> Callable[[Value], Value]:
-    """A function from a persistent id to the storage in the archive."""
+def truncated(found: Archive, error: BrokenFile) -> BrokenFile:
+    """The error for a zip without its directory, with the bytes that it would need where its pickle tells them."""
+    pickle = next((member for name, member in found.members.items() if name.endswith("data.pkl")), None)
+    if pickle is None:
+        return error
+    sizes: dict[Value, int] = {}
+
+    def see(saved: Value) -> Value:
+        if isinstance(saved, tuple) and len(saved) == 5 and type(saved[4]) is int:
+            sizes[saved[2]] = saved[4] * storage_dtype(saved[1]).itemsize
+        return None
+
+    try:
+        Unpickler(found.read(pickle.name), persistent=see).load()
+    except (PickleError, BrokenFile):
+        return error
+    there = found.path.stat().st_size
+    needed = pickle.start + pickle.packed + sum(sizes.values())
+    problem = f"is truncated: it has {there:,} bytes, its tensors alone need {needed:,}"
+    return BrokenFile(found.path, problem if needed > there else error.problem, TRUNCATED)
+
+
+def load(archive: Archive, pickle: str, find: Callable[[Value], Value]) -> tuple[Value, tuple[Global, ...]]:
+    """The object of one pickle in an archive, and the names that it mentions."""
+    machine = Unpickler(archive.read(pickle), constructors=ALL_CONSTRUCTORS, persistent=find)
+    try:
+        return machine.load(), tuple(machine.globals.values())
+    except PickleError as error:
+        raise BrokenFile(archive.path, f"its {pickle.rpartition('/')[2]} is damaged: {error}") from error
+
+
+def storages(archive: Archive, folder: str, place: str, *, salvage: bool = False) -> Callable[[Value], Value]:
+    """A function from a persistent id to the storage in the archive; ``place`` is where a key's record lies."""
     big = folder + "byteorder" in archive.members and archive.read(folder + "byteorder") == b"big"
     known: dict[Value, TypedStorage] = {}
 
-    def find(saved: Value) -> TypedStorage:
+    def find(saved: Value) -> Value:
         if not isinstance(saved, tuple) or len(saved) != 5 or saved[0] != "storage":
-            raise ValueError("a persistent id that is no storage")
+            return unknown_id(saved)
         _, cls, key, location, numel = saved
-        if not isinstance(key, str) or type(numel) is not int:
+        if not isinstance(key, (str, int)) or type(numel) is not int or numel < 0:
             raise ValueError("a storage without a proper key or size")
         typed = known.get(key)
         if typed is None:
             dtype = storage_dtype(cls)
-            member = archive.members.get(f"{folder}data/{key}")
-            if member is None:
-                raise BrokenFile(archive.path, f"storage {key!r} is missing: there is no record data/{key}")
-            if member.size != numel * dtype.itemsize:
+            nbytes = numel * dtype.itemsize
+            member = archive.members.get(place.format(key))
+            if member is None and salvage:
+                storage = Storage(None, nbytes, str(location))
+            elif member is None:
+                raise BrokenFile(archive.path, f"storage {key!r} is missing: there is no record data/{key}", TRUNCATED)
+            elif member.size != nbytes:
                 raise BrokenFile(
-                    archive.path,
-                    f"storage {key!r} should have {numel * dtype.itemsize:,} bytes, its record has {member.size:,}",
+                    archive.path, f"storage {key!r} should have {nbytes:,} bytes, its record has {member.size:,}"
                 )
-            storage = member.storage(archive.path, str(location), big, archive.has_checksums)
+            else:
+                storage = member.storage(archive.path, str(location), big, archive.has_checksums)
             typed = known[key] = TypedStorage(storage, dtype)
         return typed
 
     return find
+
+
+def unknown_id(saved: Value) -> Value:
+    """A persistent id that is no storage: torch.package has such for its own objects."""
+    if isinstance(saved, tuple) and saved and isinstance(saved[0], str) and saved[0] != "storage":
+        return Object(Global("persistent", saved[0]), saved[1:])
+    raise ValueError("a persistent id that is no storage")
 
 
 # -- writing
@@ -124,13 +158,15 @@ def write(
 
 
 def _write_record(sink: Sink, directory: Directory, name: str, tensor: Tensor) -> None:
-    span, crc32 = tensor.dense_span, tensor.crc32
+    if isinstance(tensor, StoredTensor) and not tensor.is_contiguous:
+        tensor = tensor.in_place or tensor
+    span, crc32 = tensor.span, tensor.crc32
     if span is not None and crc32 is not None:
         sink.literal(directory.local(name, tensor.nbytes, crc32, sink.position, source_start=span.start))
         sink.copy(span)
         return
     sink.literal(directory.local(name, tensor.nbytes, 0, sink.position))
-    made = sink.stream(span.blocks() if span is not None else tensor.blocks(), tensor.nbytes)
+    made = sink.stream(tensor.blocks(), tensor.nbytes)
     sink.patch(*directory.set_crc32(made))
 
 
@@ -205,8 +241,7 @@ class _Pickle:
     def tensor(self, tensor: Tensor, record: int) -> None:
         """One ``_rebuild_tensor_v2`` (or v3, where the dtype has no storage class) and its persistent id."""
         dtype = tensor.dtype
-        dense = tensor.dense_span is not None
-        stride = tensor.stride if dense and hasattr(tensor, "stride") else row_major(tensor.shape)
+        stride = tensor.stride if isinstance(tensor, StoredTensor) and tensor.is_dense else row_major(tensor.shape)
         self.found("torch._utils", "_rebuild_tensor_v2" if dtype.storage else "_rebuild_tensor_v3")
         self.buffer += b"(("
         self.word("storage")

@@ -6,8 +6,10 @@ unreadable where a class is not installed.  This one knows all opcodes (protocol
 arguments, unless the name is in the table of *constructors* that the caller hands in: our own functions, which
 build our own records.  There is no way to switch that off.
 
-Memory is bounded by the pickle's own length (each opcode makes at most one small object, lengths are checked
-against the bytes present, the memo is a dict), and so is time.
+Memory and time are bounded by the pickle's own length: each opcode makes at most one object of some 256 bytes,
+lengths are checked against the bytes present, the memo is a dict, long runs of bytes stay in the file.  A pickle of
+more than OPCODES opcodes (a state_dict of some millions of tensors) is refused, so that no pickle takes more than
+256 bytes for each of its own, and none more than 8 GiB.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
+from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 Value: TypeAlias = object  # anything a pickle can say; every reader checks what it takes
@@ -27,7 +32,9 @@ _U32 = struct.Struct("<I").unpack_from
 _U64 = struct.Struct("<Q").unpack_from
 _F64 = struct.Struct(">d").unpack_from
 
-LINE = 1 << 16  # the longest line that a text opcode (protocol 0) may have, in bytes
+OPCODES = 1 << 25
+INLINE = 1 << 12  # bytes from which on a byte string in a mapped file stays where it is
+_HASHED = sys.hash_info.modulus - 1  # integers up to here are their own hashes
 
 
 class PickleError(ValueError):
@@ -75,6 +82,18 @@ class Ordered(dict[Value, Value]):
         self.attributes = state
 
 
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """A byte string of a pickle that was left in its file."""
+
+    path: Path
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
 Constructor: TypeAlias = Callable[..., Value]
 _Handler: TypeAlias = "Callable[[Unpickler, int], int]"
 _HANDLERS: dict[int, _Handler] = {}
@@ -111,10 +130,12 @@ class Unpickler:
         self,
         data: bytes | mmap.mmap,
         *,
+        path: Path | None = None,
         constructors: Mapping[tuple[str, str], Constructor] | None = None,
         persistent: Callable[[Value], Value] | None = None,
     ) -> None:
         self.data = data
+        self.path = path  # of the file that ``data`` is, whole; byte strings can then stay in it
         self.size = len(data)
         self.constructors = constructors or {}
         self.persistent = persistent
@@ -135,9 +156,10 @@ class Unpickler:
         data = self.data
         at = position = start
         try:
-            while True:
+            for _ in repeat(None, OPCODES):
                 at = position
                 position = table[data[position]](self, position + 1)
+            raise PickleError(f"it has more than {OPCODES:,} opcodes", at)
         except _Stop as stop:
             self.position = stop.position
             return stop.value
@@ -162,9 +184,16 @@ class Unpickler:
             raise ValueError(f"it announces {length:,} bytes where {max(self.size - position, 0):,} are left")
         return bytes(self.data[position : position + length])
 
+    def taken(self, position: int, length: int) -> bytes | Inline:
+        """The same, left in the file where they are many."""
+        if self.path is None or length < INLINE:
+            return self.take(position, length)
+        self.take(position + length, 0)
+        return Inline(self.path, position, position + length)
+
     def line(self, position: int) -> tuple[str, int]:
         """The text up to the next newline, and the position after it."""
-        end = self.data.find(b"\n", position, position + LINE)
+        end = self.data.find(b"\n", position)
         if end < 0:
             raise ValueError("a line without an end")
         return bytes(self.data[position:end]).decode("utf-8", "surrogateescape"), end + 1
@@ -203,11 +232,14 @@ def _unknown(machine: Unpickler, at: int) -> int:
 def hashable(key: Value) -> Value:
     """The key itself when it can safely be one, else a stand-in that keeps it apart from all others.
 
-    Deep tuples are hashed by a recursion in C that a hostile pickle could overflow, hence the flat rule.
+    Deep tuples are hashed by a recursion in C that a hostile pickle could overflow, and integers can be chosen so
+    that all have one hash, hence the narrow rules.
     """
-    if isinstance(key, (str, bytes, int, float, bool, type(None), Global)):
+    if isinstance(key, (str, bytes, float, bool, type(None), Global)):
         return key
-    if isinstance(key, tuple) and all(isinstance(item, (str, bytes, int, float, Global)) for item in key):
+    if isinstance(key, int) and abs(key) <= _HASHED:
+        return key
+    if isinstance(key, tuple) and len(key) <= 8 and all(type(item) is str for item in key):
         return key
     return Object(Global("builtins", type(key).__name__), (key,))
 
@@ -557,10 +589,11 @@ def _newobj_ex(machine: Unpickler, at: int) -> int:
 def _build(machine: Unpickler, at: int) -> int:
     state = machine.stack.pop()
     target = machine.stack[-1]
-    if isinstance(target, Object):
-        target.state = state
-    elif (build := getattr(target, "build", None)) is not None:
+    build = getattr(target, "build", None)
+    if build is not None:
         build(state)
+    elif isinstance(target, Object):
+        target.state = state
     return at
 
 
@@ -662,7 +695,7 @@ def _binfloat(machine: Unpickler, at: int) -> int:
 
 @_on(b"V")
 def _unicode(machine: Unpickler, at: int) -> int:
-    end = machine.data.find(b"\n", at, at + LINE)
+    end = machine.data.find(b"\n", at)
     if end < 0:
         raise ValueError("a line without an end")
     machine.stack.append(bytes(machine.data[at:end]).decode("raw-unicode-escape"))
@@ -695,7 +728,8 @@ def _string(machine: Unpickler, at: int) -> int:
 @_on(b"T")
 def _binstring(machine: Unpickler, at: int) -> int:
     length: int = _I32(machine.data, at)[0]
-    machine.stack.append(python2_text(machine.take(at + 4, length)))
+    raw = machine.taken(at + 4, length)
+    machine.stack.append(raw if isinstance(raw, Inline) else python2_text(raw))
     return at + 4 + length
 
 
@@ -716,14 +750,14 @@ def _short_binbytes(machine: Unpickler, at: int) -> int:
 @_on(b"B")
 def _binbytes(machine: Unpickler, at: int) -> int:
     length: int = _U32(machine.data, at)[0]
-    machine.stack.append(machine.take(at + 4, length))
+    machine.stack.append(machine.taken(at + 4, length))
     return at + 4 + length
 
 
 @_on(b"\x8e", b"\x96")
 def _binbytes8(machine: Unpickler, at: int) -> int:
     length: int = _U64(machine.data, at)[0]
-    machine.stack.append(machine.take(at + 8, length))
+    machine.stack.append(machine.taken(at + 8, length))
     return at + 8 + length
 
 

@@ -7,6 +7,7 @@ members, zip64, a padding field (id ``FB``) that puts each record on a 64-byte b
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,13 +22,29 @@ ALIGNMENT = 64  # bytes, as torch.save aligns
 PAGE = 4096
 PAGE_WORTH = 1 << 16  # records from this size on are placed so that their pages agree with the source's
 
+READ_LIMIT = 1 << 30  # bytes that one record may have that is read into memory whole (a pickle, some JSON)
+
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
+_DESCRIPTOR = struct.Struct("<4s3I")
+_DESCRIPTOR64 = struct.Struct("<4sI2Q")
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _STORED, _DEFLATED = 0, 8
+
+
+TRUNCATED = "fetch it again and compare its size with the original's (--salvage takes what is whole)"
+
+
+def matches(head: bytes) -> bool:
+    """Whether a file that begins so is a zip."""
+    return head.startswith((MAGIC, b"PK\x05\x06"))
+
+
+class Truncated(BrokenFile):
+    """A zip without its directory, of which :func:`scan_archive` may still find records."""
 
 
 class Member(NamedTuple):
@@ -60,6 +77,8 @@ class Archive:
     def read(self, name: str) -> bytes:
         """The bytes of one small member, checked.  Raises BrokenFile when its CRC does not match."""
         member = self.members[name]
+        if member.size > READ_LIMIT:
+            raise BrokenFile(self.path, f"record {name!r} claims {member.size:,} bytes, more than {READ_LIMIT:,}")
         raw = b"".join(member.storage(self.path, checked=False).blocks())
         if self.has_checksums and zlib.crc32(raw) != member.crc32:
             raise BrokenFile(self.path, f"record {name!r} is damaged (its CRC does not match)", "fetch the file again")
@@ -88,11 +107,7 @@ def _find_directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, in
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > len(tail):
-        raise BrokenFile(
-            path,
-            f"is a truncated zip: it ends after {size:,} bytes without its directory",
-            "fetch it again and compare its size with the original's",
-        )
+        raise Truncated(path, f"is a truncated zip: it ends after {size:,} bytes without its directory", TRUNCATED)
     _, _, _, _, count, length, where, _ = _END.unpack_from(tail, at)
     if count == _FULL16 or _FULL32 in (length, where):
         locator = at - _LOCATOR.size
@@ -104,11 +119,8 @@ def _find_directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, in
                 raise BrokenFile(path, "is a damaged zip: its zip64 directory is not where it should be")
             *_, count, length, where = _END64.unpack(raw)
     if where + length > tail_start + at:
-        raise BrokenFile(
-            path,
-            f"is a damaged zip: its directory should end at byte {where + length:,} of {size:,}",
-            "fetch it again and compare its size with the original's",
-        )
+        problem = f"is a damaged zip: its directory should end at byte {where + length:,} of {size:,}"
+        raise Truncated(path, problem, TRUNCATED)
     return count, where, length
 
 
@@ -161,6 +173,47 @@ def _start(path: Path, file: BinaryIO, name: str, header: int) -> int:
     return header + _LOCAL.size + raw[26] + (raw[27] << 8) + raw[28] + (raw[29] << 8)
 
 
+def scan_archive(path: Path) -> Archive:
+    """Find the whole records of a zip without its directory, one after another from the beginning.
+
+    A record whose local header does not tell its size (torch's) ends at the data descriptor that does.
+    """
+    members: dict[str, Member] = {}
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = 0
+        while data[at : at + 4] == MAGIC and at + _LOCAL.size <= len(data):
+            _, _, flags, method, _, _, crc32, packed, size, name_length, extra_length = _LOCAL.unpack_from(data, at)
+            name = str(data[at + _LOCAL.size : at + _LOCAL.size + name_length], "utf-8", "surrogateescape")
+            start = at + _LOCAL.size + name_length + extra_length
+            if flags & 8 and not packed:
+                described = _descriptor(data, start)
+                if described is None:
+                    break
+                crc32, packed, size, after = described
+            else:
+                extra = data[at + _LOCAL.size + name_length : start]
+                packed, size, _ = _wide(extra, packed, size, 0) if packed == _FULL32 else (packed, size, 0)
+                after = start + packed
+            if after > len(data) or method not in (_STORED, _DEFLATED):
+                break
+            members[name] = Member(name, method, crc32, packed, size, at, start)
+            at = after
+    return Archive(path, members)
+
+
+def _descriptor(data: mmap.mmap, start: int) -> tuple[int, int, int, int] | None:
+    """CRC, packed and unpacked size of the record at ``start`` and the position after its data descriptor."""
+    at = data.find(b"PK\x07\x08", start)
+    while at >= 0:
+        for form in (_DESCRIPTOR, _DESCRIPTOR64):
+            if at + form.size <= len(data):
+                _, crc32, packed, size = form.unpack_from(data, at)
+                if packed == at - start and data[at + form.size : at + form.size + 2] in (b"PK", b""):
+                    return crc32, packed, size, at + form.size
+        at = data.find(b"PK\x07\x08", at + 1)
+    return None
+
+
 class Directory:
     """Builds a zip's index while its records are written one after another.
 
@@ -172,11 +225,11 @@ class Directory:
 
     def local(self, name: str, size: int, crc32: int, position: int, *, source_start: int | None = None) -> bytes:
         """The local header for a record at ``position``, padded so that its bytes begin on a 64-byte boundary,
-        or, for a large record copied from ``source_start``, at the same place in a page as there."""
+        or, for a large record copied from ``source_start``, at the same place in a page as there, if that is one."""
         encoded = name.encode("utf-8")
         wide = struct.pack("<2H2Q", 1, 16, size, size) if size >= _FULL32 else b""
         bare = position + _LOCAL.size + len(encoded) + len(wide) + 4
-        in_page = source_start is not None and size >= PAGE_WORTH
+        in_page = source_start is not None and source_start % ALIGNMENT == 0 and size >= PAGE_WORTH
         padding = ((source_start or 0) - bare) % PAGE if in_page else -bare % ALIGNMENT
         extra = wide + struct.pack("<2s H", b"FB", padding) + b"Z" * padding
         self._entries.append((encoded, size, crc32, position))

@@ -1,0 +1,112 @@
+"""The tar container of torch 0.1: members ``storages``, ``tensors`` and ``pickle``.
+
+Layout, from ``legacy_load`` in torch/serialization.py: ``storages`` is a count, then for each storage a pickle of
+(key, location, class), eight bytes of element count and the elements; then a pickle of views.  ``tensors`` is a
+count, then for each tensor a pickle of (key, storage key, class), the number of dimensions (4 bytes, 4 skipped),
+sizes, strides and offset (8 bytes each).  ``pickle`` is the object, whose persistent ids are keys of tensors.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import tarfile
+from pathlib import Path
+
+from ..errors import BrokenFile
+from ..tensors import ByteSpan, Storage
+from .contents import Contents
+from .torch_objects import CONSTRUCTORS, TypedStorage, rebuild_tensor, storage_dtype
+from .unpickle import PickleError, Unpickler, Value
+
+CONTAINER = "torch tar (0.1)"
+
+_NEEDED = ("storages", "tensors", "pickle")
+
+
+def matches(head: bytes) -> bool:
+    """Whether a file begins like a tar archive."""
+    return head[257:262] == b"ustar" or head.startswith((b"sys_info\0", b"pickle\0", b"tensors\0", b"storages\0"))
+
+
+def read(path: Path, *, salvage: bool = False) -> Contents:
+    """Read a tar of torch 0.1.  Raises BrokenFile when it is damaged or another kind of tar."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            members = {member.name: member for member in archive.getmembers()}
+    except (tarfile.TarError, EOFError) as error:
+        raise BrokenFile(path, f"is a damaged or truncated tar archive ({error})", "fetch it again") from error
+    if not all(name in members for name in _NEEDED):
+        held = ", ".join(list(members)[:3])
+        raise BrokenFile(path, f"is a tar archive, but no checkpoint (it holds {held} …)", "unpack it: tar -xf")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        reader = _Reader(path, data)
+        try:
+            reader.storages(members["storages"].offset_data)
+            reader.tensors(members["tensors"].offset_data)
+            machine = Unpickler(data, constructors=CONSTRUCTORS, persistent=reader.found)
+            root = machine.load(members["pickle"].offset_data)
+        except (PickleError, ValueError, KeyError, TypeError, struct.error) as error:
+            raise BrokenFile(path, f"is damaged or truncated: {error}", "fetch it again") from error
+    return Contents(path, CONTAINER, root, globals=tuple(machine.globals.values()))
+
+
+class _Reader:
+    """Storages and tensors by their keys, as the members tell them."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self._path = path
+        self._data = data
+        self._made: dict[object, Value] = {}
+
+    def _pickles(self) -> Unpickler:
+        return Unpickler(self._data, constructors=CONSTRUCTORS)
+
+    def storages(self, at: int) -> None:
+        machine = self._pickles()
+        count = machine.load(at)
+        for _ in range(count if isinstance(count, int) else 0):
+            entry = machine.load(machine.position)
+            if not isinstance(entry, tuple) or len(entry) != 3:
+                raise ValueError("a storage that is no triple")
+            key, location, cls = entry
+            dtype = storage_dtype(cls)
+            (numel,) = struct.unpack_from("<q", self._data, machine.position)
+            start = machine.position + 8
+            stop = start + numel * dtype.itemsize
+            if numel < 0 or stop > len(self._data):
+                raise BrokenFile(
+                    self._path, f"is truncated: storage {key} should end at byte {stop:,}", "fetch it again"
+                )
+            storage = Storage(ByteSpan(self._path, start, stop), stop - start, str(location))
+            self._made[key] = TypedStorage(storage, dtype)
+            machine.position = stop
+        views = machine.load(machine.position)
+        for view in views if isinstance(views, list) else []:
+            target, root, offset, _numel = view
+            base = self._made[root]
+            assert isinstance(base, TypedStorage)
+            self._made[target] = TypedStorage(base.storage, base.dtype, base.base + offset)
+
+    def tensors(self, at: int) -> None:
+        machine = self._pickles()
+        count = machine.load(at)
+        for _ in range(count if isinstance(count, int) else 0):
+            entry = machine.load(machine.position)
+            if not isinstance(entry, tuple) or len(entry) != 3:
+                raise ValueError("a tensor that is no triple")
+            key, storage, _cls = entry
+            (ndim,) = struct.unpack_from("<i", self._data, machine.position)
+            if not 0 <= ndim <= 64:
+                raise ValueError(f"a tensor of {ndim} dimensions")
+            numbers = struct.unpack_from(f"<{2 * ndim + 1}q", self._data, machine.position + 8)
+            shape = numbers[:ndim] if ndim else (0,)  # torch 0.1 had no 0-d tensors: none is empty
+            stride = numbers[ndim : 2 * ndim] if ndim else (1,)
+            self._made[key] = rebuild_tensor(self._made[storage], numbers[-1], shape, stride)
+            machine.position += 8 + 8 * (2 * ndim + 1)
+
+    def found(self, saved: Value) -> Value:
+        if isinstance(saved, tuple) and saved:
+            return saved[0]  # a container's class and its source
+        key = int(saved) if isinstance(saved, (str, int)) else saved
+        return self._made[key]
