@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from . import transforms
+from .checkpoint import Checkpoint
 from .edits import EDITS, Change
-from .errors import EditError, FileError, RecipeError
+from .errors import EditError, FileError, NothingMatched, RecipeError, listed
+from .renaming import parse_pairs
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 
@@ -47,6 +49,8 @@ def _pairs(value: object) -> bool:
     )
 
 
+_PAIRS = "Mapping[str, str] | Iterable[str] | Iterable[tuple[str, str]]"
+
 # What an argument may be, by the annotation of the edit's parameter.
 _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "str": ("a string", lambda value: isinstance(value, str)),
@@ -55,11 +59,8 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "float": ("a number", lambda value: type(value) in (int, float)),
     "Patterns": ("a string or a list of strings", lambda value: isinstance(value, str) or _strings(value)),
     "Sequence[str]": ("a list of strings", _strings),
-    "Sequence[int]": (
-        "a list of integers",
-        lambda value: isinstance(value, list) and {int}.issuperset(map(type, value)),
-    ),
-    "Mapping[str, str] | Iterable[str] | Iterable[tuple[str, str]]": ("a list of [old, new] pairs", _pairs),
+    "Sequence[int]": ("a list of integers", _integers),
+    _PAIRS: ("a list of [old, new] pairs", _pairs),
 }
 
 
@@ -117,9 +118,28 @@ def _step_problems(name: str, arguments: Mapping[str, object]) -> Iterable[tuple
     """Pairs of the argument (or "") and what is wrong with it."""
     if name not in EDITS:
         known = ", ".join(edit.replace("_", "-") for edit in EDITS)
-        yield "", f"no edit is called {name.replace('_', '-')!r}; known are {known}"
+        yield "do", f"no edit is called {name.replace('_', '-')!r}; known are {known}"
         return
     expected = parameters(name)
+    found = list(_argument_problems(name, arguments, expected))
+    if not found and "allow_unmatched" in expected:
+        arguments = {**arguments, "allow_unmatched": True}
+    yield from found or _wrong_whatever_the_keys(Step(name, {key: _plain(value) for key, value in arguments.items()}))
+
+
+def _wrong_whatever_the_keys(one: Step) -> Iterable[tuple[str, str]]:
+    """What an edit says of its arguments (a regular expression, a dtype) before it has seen a key."""
+    try:
+        one.plan(Checkpoint({}))
+    except NothingMatched:
+        return
+    except EditError as error:
+        yield from (("", problem) for problem in error.problems)
+
+
+def _argument_problems(
+    name: str, arguments: Mapping[str, object], expected: Mapping[str, inspect.Parameter]
+) -> Iterable[tuple[str, str]]:
     for argument, value in arguments.items():
         parameter = expected.get(_recipe_name(argument))
         if parameter is None:
@@ -177,7 +197,7 @@ class Recipe:
     @property
     def digest(self) -> str:
         """SHA-256 of the steps, whatever their spelling in a file."""
-        steps = [[one.name, dict(sorted(one.arguments.items()))] for one in self.steps]
+        steps = [[one.name, _normal(one)] for one in self.steps]
         return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()
 
     def invert(self, keys: Iterable[str] | None = None) -> Recipe:
@@ -185,7 +205,7 @@ class Recipe:
 
         Without ``keys``, the steps that can be undone whatever the keys are add-prefix and renames of whole keys
         (``^old$``); with the keys that the recipe will be applied to, every renaming.  Raises EditError naming the
-        step that cannot be undone.
+        step that cannot be undone, or keys that no rename can name.
 
         >>> Recipe((step("add_prefix", prefix="model."),)).invert().apply({"model.fc.bias": 1})
         {'fc.bias': 1}
@@ -202,6 +222,8 @@ class Recipe:
                 raise _cannot_undo(number, one, f"it drops keys ({change.dropped[0]!r} …)")
             state = change.result
         pairs = [[f"^{new}$", old] for new, old in state.items() if new != old]
+        if odd := [key for new, old in state.items() if new != old for key in (new, old) if not _is_nameable(key)]:
+            raise EditError([f"{listed(odd)} cannot be named in a rename"])
         return Recipe((step("rename", pairs=pairs),)) if pairs else Recipe()
 
     def dumps(self) -> str:
@@ -218,7 +240,7 @@ class Recipe:
         try:
             parsed = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(path, [_with_line(str(error))]) from error
+            raise RecipeError(path, [_with_line(str(error), text)]) from error
         problems = [f"line {_line(text, 0, name)}: unknown entry {name!r}" for name in parsed if name != "edit"]
         tables = parsed.get("edit", [])
         if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
@@ -260,14 +282,32 @@ def _cannot_undo(number: int, one: Step, why: str) -> EditError:
 def _undone(number: int, one: Step) -> Step:
     if one.name == "add_prefix":
         return step("select", prefix=one.arguments["prefix"])
-    if one.name == "rename" and not one.arguments.get("regex"):
+    if one.name == "rename" and set(_normal(one)) == {"pairs"}:
         pairs = one.arguments["pairs"]
         assert isinstance(pairs, list)
-        olds_news = [pair.split("=", 1) if isinstance(pair, str) else pair for pair in pairs]
-        whole = all(old.startswith("^") and old.endswith("$") and "{" not in old + new for old, new in olds_news)
-        if whole:
+        olds_news = parse_pairs(pairs)
+        if all(old[:1] == "^" and old[-1:] == "$" and _is_nameable(old[1:-1], new) for old, new in olds_news):
             return step("rename", pairs=[[f"^{new}$", old[1:-1]] for old, new in olds_news])
     raise _cannot_undo(number, one, "whether it can depends on the keys; give them")
+
+
+def _is_nameable(*keys: str) -> bool:
+    """Whether path patterns can name these keys as they are, without braces and without dots that they strip."""
+    return all(key.strip(".") == key != "" and not {"{", "}"} & set(key) for key in keys)
+
+
+def _normal(one: Step) -> dict[str, object]:
+    """The arguments in one spelling, without those that are as they are by default."""
+    expected = parameters(one.name)
+    regex = one.arguments.get("regex") is True
+    spelled: dict[str, Callable[[object], object]] = {
+        "float": lambda value: float(str(value)),
+        "Patterns": lambda value: [value] if isinstance(value, str) else value,
+        _PAIRS: lambda value: [list(pair) for pair in parse_pairs(value, regex=regex)],  # type: ignore[arg-type]
+    }
+    made = {name: spelled.get(expected[name].annotation, _plain)(value) for name, value in one.arguments.items()}
+    default = {name: _plain(parameter.default) for name, parameter in expected.items()}
+    return {name: value for name, value in made.items() if value != default[name]}
 
 
 def _table(one: Step) -> str:
@@ -304,7 +344,9 @@ def _line(text: str, number: int, argument: str = "") -> int:
     return header
 
 
-def _with_line(message: str) -> str:
+def _with_line(message: str, text: str) -> str:
     """tomllib's message with the line number in front, as all others have it."""
-    found = re.search(r"\(at line (\d+), column \d+\)", message)
-    return f"line {found[1]}: {message[: found.start()].strip()}" if found else message
+    found = re.search(r"\(at (?:line (\d+), column \d+|end of document)\)", message)
+    if found is None:
+        return message
+    return f"line {found[1] or max(len(text.splitlines()), 1)}: {message[: found.start()].strip()}"

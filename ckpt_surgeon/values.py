@@ -107,8 +107,8 @@ def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two tensors have the same dtype, shape and elements, bit for bit."""
     if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
         return False
-    if ours.span is not None and ours.span == theirs.span:
-        return True
+    if ours.span is not None and theirs.span is not None:
+        return ours.span.same_bytes(theirs.span)
     return all(mine == other for mine, other in _aligned(ours.blocks(), theirs.blocks()))
 
 

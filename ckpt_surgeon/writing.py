@@ -191,7 +191,7 @@ def write(
         for made, final in temporary:
             os.replace(made, final)
     except OSError as error:
-        raise _refused(planned.out, error) from error
+        raise _refused(planned.out, error, {str(made): final for made, final in temporary}) from error
     finally:
         for made, _ in temporary:
             made.unlink(missing_ok=True)
@@ -271,8 +271,11 @@ def _sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _refused(out: Path, error: OSError) -> FileError:
-    where = Path(error.filename) if error.filename else out
+def _refused(out: Path, error: OSError, finals: Mapping[str, Path]) -> FileError:
+    """What the system's refusal means; ``finals`` tells the files that temporary ones were to become."""
+    where = finals.get(str(error.filename), out)
+    if error.filename and str(error.filename) not in finals:
+        return FileError(error.filename, f"cannot be read ({error.strerror}), nothing was replaced", "check the path")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FileError(out, "no space is left on its disk, nothing was replaced", "free some or write elsewhere")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

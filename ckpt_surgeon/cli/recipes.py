@@ -36,8 +36,10 @@ def _reshape(text: str) -> Step:
 
 def _slice(text: str) -> Step:
     key, ends = _pair(text, "KEY=START:STOP")
-    start, stop = (_numbers(ends, "START:STOP", ":") * 2)[:2]
-    return step("slice", patterns=key, start=start, stop=stop)
+    numbers = _numbers(ends, "START:STOP", ":")
+    if len(numbers) != 2:
+        raise click.UsageError(f"{ends!r} is not of the form START:STOP")
+    return step("slice", patterns=key, start=numbers[0], stop=numbers[1])
 
 
 def _scale(text: str) -> Step:
@@ -65,7 +67,7 @@ SHORT: tuple[tuple[str, str, str, Callable[[str], Step]], ...] = (
     ("--add-prefix", "PREFIX", "Put a prefix in front of the keys.", lambda text: step("add_prefix", prefix=text)),
     ("--rename", "OLD=NEW", "Rename components.", lambda text: step("rename", pairs=[text])),
     ("--rename-regex", "OLD=NEW", "Rename by a regular expression.",
-     lambda text: step("rename", pairs=[list(_pair(text, "OLD=NEW"))], regex=True)),
+     lambda text: step("rename", pairs=[text], regex=True)),
     ("--keep", "GLOB", "Keep these keys only.", lambda text: step("keep", patterns=text)),
     ("--drop", "GLOB", "Drop these keys.", lambda text: step("drop", patterns=text)),
     ("--drop-derivable", "", "Drop the buffers that models make themselves.", lambda _: step("drop", derivable=True)),
@@ -90,9 +92,9 @@ class _Ordered(click.Command):
     """A command that remembers the order of its edits, which Click forgets."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        order = [arg.partition("=")[0] for arg in args if arg.partition("=")[0] in _STEPS]
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
         rest = super().parse_args(ctx, args)
-        ctx.params["order"] = order
+        ctx.params["order"] = [option.opts[0] for option in order if option.opts[0] in _STEPS]
         return rest
 
 

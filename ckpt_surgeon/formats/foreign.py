@@ -64,12 +64,21 @@ def refuse_zip(path: Path, names: list[str]) -> NotACheckpoint:
     return NotACheckpoint(path, f"is a zip, but no checkpoint: it has no data.pkl (it holds {shown})", "unpack it")
 
 
+def _is_text(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # later, it is a character that the head's end has cut
+            return False
+    return all(byte >= 32 or byte in b"\t\r\n\f" for byte in head)
+
+
 def _unknown(path: Path, head: bytes) -> NotACheckpoint:
     if not head.strip(b"\x00"):
         return NotACheckpoint(
             path, "begins with zeros only", "the download or disk image is incomplete: fetch it again"
         )
-    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
+    if _is_text(head):
         words = head.decode("utf-8", "replace").strip()[:40]
         return NotACheckpoint(path, f"is a text file (it begins {words!r})", "give a checkpoint")
     return NotACheckpoint(
