@@ -8,6 +8,8 @@
 ['fc.weight']
 """
 
+from .adapt import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
+from .align import Alignment, Ambiguity, Proposal, align
 from .checkpoint import Checkpoint, LeftOut
 from .diff import Diff, Hint, Mismatch, diff
 from .dtypes import DType
@@ -39,6 +41,8 @@ from .writing import Plan, convert, save
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alignment",
+    "Ambiguity",
     "BrokenFile",
     "ByteSpan",
     "Change",
@@ -63,6 +67,7 @@ __all__ = [
     "OpaqueTensor",
     "OutputExists",
     "Plan",
+    "Proposal",
     "Recipe",
     "RecipeError",
     "Scan",
@@ -74,6 +79,7 @@ __all__ = [
     "TargetError",
     "ValueDiff",
     "add_prefix",
+    "align",
     "cast",
     "compare",
     "concat",
@@ -86,10 +92,15 @@ __all__ = [
     "keep",
     "load",
     "ls",
+    "map_classes",
     "open",
     "pad",
     "rename",
     "reshape",
+    "resize_bias_table",
+    "resize_channels",
+    "resize_grid",
+    "resize_rows",
     "resolve",
     "save",
     "scale",

@@ -8,19 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
 
 from .edits import WRAPPERS, without_wrappers
-
-
-class Shaped(Protocol):
-    """What is compared of a tensor, ours or torch's; a dtype counts by its name."""
-
-    @property
-    def dtype(self) -> object: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+from .tensors import Shaped
 
 
 @dataclass(frozen=True, slots=True)

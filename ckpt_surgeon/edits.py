@@ -341,7 +341,7 @@ def rename_versions(versions: Versions, renamed: Mapping[str, str]) -> Versions:
 
     ``m`` becomes ``n`` when keys ``m.x`` became ``n.x``; a module without keys of its own follows its nearest
     parent that has a new name, and goes where none has.  Where a wrapper's path and the wrapped module's become
-    one, the wrapped module's version stays.
+    one, the wrapped module's version stays.  The root stays where no key tells otherwise.
     """
     moved: dict[str, str] = {}
     for old, new in renamed.items():
@@ -353,6 +353,8 @@ def rename_versions(versions: Versions, renamed: Mapping[str, str]) -> Versions:
         new_path = _new_path(path, moved)
         if new_path is not None:
             kept[new_path] = version
+    if "" in versions and "" not in moved and "" not in kept:
+        return {"": versions[""], **kept}
     return kept
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from . import transforms
+from . import adapt, transforms
 from .checkpoint import Checkpoint
 from .edits import EDITS, Change
 from .errors import EditError, FileError, NothingMatched, RecipeError, listed
@@ -32,7 +32,7 @@ from .renaming import parse_pairs
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 
-assert transforms  # its edits have to be registered before a recipe names them
+REGISTERED = (adapt, transforms)  # modules whose edits a recipe can name, beside those of keys
 
 
 def _strings(value: object) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .checkpoint import Checkpoint, LeftOut
 from .diff import Diff, Mismatch
 from .edits import Change
-from .fold import fold
+from .key_patterns import fold
 from .listing import Listing
 from .scanning import Scan
 from .tensors import Storage, StoredTensor, Tensor

@@ -20,7 +20,7 @@ from io import FileIO
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from .dtypes import DType
 from .errors import BrokenFile, EditError
@@ -397,6 +397,16 @@ class OpaqueTensor:
     def blocks(self) -> Iterator[bytes]:
         """Raises EditError: there are no plain bytes."""
         raise EditError([f"a {self.kind} tensor has no plain bytes to copy"])
+
+
+class Shaped(Protocol):
+    """What is compared of a tensor, ours or torch's; a dtype counts by its name."""
+
+    @property
+    def dtype(self) -> object: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 Tensor: TypeAlias = StoredTensor | ComputedTensor | OpaqueTensor

@@ -117,7 +117,7 @@ def cast(
             raise EditError([f"{key!r} is {tensor.dtype}, casting it to {wanted} would lose its imaginary part"])
         return _cast(key, tensor, wanted, allow_inf=allow_inf)
 
-    change = _each(state_dict, chosen, convert)
+    change = each(state_dict, chosen, convert)
     notes = list(change.notes)
     if left["integers"]:
         notes.append(f"{left['integers']:,} integer or bool tensors keep their dtype")
@@ -212,7 +212,7 @@ def scale(state_dict: Checkpoint, patterns: Patterns, factor: float) -> Change[C
 
         return ComputedTensor(tensor.dtype, tensor.shape, (tensor,), make)
 
-    return _each(state_dict, matching(state_dict, patterns), scaled)
+    return each(state_dict, matching(state_dict, patterns), scaled)
 
 
 @value_edit
@@ -226,7 +226,7 @@ def reshape(state_dict: Checkpoint, patterns: Patterns, shape: Sequence[int]) ->
     >>> reshape({"fc6.weight": torch.zeros(8, 50)}, "fc6.weight", [8, 2, 5, 5])["fc6.weight"].shape
     torch.Size([8, 2, 5, 5])
     """
-    return _each(state_dict, matching(state_dict, patterns), lambda key, tensor: reshaped(key, tensor, tuple(shape)))
+    return each(state_dict, matching(state_dict, patterns), lambda key, tensor: reshaped(key, tensor, tuple(shape)))
 
 
 @value_edit
@@ -246,7 +246,7 @@ def transpose(state_dict: Checkpoint, patterns: Patterns, dims: Sequence[int] = 
         sizes, strides = (tuple(values[dim] for dim in order) for values in (view.shape, view.stride))
         return restrided(view, sizes, strides, view.offset)
 
-    return _each(state_dict, matching(state_dict, patterns), permuted)
+    return each(state_dict, matching(state_dict, patterns), permuted)
 
 
 @value_edit
@@ -267,7 +267,7 @@ def slice_(
             raise EditError([f"{key!r} has {tensor.shape[axis]:,} indices in dimension {dim}, asked were {asked}"])
         return sliced(tensor, axis, start, stop, step)
 
-    return _each(state_dict, matching(state_dict, patterns), cut)
+    return each(state_dict, matching(state_dict, patterns), cut)
 
 
 @value_edit
@@ -291,7 +291,7 @@ def pad(
         parts = [filled(tensor, axis, before, value), tensor, filled(tensor, axis, after, value)]
         return concatenated([part for part in parts if part.shape[axis]] or [tensor], axis)
 
-    return _each(state_dict, matching(state_dict, patterns), padded)
+    return each(state_dict, matching(state_dict, patterns), padded)
 
 
 # -- several tensors that belong together
@@ -400,7 +400,7 @@ def fold(state_dict: Checkpoint, patterns: Patterns = "*", *, allow_unmatched: b
 # -- what they are made of
 
 
-def _each(
+def each(
     state_dict: Checkpoint,
     keys: Iterable[str],
     convert: Callable[[str, Tensor], Tensor],

@@ -33,6 +33,11 @@ EXAMPLES = {
     "split": ("model.pth parts.pth --source 'l.{n}.qkv' --into 'l.{n}.q,l.{n}.k,l.{n}.v'",),
     "scale": ("model.pth scaled.pth 'logit_scale' --factor 0.5",),
     "fold": ("vocoder.pth plain.pth",),
+    "resize_rows": ("llm.pth grown.pth 'embed_tokens.weight' 'lm_head.weight' --rows 32002 --fill mean",),
+    "map_classes": ("model.pth mapped.pth 'fc.*' --old cat,dog,bird --new dog,fish --fill zero",),
+    "resize_channels": ("rgb.pth grey.pth 'conv1.weight' --channels 1 --mode sum",),
+    "resize_grid": ("vit.pth large.pth 'pos_embed' --grid 14x14:24x24 --prefix-tokens 1",),
+    "resize_bias_table": ("swin.pth large.pth '*relative_position_bias_table' --window 7x7:12x12",),
 }
 
 # What `ckpt --help` says of each.
@@ -52,6 +57,11 @@ SAID = {
     "split": "Take tensors apart (qkv into q, k, v).",
     "scale": "Multiply by a factor.",
     "fold": "Fold weight norm, spectral norm, masks.",
+    "resize_rows": "Cut or pad rows (vocabularies, class heads).",
+    "map_classes": "Reorder a head's rows by class name.",
+    "resize_channels": "Change the input channels of convolutions.",
+    "resize_grid": "Interpolate position embeddings.",
+    "resize_bias_table": "Interpolate relative-position tables.",
 }
 
 OPTION_HELP = {
@@ -70,6 +80,15 @@ OPTION_HELP = {
     "dims": "The new order of the dimensions, as 0,2,1.  [default: swap the two of a matrix]",
     "shape": "The new shape, as 4096,512,7,7; one size may be -1.",
     "sizes": "The parts' sizes, as 64,64,128.  [default: equal]",
+    "fill": "What new rows get: zero, mean, normal.",
+    "rows": "How many rows there should be.",
+    "old": "The class names in the order of the rows, comma-separated.",
+    "new": "The class names in the order that is wanted.",
+    "mode": "resize-channels: sum, mean, repeat, copy; resize-grid: bicubic, bilinear.",
+    "grid": "OLD:NEW, as 14x14:32x32.",
+    "window": "OLD:NEW, as 7x7:12x12.",
+    "prefix_tokens": "Class tokens in front of the grid.  [default: 0]",
+    "seed": "Of the random fill.  [default: 0]",
     "dtype": "bf16, fp16, fp32 or any torch dtype.",
 }
 

@@ -17,7 +17,7 @@ from .options import SELECT
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
-    from ..diff import Shaped
+    from ..tensors import Shaped
 
 
 @click.command(short_help="Show what a checkpoint is and holds.")

@@ -65,7 +65,7 @@ class Output:
 SELECT = click.Option(
     ["--select"], metavar="PATH", help="Dotted path of the state_dict to take, where IN holds several."
 )
-SOURCE = click.Argument(["source"], metavar="IN", type=click.Path(path_type=Path))
+SOURCE = click.Argument(["in_path"], metavar="IN", type=click.Path(path_type=Path))
 OUT = click.Argument(["out"], type=click.Path(path_type=Path))
 
 
@@ -91,8 +91,8 @@ def output(values: dict[str, object]) -> Output:
 
 def opened(values: dict[str, object]) -> Checkpoint:
     """Open what a command's IN, --select and --salvage name, and take them out of its parameters."""
-    taken = {name: values.pop(name) for name in ("source", "select", "salvage")}
-    return open_checkpoint(taken["source"], select=taken["select"], salvage=taken["salvage"])  # type: ignore[arg-type]
+    taken = {name: values.pop(name) for name in ("in_path", "select", "salvage")}
+    return open_checkpoint(taken["in_path"], select=taken["select"], salvage=taken["salvage"])  # type: ignore[arg-type]
 
 
 @contextmanager

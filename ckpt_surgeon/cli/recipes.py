@@ -99,7 +99,7 @@ class _Ordered(click.Command):
 
 
 def _edit(
-    source: Path, select: str | None, salvage: bool, order: list[str], no_provenance: bool, **values: object
+    in_path: Path, select: str | None, salvage: bool, order: list[str], no_provenance: bool, **values: object
 ) -> None:
     written = output(values)
     steps = []
@@ -110,7 +110,7 @@ def _edit(
         raise click.UsageError("no edit was asked for; to change the container alone, use: ckpt convert")
     recipe = Recipe(tuple(steps))
     written.write(
-        recipe.plan(open_checkpoint(source, select=select, salvage=salvage)), metadata=_noted(recipe, no_provenance)
+        recipe.plan(open_checkpoint(in_path, select=select, salvage=salvage)), metadata=_noted(recipe, no_provenance)
     )
 
 
@@ -157,12 +157,12 @@ Example:
 
 
 def _apply(
-    recipe: Path, source: Path, select: str | None, salvage: bool, no_provenance: bool, **values: object
+    recipe: Path, in_path: Path, select: str | None, salvage: bool, no_provenance: bool, **values: object
 ) -> None:
     written = output(values)
     loaded = Recipe.load(recipe)
     written.write(
-        loaded.plan(open_checkpoint(source, select=select, salvage=salvage)), metadata=_noted(loaded, no_provenance)
+        loaded.plan(open_checkpoint(in_path, select=select, salvage=salvage)), metadata=_noted(loaded, no_provenance)
     )
 
 

@@ -73,13 +73,12 @@ def read_object(
     protocol = machine.load(machine.position)
     if protocol != _PROTOCOL:
         raise BrokenFile(path, f"has legacy protocol {protocol}, only {_PROTOCOL} is known")
-    system = machine.load(machine.position)
+    machine.load(machine.position)  # byte order and type sizes of the writer; the storages are little-endian anyway
     body = machine.position
     machine.load(body)
     keys = machine.load(machine.position)
-    big = isinstance(system, dict) and system.get("little_endian") is False
     end = len(data) if stop is None else stop
-    storages = _placed(_Place(path, data, end, big, salvage), machine.position, keys, survey.storages)
+    storages = _placed(_Place(path, data, end, salvage), machine.position, keys, survey.storages)
     finder = Unpickler(data, constructors=CONSTRUCTORS, persistent=lambda saved: _found(saved, storages))
     return finder.load(body), tuple(finder.globals.values())
 
@@ -91,15 +90,14 @@ class _Place:
     path: Path
     data: bytes | mmap.mmap
     stop: int
-    big: bool
     salvage: bool
 
     def storage(self, start: int, one: _Declared) -> Storage:
         nbytes = one.numel * one.itemsize
         if isinstance(self.data, bytes):
             memory = memoryview(self.data)[start : start + nbytes]
-            return Storage(None, nbytes, one.location, big_endian=self.big, memory=memory)
-        return Storage(ByteSpan(self.path, start, start + nbytes), nbytes, one.location, big_endian=self.big)
+            return Storage(None, nbytes, one.location, memory=memory)
+        return Storage(ByteSpan(self.path, start, start + nbytes), nbytes, one.location)
 
 
 def _fields(saved: Value) -> tuple[Value, str, str, int, Value]:
@@ -158,7 +156,7 @@ def _placed(place: _Place, position: int, keys: Value, declared: dict[str, _Decl
             placed[key] = Storage(None, nbytes, one.location)
             position = place.stop
             continue
-        (count,) = struct.unpack_from(">q" if place.big else "<q", place.data, position)
+        (count,) = struct.unpack_from("<q", place.data, position)
         if count != one.numel:
             problem = f"is damaged: storage {key!r} has {count:,} elements, announced are {one.numel:,}"
             raise BrokenFile(place.path, problem)

@@ -7,13 +7,14 @@ arguments, unless the name is in the table of *constructors* that the caller han
 build our own records.  There is no way to switch that off.
 
 Memory and time are bounded by the pickle's own length: each opcode makes at most one object of some 256 bytes,
-lengths are checked against the bytes present, the memo is a dict, long runs of bytes stay in the file.  A pickle of
-more than OPCODES opcodes (a state_dict of some millions of tensors) is refused, so that no pickle takes more than
-256 bytes for each of its own, and none more than 8 GiB.
+lengths are checked against the bytes present, the memo is a dict, long runs of bytes stay in the file, and what a
+constructor copies is counted.  A pickle of more than OPCODES opcodes (a state_dict of some millions of tensors) is
+refused, so that no pickle takes more than 256 bytes for each of its own, and none more than 8 GiB.
 """
 
 from __future__ import annotations
 
+import codecs
 import mmap
 import re
 import struct
@@ -34,6 +35,9 @@ _F64 = struct.Struct(">d").unpack_from
 
 OPCODES = 1 << 25
 INLINE = 1 << 12  # bytes from which on a byte string in a mapped file stays where it is
+MEMO = 1 << 32  # memo entries have numbers below this
+SAID = 200  # characters of an error's text that are passed on
+_SIZED = frozenset({str, bytes, list, dict, tuple})
 _HASHED = sys.hash_info.modulus - 1  # integers up to here are their own hashes
 
 
@@ -146,10 +150,12 @@ class Unpickler:
         self.memo: dict[int, Value] = {}
         self.sizes = _Sizes()
         self.shortcuts = persistent is not None
+        self.skipped = False  # whether a shortcut has left memo entries out
+        self.copies = 4 * self.size + (1 << 20)  # items that constructors may still copy
 
     def load(self, start: int = 0) -> Value:
         """Run the machine from ``start`` to the STOP opcode.  Raises PickleError when it is damaged."""
-        self.stack, self.marks, self.memo = [], [], {}
+        self.stack, self.marks, self.memo, self.skipped = [], [], {}, False
         table: list[_Handler] = [_unknown] * 256
         for opcode, handler in _HANDLERS.items():
             table[opcode] = handler
@@ -172,8 +178,10 @@ class Unpickler:
                 self.shortcuts = False
                 return self.load(start)
             raise PickleError(f"it asks for memo entry {error} that was never made", at) from None
+        except RecursionError:
+            raise PickleError("it is nested too deeply", at) from None
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise PickleError(str(error), at) from None
+            raise PickleError(str(error)[:SAID], at) from None
 
     def _is_cut(self, at: int) -> bool:
         return at + 9 >= self.size and self.data[at] != 0x2E
@@ -216,8 +224,17 @@ class Unpickler:
         if isinstance(function, Global):
             constructor = self.constructors.get((function.module, function.name))
             if constructor is not None and not kwargs:
+                if args:
+                    self._weigh(args)
                 return constructor(*args)
         return Object(function, args, kwargs or {})
+
+    def _weigh(self, args: tuple[Value, ...]) -> None:
+        """Count what a constructor may copy: a pickle can hand one long value to it a million times."""
+        first = args[0]
+        self.copies -= len(args) + (len(first) if type(first) in _SIZED else 0)  # type: ignore[arg-type]
+        if self.copies < 0:
+            raise ValueError("it builds the same long values again and again")
 
     def pop_mark(self) -> list[Value]:
         items = self.stack
@@ -242,6 +259,39 @@ def hashable(key: Value) -> Value:
     if isinstance(key, tuple) and len(key) <= 8 and all(type(item) is str for item in key):
         return key
     return Object(Global("builtins", type(key).__name__), (key,))
+
+
+def spelled(value: Value) -> str:
+    """A key, a name or a number as text, short for anything else: tuples in tuples have no end.
+
+    >>> spelled("fc.bias"), spelled(3), spelled(("a", 1)), spelled([])
+    ('fc.bias', '3', "('a', 1)", '<list>')
+    """
+    if type(value) is str:
+        return value
+    if isinstance(value, bytes):
+        return python2_name(value)
+    if isinstance(value, int) and value.bit_length() >= 256:
+        return f"<int of {value.bit_length():,} bits>"
+    if isinstance(value, (int, float, type(None), Global)):
+        return str(value)
+    if isinstance(value, Object) and len(value.args) == 1 and value.class_name in _STAND_INS:
+        return spelled(value.args[0])
+    if isinstance(value, tuple) and len(value) <= 8 and _PLAIN.issuperset(map(type, value)):
+        return f"({', '.join(repr(one) if type(one) is str else spelled(one) for one in value)})"
+    return f"<{value.class_name if isinstance(value, Object) else type(value).__name__}>"
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_STAND_INS = frozenset({"builtins.tuple", "builtins.int"})  # what hashable() makes of keys
+
+
+def python2_name(raw: bytes) -> str:
+    """A key that Python 2 wrote as bytes: UTF-8 if it is, else Latin-1."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def set_pairs(target: Value, items: list[Value]) -> None:
@@ -283,6 +333,8 @@ def _long_binput(machine: Unpickler, at: int) -> int:
 
 @_on(b"\x94")
 def _memoize(machine: Unpickler, at: int) -> int:
+    if machine.skipped:
+        raise KeyError(at)  # the number of entries is not known
     machine.memo[len(machine.memo)] = machine.stack[-1]
     return at
 
@@ -320,7 +372,7 @@ def _binint(machine: Unpickler, at: int) -> int:
 # What torch.save writes for a tensor, from its second MARK to its REDUCE.  A checkpoint is little else, so taking
 # the whole run in one step halves the time for large ones.  Anything that deviates goes opcode by opcode; so does
 # the whole pickle, once it asks for one of the memo entries that are left out here (a shape, an argument tuple).
-_GET, _PUT, _INT = rb"(h.|j....)", rb"(?:q.|r....)?", rb"K.|M..|J...."
+_GET, _PUT, _INT = rb"(h.|j....)", rb"(q.|r....)?", rb"K.|M..|J...."
 _SIZES = rb"(\)|(?:%(i)s)\x85|(?:%(i)s){2}\x86|(?:%(i)s){3}\x87|\((?:%(i)s)+t)" % {b"i": _INT}
 _TENSOR = re.compile(
     rb"\(" + _GET + _GET + rb"X(.)\0\0\0([0-9]{1,19})(q.|r....)?" + _GET + b"(%s)t" % _INT + _PUT
@@ -359,7 +411,8 @@ class _Sizes(dict[bytes, tuple[int, ...]]):
 
 def _whole_tensor(machine: Unpickler, found: re.Match[bytes]) -> int:
     """Run the opcodes of :data:`_TENSOR` in one step."""
-    word, cls, _length, key, put_key, location, numel, offset, shape, stride = found.groups()
+    (word, cls, _length, key, put_key, location, numel, put_saved, offset, shape, put_shape, stride, put_stride,
+     put_hooks, put_args) = found.groups()  # fmt: skip
     memo, sizes, name = machine.memo, machine.sizes, key.decode()
     if put_key:
         memo[int.from_bytes(put_key[1:], "little")] = name
@@ -367,6 +420,10 @@ def _whole_tensor(machine: Unpickler, found: re.Match[bytes]) -> int:
     typed = machine.persistent(saved) if machine.persistent else None
     args = (typed, sizes[offset][0], sizes[shape], sizes[stride], False, None)
     machine.stack[-1] = machine.call(machine.stack[-1], args)
+    for put in (put_saved, put_shape, put_stride, put_hooks, put_args):
+        if put:
+            memo.pop(int.from_bytes(put[1:], "little"), None)
+            machine.skipped = True
     return found.end()
 
 
@@ -648,7 +705,10 @@ def _get(machine: Unpickler, at: int) -> int:
 @_on(b"p")
 def _put(machine: Unpickler, at: int) -> int:
     text, at = machine.line(at)
-    machine.memo[int(text)] = machine.stack[-1]
+    index = int(text)
+    if not 0 <= index < MEMO:  # larger ones can be chosen so that all have one hash
+        raise ValueError("a memo entry without a proper number")
+    machine.memo[index] = machine.stack[-1]
     return at
 
 
@@ -709,6 +769,11 @@ def _binunicode8(machine: Unpickler, at: int) -> int:
     return at + 8 + length
 
 
+_ODD_ESCAPE = re.compile(
+    rb"(?<!\\)((?:\\\\)*)\\([^\n\\'\"abfnrtvx0-7])"
+)  # such as \d: no escape, and Python warns of it
+
+
 def python2_text(raw: bytes) -> Value:
     """A ``str`` of Python 2 may be text or bytes: ASCII is text, anything else stays bytes."""
     return raw.decode("ascii") if raw.isascii() else raw
@@ -720,8 +785,8 @@ def _string(machine: Unpickler, at: int) -> int:
     text = text.strip()
     if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
         raise ValueError("a string without its quotes")
-    raw = text[1:-1].encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1", "replace")
-    machine.stack.append(python2_text(raw))
+    raw = _ODD_ESCAPE.sub(rb"\1\\\\\2", text[1:-1].encode("utf-8", "surrogateescape"))
+    machine.stack.append(python2_text(codecs.escape_decode(raw)[0]))
     return at
 
 

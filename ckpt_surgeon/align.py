@@ -1,0 +1,483 @@
+"""Proposes the renames that turn a checkpoint's keys into a target's, and says where it does not know.
+
+Evidence is taken in this order, the strongest first; what one step settles the next ones build on:
+
+1. *names*: numbered parts that are the same but for where the numbers begin; the same key; the same key behind
+   another prefix; old spellings (gamma for weight);
+2. *order*: both sides list their parameters in the order of definition, so the longest sequence of equal shapes
+   that runs through both is an alignment.  Where parameters of equal shape could change places, it stands only if
+   names or numbering tell them apart on both sides; else the choice is left open and said to be;
+3. *siblings*: when the weight of a module is settled, so are its bias and statistics;
+4. *shape*: two keys that are the only ones of their shape.
+
+The result is data: :class:`Alignment`.  Nothing here reads a value or knows torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
+
+from .edits import is_derivable, without_wrappers
+from .tensors import Shaped
+
+LEAVES = {"gamma": "weight", "beta": "bias"}  # spellings of TensorFlow's that BERT ports kept
+# Of two copies that a training method keeps, the one that people reuse: with its reason.
+PREFERRED = {("encoder_q", "encoder_k"): "encoder_k is the momentum copy of encoder_q (MoCo)"}
+CELLS = 4_000_000  # pairs of keys that the sequence step looks at; beyond, names have to do
+
+_NUMBER = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One key's new name, why, and how sure that is ("certain" or "likely").
+
+    ``reshape`` is the target's shape where the elements are the same and the shape is not (Linear to convolution).
+    """
+
+    old: str
+    new: str
+    reason: str
+    certainty: str
+    reshape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ambiguity:
+    """Keys between which nothing decides: any of ``olds`` could become any of ``news``."""
+
+    olds: tuple[str, ...]
+    news: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """What :func:`align` found; ``unused`` and ``missing`` are the keys for which there is no proposal."""
+
+    proposals: tuple[Proposal, ...]
+    ambiguous: tuple[Ambiguity, ...]
+    unused: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Old key to new key, for every proposal."""
+        return {one.old: one.new for one in self.proposals}
+
+
+@dataclass(slots=True)
+class _State:
+    """What is settled and what is still open on both sides."""
+
+    source: Mapping[str, Shaped]
+    target: Mapping[str, Shaped]
+    olds: dict[str, None]
+    news: dict[str, None]
+    settled: dict[str, Proposal] = field(default_factory=dict)
+    ambiguous: list[Ambiguity] = field(default_factory=list)
+
+    def settle(self, old: str, new: str, reason: str, certainty: str) -> None:
+        ours, theirs = tuple(self.source[old].shape), tuple(self.target[new].shape)
+        reshape = None if ours == theirs else theirs
+        self.settled[old] = Proposal(old, new, reason, certainty, reshape)
+        del self.olds[old], self.news[new]
+
+    def fits(self, old: str, new: str) -> bool:
+        return tuple(self.source[old].shape) == tuple(self.target[new].shape)
+
+
+def align(source: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Alignment:
+    """Propose which key of ``source`` becomes which of ``target``; both map keys to anything with a shape.
+
+    >>> from ckpt_surgeon.dtypes import parse
+    >>> from ckpt_surgeon.targets import Expected
+    >>> def tensors(**shapes): return {key: Expected(parse("float32"), shape, True) for key, shape in shapes.items()}
+    >>> found = align(tensors(a=(3, 2), b=(3,)), tensors(weight=(3, 2), bias=(3,)))
+    >>> found.pairs
+    {'a': 'weight', 'b': 'bias'}
+    """
+    state = _State(source, target, dict.fromkeys(source), dict.fromkeys(target))
+    _renumbered(state)
+    _same_names(state)
+    _prefixes(state)
+    for kinds in (("weight", ""), ("weight", "", "bias")):  # a bias goes with its weight, where there is one
+        _sequence(state, kinds)
+        _siblings(state)
+    _only_ones(state)
+    order = {key: index for index, key in enumerate(source)}
+    proposals = sorted(state.settled.values(), key=lambda one: order[one.old])
+    return Alignment(tuple(proposals), tuple(state.ambiguous), tuple(state.olds), tuple(state.news))
+
+
+# -- names
+
+_Part = frozenset[tuple[str, tuple[int, ...]]]  # what a numbered part holds: the rest of each key, and its shape
+
+
+def _renumbered(state: _State) -> None:
+    """Numbered parts (``blocks.0`` to ``blocks.11``) that the target counts from elsewhere."""
+    ours, theirs = _families(state.source), _families(state.target)
+    for path, parts in ours.items():
+        numbers = sorted(parts)
+        if len(numbers) < 2:
+            continue
+        alike = [
+            (other, sorted(found))
+            for other, found in theirs.items()
+            if len(found) == len(parts) and [parts[n] for n in numbers] == [found[n] for n in sorted(found)]
+        ]
+        if len(alike) != 1 or alike[0][1] == numbers:
+            continue
+        other, wanted = alike[0]
+        if len({new - old for old, new in zip(numbers, wanted, strict=True)}) != 1:
+            continue
+        reason = f"{path}{numbers[0]} to {numbers[-1]} are {other}{wanted[0]} to {wanted[-1]}"
+        for old, new in zip(numbers, wanted, strict=True):
+            for key in [key for key in state.olds if key.startswith(f"{path}{old}.")]:
+                renamed = f"{other}{new}.{_modern(key.removeprefix(f'{path}{old}.'))}"
+                if renamed in state.news:
+                    state.settle(key, renamed, reason, "likely")
+
+
+def _families(tensors: Mapping[str, Shaped]) -> dict[str, dict[int, _Part]]:
+    """The numbered parts of a model: path in front of the number, number, and what the part holds."""
+    found: dict[str, dict[int, list[tuple[str, tuple[int, ...]]]]] = {}
+    for key, tensor in tensors.items():
+        parts = key.split(".")
+        for depth, part in enumerate(parts[:-1]):
+            if part.isascii() and part.isdecimal():
+                path, rest = ".".join(parts[:depth]), ".".join(parts[depth + 1 :])
+                numbers = found.setdefault(f"{path}." if path else "", {})
+                numbers.setdefault(int(part), []).append((_modern(rest), tuple(tensor.shape)))
+    return {path: {number: frozenset(held) for number, held in numbers.items()} for path, numbers in found.items()}
+
+
+def _same_names(state: _State) -> None:
+    for key in list(state.olds):
+        if key in state.news and state.fits(key, key):
+            state.settle(key, key, "same key", "certain")
+    for key in list(state.olds):
+        new = _modern(key)
+        if new != key and new in state.news and state.fits(key, new):
+            state.settle(key, new, "old spelling of the same key", "certain")
+
+
+def _modern(key: str) -> str:
+    """A key with today's spelling of its leaf."""
+    parent, dot, leaf = key.rpartition(".")
+    return parent + dot + LEAVES.get(leaf, leaf)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One change of prefixes, and the pairs that it would settle."""
+
+    said: str
+    pairs: dict[str, str]
+    old_prefix: str
+
+
+def _prefixes(state: _State) -> None:
+    """Change prefixes as long as one change settles at least two keys and every key that carries the prefix fits."""
+    for _ in range(16):
+        changes = [change for change in _changes(state) if len(change.pairs) > 1 or len(state.news) == 1]
+        if not changes:
+            return
+        best = max(changes, key=lambda change: len(change.pairs))
+        rivals = [
+            change
+            for change in changes
+            if len(change.pairs) == len(best.pairs) and set(change.pairs.values()) & set(best.pairs.values())
+            and not set(change.pairs) & set(best.pairs)
+        ]  # fmt: skip
+        if rivals:
+            chosen, why = _preferred([best, *rivals])
+            if chosen is None:
+                _leave_open(state, best, rivals)
+                return
+            best = chosen
+        else:
+            why = ""
+        for old, new in best.pairs.items():
+            state.settle(old, new, best.said + (f"; {why}" if why else ""), "likely" if why else "certain")
+
+
+def _preferred(rivals: list[_Change]) -> tuple[_Change | None, str]:
+    for (chosen, copy), why in PREFERRED.items():
+        prefixes = {change.old_prefix: change for change in rivals}
+        ours = [change for prefix, change in prefixes.items() if chosen in prefix.split(".")]
+        theirs = [change for prefix, change in prefixes.items() if copy in prefix.split(".")]
+        if len(ours) == 1 and len(ours) + len(theirs) == len(rivals):
+            return ours[0], why
+    return None, ""
+
+
+def _leave_open(state: _State, best: _Change, rivals: list[_Change]) -> None:
+    """Several sub-trees fit one place equally well: none is taken."""
+    olds = {old for change in (best, *rivals) for old in change.pairs}
+    news = {new for change in (best, *rivals) for new in change.pairs.values()}
+    names = ", ".join(repr(change.old_prefix) for change in (best, *rivals))
+    reason = f"the sub-trees {names} fit equally well"
+    state.ambiguous.append(Ambiguity(tuple(key for key in state.olds if key in olds), tuple(news), reason))
+    for key in olds:
+        state.olds.pop(key, None)
+    for key in news:
+        state.news.pop(key, None)
+
+
+def _changes(state: _State) -> Iterator[_Change]:
+    """Every change of a leading path into another that settles keys and contradicts none."""
+    peeled = {old: new for old in state.olds if (new := _modern(without_wrappers(old))) in state.news}
+    fitting = {old: new for old, new in peeled.items() if state.fits(old, new)}
+    if len(set(fitting.values())) == len(fitting) and fitting:
+        yield _Change("the same key without its wrappers", fitting, "")
+    votes: dict[tuple[str, str], dict[str, str]] = {}
+    by_leaf: dict[str, list[str]] = {}
+    for new in state.news:
+        by_leaf.setdefault(new.rpartition(".")[2], []).append(new)
+    for old in state.olds:
+        news = by_leaf.get(_modern(old).rpartition(".")[2], [])
+        for new in news if len(news) * len(state.olds) <= CELLS else []:
+            if state.fits(old, new):
+                for change in _prefix_changes(_modern(old), new):
+                    votes.setdefault(change, {})[old] = new
+    for (before, after), pairs in votes.items():
+        under = [old for old in state.olds if _modern(old).startswith(before)]
+        wrong = [old for old in under if old not in pairs and after + _modern(old)[len(before) :] in state.news]
+        if not wrong and len(set(pairs.values())) == len(pairs):
+            yield _Change(_said(before, after), pairs, before)
+
+
+def _prefix_changes(old: str, new: str) -> Iterator[tuple[str, str]]:
+    """The pair of prefixes that turns one key into the other, where more than the leaf is the same behind them."""
+    olds, news = old.split("."), new.split(".")
+    shorter = min(len(olds), len(news))
+    common = next((at for at in range(shorter) if olds[-1 - at] != news[-1 - at]), shorter)
+    before, after = olds[: len(olds) - common], news[: len(news) - common]
+    if before != after and (common > 1 or not before or not after):
+        yield "".join(part + "." for part in before), "".join(part + "." for part in after)
+
+
+def _said(before: str, after: str) -> str:
+    if not after:
+        return f"{before!r} taken off"
+    return f"{after!r} put in front" if not before else f"{before!r} became {after!r}"
+
+
+# -- order
+
+
+def _kind(key: str) -> str:
+    """What a leaf is, where its name tells: kinds never change into each other."""
+    leaf = _modern(key).rpartition(".")[2]
+    for kind in ("running_mean", "running_var", "bias", "weight"):
+        if leaf == kind or leaf.endswith("_" + kind):
+            return kind
+    return ""
+
+
+def _reshapes(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+    """Whether a shape is the other with its elements in the same order: Linear and convolution, squeezed dimensions."""
+    if prod(ours) != prod(theirs) or ours == theirs or not ours or not theirs:
+        return False
+    squeezed = [size for size in ours if size != 1] == [size for size in theirs if size != 1]
+    return squeezed or (ours[0] == theirs[0] and {len(ours), len(theirs)} == {2, 4})
+
+
+def _score(state: _State, old: str, new: str) -> int:
+    """How well two keys fit, 0 where they cannot be one: shape first, then the components that end both."""
+    kinds = _kind(old), _kind(new)
+    if all(kinds) and kinds[0] != kinds[1]:
+        return 0
+    ours, theirs = tuple(state.source[old].shape), tuple(state.target[new].shape)
+    if ours == theirs:
+        return 100 + _likeness(old, new)
+    return 60 + _likeness(old, new) if _reshapes(ours, theirs) else 0
+
+
+def _likeness(old: str, new: str) -> int:
+    """How many components two keys end alike with, and how many they share at all, as a small number."""
+    olds, news = _modern(old).split("."), new.split(".")
+    alike = 0
+    for one, two in zip(reversed(olds), reversed(news), strict=False):
+        if one != two:
+            break
+        alike += 1
+    return 4 * alike + len(set(olds) & set(news))
+
+
+def _sequence(state: _State, kinds: tuple[str, ...]) -> None:
+    """Align what is open in order: the best sequence of pairs, where it is the only best one."""
+    open_olds = {key for one in state.ambiguous for key in one.olds}
+    open_news = {key for one in state.ambiguous for key in one.news}
+    olds = [key for key in state.olds if _kind(key) in kinds and key not in open_olds and not is_derivable(key)]
+    news = [key for key in state.news if _kind(key) in kinds and key not in open_news and not is_derivable(key)]
+    if not olds or not news or len(olds) * len(news) > CELLS:
+        return
+    scores = [[_score(state, old, new) for new in news] for old in olds]
+    chosen, doubtful = _best_path(scores)
+    pairs = [(olds[row], news[column]) for row, column in chosen]
+    open_pairs = {(olds[row], news[column]) for row, column in doubtful}
+    told_apart = _told_apart(state, pairs)
+    for old, new in pairs:
+        if (old, new) in open_pairs or (old, new) in told_apart:
+            continue
+        state.settle(old, new, "same shape in the same order", "likely")
+    _open_groups(state, [pair for pair in pairs if pair in open_pairs or pair in told_apart])
+
+
+def _best_path(scores: list[list[int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The monotone path with the greatest sum, and those of its cells that another best path avoids."""
+    rows, columns = len(scores), len(scores[0])
+    ahead = _sums(scores)
+    behind = [row[::-1] for row in _sums([row[::-1] for row in scores[::-1]])[::-1]]
+    total = ahead[rows][columns]
+    best = [
+        [
+            column
+            for column in range(columns)
+            if scores[row][column] and ahead[row][column] + scores[row][column] + behind[row + 1][column + 1] == total
+        ]
+        for row in range(rows)
+    ]
+    skippable = [
+        any(ahead[row][column] + behind[row + 1][column] == total for column in range(columns + 1))
+        for row in range(rows)
+    ]
+    chosen, doubtful = [], []
+    last = -1
+    for row in range(rows):
+        following = [column for column in best[row] if column > last]
+        if not following:
+            continue
+        column = following[0]
+        chosen.append((row, column))
+        last = column
+        if len(best[row]) > 1 or skippable[row]:
+            doubtful.append((row, column))
+    return chosen, doubtful
+
+
+def _sums(scores: list[list[int]]) -> list[list[int]]:
+    """sums[i][j]: the best path through the first i rows and j columns."""
+    columns = len(scores[0])
+    sums = [[0] * (columns + 1)]
+    for row in scores:
+        above = sums[-1]
+        current = [0]
+        left = 0
+        for column in range(columns):
+            score = row[column]
+            value = above[column] + score if score else 0
+            left = max(value, above[column + 1], left)
+            current.append(left)
+        sums.append(current)
+    return sums
+
+
+def _told_apart(state: _State, pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The pairs that could change places with another, and that neither names nor numbering tell apart."""
+    groups: dict[tuple[tuple[int, ...], tuple[int, ...], str], list[tuple[str, str]]] = {}
+    for old, new in pairs:
+        kind = (tuple(state.source[old].shape), tuple(state.target[new].shape), _kind(old))
+        groups.setdefault(kind, []).append((old, new))
+    doubtful: set[tuple[str, str]] = set()
+    for group in groups.values():
+        for one, two in pairwise(group):
+            if not _decided(one, two):
+                doubtful |= {one, two}
+    return doubtful
+
+
+def _decided(one: tuple[str, str], two: tuple[str, str]) -> bool:
+    """Whether two pairs of equal shape are told apart: by likeness, or by numbers that rise on both sides."""
+    straight = _likeness(*one) + _likeness(*two)
+    crossed = _likeness(one[0], two[1]) + _likeness(two[0], one[1])
+    if straight != crossed:
+        return straight > crossed
+    if (one[0].rpartition(".")[0], one[1].rpartition(".")[0]) == (two[0].rpartition(".")[0], two[1].rpartition(".")[0]):
+        return one[0].rpartition(".")[2] == one[1].rpartition(".")[2]
+    return _rises(one[0], two[0]) and _rises(one[1], two[1])
+
+
+def _rises(first: str, second: str) -> bool:
+    """Whether the first difference between two keys is a number that grows, or a step out of a numbered part."""
+    for one, two in zip(first.split("."), second.split("."), strict=False):
+        if one == two:
+            continue
+        ones, twos = _NUMBER.split(one), _NUMBER.split(two)
+        if ones[::2] != twos[::2]:
+            return bool(_NUMBER.search(first)) != bool(_NUMBER.search(second))
+        return [int(number) for number in ones[1::2]] < [int(number) for number in twos[1::2]]
+    return False
+
+
+def _open_groups(state: _State, pairs: Iterable[tuple[str, str]]) -> None:
+    """Say what was left open, group by group of equal shapes."""
+    groups: dict[tuple[tuple[int, ...], str], list[tuple[str, str]]] = {}
+    for old, new in pairs:
+        groups.setdefault((tuple(state.source[old].shape), _kind(old)), []).append((old, new))
+    for (shape, _), group in groups.items():
+        olds = [old for old in state.olds if any(old == one for one, _ in group)]
+        news = [
+            new
+            for new in state.news
+            if any(new == two for _, two in group)
+            or (tuple(state.target[new].shape) == shape and _kind(new) == _kind(group[0][1]))
+        ]
+        others = [
+            old
+            for old in state.olds
+            if old not in olds and tuple(state.source[old].shape) == shape and _kind(old) == _kind(group[0][0])
+        ]
+        reason = f"all have shape {list(shape)}, and neither names nor numbers tell them apart"
+        state.ambiguous.append(Ambiguity((*olds, *others), tuple(news), reason))
+
+
+# -- siblings and shapes
+
+
+def _siblings(state: _State) -> None:
+    """Where a module's keys went, its other keys go too, if all settled ones agree."""
+    homes: dict[str, set[str]] = {}
+    for one in state.settled.values():
+        homes.setdefault(one.old.rpartition(".")[0], set()).add(one.new.rpartition(".")[0])
+    open_keys = {key for one in state.ambiguous for key in one.olds}
+    for old in list(state.olds):
+        parent, dot, leaf = _modern(old).rpartition(".")
+        found = homes.get(old.rpartition(".")[0], set())
+        if old in open_keys or len(found) != 1:
+            continue
+        home = next(iter(found))
+        new = f"{home}{dot if home else ''}{leaf}"
+        if new in state.news and state.fits(old, new):
+            state.settle(old, new, f"beside {parent!r}", "likely")
+
+
+def _only_ones(state: _State) -> None:
+    """Two keys that are the only ones of their shape, of more than one element."""
+    open_olds = {key for one in state.ambiguous for key in one.olds}
+    open_news = {key for one in state.ambiguous for key in one.news}
+    ours = _by_shape(state.source, (key for key in state.olds if key not in open_olds))
+    theirs = _by_shape(state.target, (key for key in state.news if key not in open_news))
+    for shape, olds in ours.items():
+        news = theirs.get(shape, [])
+        if (
+            len(olds) == len(news) == 1
+            and prod(shape) > 1
+            and not is_derivable(olds[0])
+            and _score(state, olds[0], news[0])
+        ):
+            state.settle(olds[0], news[0], "the only ones of their shape", "likely")
+
+
+def _by_shape(tensors: Mapping[str, Shaped], keys: Iterable[str]) -> dict[tuple[int, ...], list[str]]:
+    found: dict[tuple[int, ...], list[str]] = {}
+    for key in keys:
+        found.setdefault(tuple(tensors[key].shape), []).append(key)
+    return found
