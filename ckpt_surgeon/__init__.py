@@ -27,8 +27,9 @@ from .errors import (
     SelectionError,
     TargetError,
 )
+from .fit import Fit, Outcome, fit
 from .listing import Listing, ls
-from .loading import from_torch, load
+from .loading import LoadReport, from_torch, load, load_into
 from .opening import open
 from .recipe import Recipe, Step, step
 from .scanning import Name, Scan, scan
@@ -55,16 +56,19 @@ __all__ = [
     "EditError",
     "Expected",
     "FileError",
+    "Fit",
     "Hashes",
     "Hint",
     "KeyCollision",
     "LeftOut",
     "Listing",
+    "LoadReport",
     "Mismatch",
     "Name",
     "NotACheckpoint",
     "NothingMatched",
     "OpaqueTensor",
+    "Outcome",
     "OutputExists",
     "Plan",
     "Proposal",
@@ -86,11 +90,13 @@ __all__ = [
     "convert",
     "diff",
     "drop",
+    "fit",
     "fold",
     "from_torch",
     "hash",
     "keep",
     "load",
+    "load_into",
     "ls",
     "map_classes",
     "open",

@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One key's new name, why, and how sure that is ("certain" or "likely").
+    """One key's new name, why, and how sure that is: "certain", "likely", or "other shape" where only the name fits.
 
     ``reshape`` is the target's shape where the elements are the same and the shape is not (Linear to convolution).
     """
@@ -63,6 +63,11 @@ class Alignment:
     ambiguous: tuple[Ambiguity, ...]
     unused: tuple[str, ...]
     missing: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every key of the target is settled, in name and shape."""
+        return not (self.missing or self.ambiguous or any(one.certainty == "other shape" for one in self.proposals))
 
     @property
     def pairs(self) -> dict[str, str]:
@@ -109,6 +114,7 @@ def align(source: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Alignme
         _sequence(state, kinds)
         _siblings(state)
     _only_ones(state)
+    _other_shapes(state)
     order = {key: index for index, key in enumerate(source)}
     proposals = sorted(state.settled.values(), key=lambda one: order[one.old])
     return Alignment(tuple(proposals), tuple(state.ambiguous), tuple(state.olds), tuple(state.news))
@@ -474,6 +480,25 @@ def _only_ones(state: _State) -> None:
             and _score(state, olds[0], news[0])
         ):
             state.settle(olds[0], news[0], "the only ones of their shape", "likely")
+
+
+def _other_shapes(state: _State) -> None:
+    """Keys whose names end alike (``fc.weight``) and whose shapes differ: the same part of another size."""
+    ours, theirs = _by_ending(state.olds), _by_ending(state.news)
+    for ending, olds in ours.items():
+        news = theirs.get(ending, [])
+        if len(olds) == len(news) == 1:
+            old, new = olds[0], news[0]
+            shapes = f"shape {list(state.source[old].shape)}, wanted is {list(state.target[new].shape)}"
+            state.settled[old] = Proposal(old, new, f"the same name; {shapes}", "other shape")
+            del state.olds[old], state.news[new]
+
+
+def _by_ending(keys: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(".".join(_modern(key).split(".")[-2:]), []).append(key)
+    return found
 
 
 def _by_shape(tensors: Mapping[str, Shaped], keys: Iterable[str]) -> dict[tuple[int, ...], list[str]]:

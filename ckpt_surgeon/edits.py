@@ -69,7 +69,7 @@ class Change(Generic[StateDict]):
     @property
     def renamed(self) -> int:
         """How many keys have another name."""
-        return sum(olds != (new,) for new, olds in self.origins.items())
+        return sum(bool(olds) and olds != (new,) for new, olds in self.origins.items())
 
 
 class Edit(Generic[Arguments]):

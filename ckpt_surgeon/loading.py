@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from .checkpoint import Checkpoint
 from .dtypes import BY_NAME
 from .edits import versions_of
-from .errors import EditError
+from .errors import EditError, listed
 from .opening import open as open_checkpoint
 from .tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major, swapped
 
 if TYPE_CHECKING:
     import torch
+
+    from .fit import Fit
+    from .recipe import Recipe
 
     MapLocation: TypeAlias = (
         "str | torch.device | Mapping[str, str] | "
@@ -52,6 +56,102 @@ def load(
     if checkpoint.versions is not None:
         loaded._metadata = OrderedDict(checkpoint.versions)  # type: ignore[attr-defined]
     return loaded
+
+
+def load_into(
+    model: torch.nn.Module,
+    source: str | Path | Checkpoint,
+    *,
+    map_location: MapLocation = "cpu",
+    select: str | None = None,
+    recipe: Recipe | None = None,
+    adapt: Recipe | None = None,
+    on_mismatch: str = "error",
+    allow_missing: Iterable[str] = (),
+    min_match: float = 0.0,
+    assign: bool | None = None,
+    seed: int = 0,
+) -> LoadReport:
+    """Load a checkpoint into a model, all or nothing, and report what became of every key.
+
+    Keys are found, shapes settled and missing keys allowed as in :func:`ckpt_surgeon.fit`; what is not loaded keeps
+    the model's own values.  Parameters keep requires_grad, dtype and device.  ``assign`` puts the file's mapped
+    memory in place of the parameters instead of copying into them; without it, that is done exactly for a model on
+    the meta device.  Wrapped (DataParallel, DDP) and compiled models are loaded inside.  Raises what ``fit`` raises,
+    and then nothing in the model has changed.
+
+    >>> import ckpt_surgeon, torch
+    >>> torch.save({"module.weight": torch.ones(2, 3), "module.bias": torch.ones(2)}, "layer.pth")
+    >>> report = ckpt_surgeon.load_into(torch.nn.Linear(3, 2), "layer.pth")
+    >>> report.loaded, report.matched
+    (('weight', 'bias'), 1.0)
+    """
+    from . import models
+    from .fit import plan_fit
+    from .targets import expected
+
+    inner = models.unwrapped(model)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, select=select)
+    own = inner.state_dict()
+    on_meta = [key for key, value in own.items() if getattr(value, "is_meta", False)]
+    found = plan_fit(
+        checkpoint, expected(inner), lambda keys: {}, recipe=recipe, adapt=adapt, on_mismatch=on_mismatch,
+        allow_missing=allow_missing, min_match=min_match, seed=seed,
+    )  # fmt: skip
+    without = [key for key in found.initialized if key in set(on_meta) and key not in found.result]
+    if without:
+        raise EditError([f"the model is on the meta device and has no values for {listed(without)}"])
+    proof = models.verdict(inner, {**expected(inner), **found.result})
+    if not proof.accepted:
+        raise EditError([f"torch would not load the result strictly: {proof.refused or listed(proof.missing)}"])
+    assigning = bool(on_meta) if assign is None else assign
+    _put(inner, load(found.result, map_location=map_location), assign=assigning)
+    return LoadReport(found, assigning)
+
+
+def _put(model: torch.nn.Module, values: Mapping[str, torch.Tensor], *, assign: bool) -> None:
+    """Load what was proven to fit; devices, dtypes, ties and requires_grad stay the model's."""
+    from . import models
+
+    state = model.state_dict()
+    ties = models.tied(model)
+    if assign:
+        placed = {
+            key: value.to(value.device if state[key].is_meta else state[key].device, state[key].dtype)
+            for key, value in values.items()
+        }
+        model.load_state_dict({**state, **placed}, strict=True, assign=True)
+        models.tie_again(model, ties)
+    else:
+        model.load_state_dict({**state, **values}, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What :func:`load_into` did; ``str()`` of it is the table that ``ckpt fit`` prints."""
+
+    fit: Fit
+    assigned: bool
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The model's keys that have values of the checkpoint now."""
+        return self.fit.loaded
+
+    @property
+    def initialized(self) -> tuple[str, ...]:
+        """The model's keys that kept their own values, or got fresh ones by name."""
+        return self.fit.initialized
+
+    @property
+    def matched(self) -> float:
+        """The share of the model's elements that were loaded, 0 to 1."""
+        return self.fit.matched
+
+    def __str__(self) -> str:
+        from .report import fit_text
+
+        return fit_text(self.fit)
 
 
 def _restore(map_location: MapLocation) -> Restore:

@@ -300,14 +300,21 @@ def _normal(one: Step) -> dict[str, object]:
     """The arguments in one spelling, without those that are as they are by default."""
     expected = parameters(one.name)
     regex = one.arguments.get("regex") is True
-    spelled: dict[str, Callable[[object], object]] = {
-        "float": lambda value: float(str(value)),
-        "Patterns": lambda value: [value] if isinstance(value, str) else value,
-        _PAIRS: lambda value: [list(pair) for pair in parse_pairs(value, regex=regex)],  # type: ignore[arg-type]
+
+    def spelled(name: str, value: object) -> object:
+        kind = expected[name].annotation
+        if kind == _PAIRS:
+            return [list(pair) for pair in parse_pairs(value, regex=regex)]  # type: ignore[arg-type]
+        if kind == "Patterns" and isinstance(value, str):
+            return [value]
+        return float(str(value)) if kind == "float" else _plain(value)
+
+    return {
+        name: spelled(name, value)
+        for name, value in one.arguments.items()
+        if expected[name].default is inspect.Parameter.empty
+        or spelled(name, value) != spelled(name, expected[name].default)
     }
-    made = {name: spelled.get(expected[name].annotation, _plain)(value) for name, value in one.arguments.items()}
-    default = {name: _plain(parameter.default) for name, parameter in expected.items()}
-    return {name: value for name, value in made.items() if value != default[name]}
 
 
 def _table(one: Step) -> str:

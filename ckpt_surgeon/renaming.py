@@ -16,6 +16,7 @@ Pair = tuple[str, str]
 
 _INDEX = re.compile(r"\{([A-Za-z]\w*)\}")
 _SUM = re.compile(r"\{([A-Za-z]\w*)\s*(?:(\+|-|\*|//)\s*([0-9]{1,18}))?\}")
+_NOTHING = re.compile("")
 _NUMBER = re.compile("[0-9]{1,18}")  # digits; Python refuses to compute with thousands of them
 
 
@@ -63,13 +64,13 @@ class Rules:
         self._patterns: dict[int, re.Pattern[str]] = {}
         for index, (old, new) in enumerate(pairs):
             try:
-                pattern = re.compile(old if regex else _path_pattern(old))
-                _check_template(pattern, new, regex=regex)
                 exact = None if regex else _whole_key(old)
-                if exact is None:
-                    self._patterns[index] = pattern
-                else:
+                pattern = _NOTHING if exact else re.compile(old if regex else _path_pattern(old))
+                _check_template(pattern, new, regex=regex)
+                if exact:
                     self._exact.setdefault(exact, index)
+                else:
+                    self._patterns[index] = pattern
             except (re.error, ValueError, IndexError) as error:
                 problems.append(f"rename {index + 1} ({old!r} to {new!r}): {error}")
         if problems:

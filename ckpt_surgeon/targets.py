@@ -111,12 +111,12 @@ def _described(tensor: torch.Tensor, *, parameter: bool) -> Expected:
     return Expected(BY_NAME.get(name) or DType(name, tensor.dtype.itemsize), tuple(tensor.shape), parameter)
 
 
-def build(target: str) -> torch.nn.Module | Mapping[str, torch.Tensor]:
+def build(target: str, *, with_values: bool = False) -> torch.nn.Module | Mapping[str, torch.Tensor]:
     """Import what ``target`` names and call it, unless it is a model or a dict of tensors already.
 
     The current directory can be imported from, and so can the folder of a ``file.py``.  The model is on the meta
-    device, without values, unless it cannot be built there.  What the code prints goes to stderr.  Raises
-    TargetError, whatever the code raises.
+    device, without values, unless it cannot be built there or is wanted ``with_values``.  What the code prints goes
+    to stderr.  Raises TargetError, whatever the code raises.
 
     >>> build("torch.nn:Linear(3, 2)").weight.device
     device(type='meta')
@@ -128,7 +128,7 @@ def build(target: str) -> torch.nn.Module | Mapping[str, torch.Tensor]:
         with _running(target, "importing it"):
             found = _found(target, _imported(target, spelling), spelling)
         with _running(target, "building it"):
-            return _checked(target, _made(target, found, spelling))
+            return _checked(target, _made(target, found, spelling, with_values))
 
 
 def _parsed(target: str) -> _Spelling:
@@ -305,7 +305,7 @@ def _instead(name: str, there: Iterable[str]) -> str:
     return f"; there are {listed(names)}" if names else ""
 
 
-def _made(target: str, found: object, spelling: _Spelling) -> object:
+def _made(target: str, found: object, spelling: _Spelling, with_values: bool) -> object:
     """Call what was found, unless it is what is wanted already."""
     import torch
 
@@ -315,6 +315,8 @@ def _made(target: str, found: object, spelling: _Spelling) -> object:
     if is_made or not callable(found):
         hint = "leave out the parentheses" if is_made else "name a class, a function, a model or a dict of tensors"
         raise TargetError(target, f"{spelling.path} is {_article(found)} and cannot be called; {hint}")
+    if with_values:
+        return found(*spelling.args, **(spelling.kwargs or {}))
     return _built(found, spelling.args, spelling.kwargs or {})
 
 

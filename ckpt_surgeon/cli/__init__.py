@@ -43,6 +43,8 @@ COMMANDS = {
     "resize-grid": "editing",
     "resize-bias-table": "editing",
     "convert": "editing",
+    "align": "fitting",
+    "fit": "fitting",
     "edit": "recipes",
     "apply": "recipes",
     "recipe": "recipes",

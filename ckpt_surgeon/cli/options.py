@@ -48,17 +48,18 @@ class Output:
     max_shard_size: int | None
     quiet: bool
 
-    def write(self, change: Change[Checkpoint], *, metadata: Mapping[str, str] | None = None) -> None:
+    def write(self, change: Change[Checkpoint], *, metadata: Mapping[str, str] | None = None, say: bool = True) -> None:
         """Plan, and either say so or do it."""
         planned = writing.plan(
             change.result, self.out, force=self.force or self.dry_run, max_shard_size=self.max_shard_size
         )
         if self.dry_run:
-            click.echo(report.plan_text(planned, change))
+            if say:
+                click.echo(report.plan_text(planned, change))
             return
         with _progress(planned.nbytes, self.quiet) as tell:
             remarks = writing.write(planned, progress=tell, metadata=metadata)
-        if not self.quiet:
+        if say and not self.quiet:
             click.echo(report.summary(planned, change, remarks))
 
 

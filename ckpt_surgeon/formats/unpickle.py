@@ -19,7 +19,7 @@ import mmap
 import re
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -150,12 +150,12 @@ class Unpickler:
         self.memo: dict[int, Value] = {}
         self.sizes = _Sizes()
         self.shortcuts = persistent is not None
-        self.skipped = False  # whether a shortcut has left memo entries out
+        self.skipped = bytearray()  # opcodes that make the memo entries that shortcuts have left out
         self.copies = 4 * self.size + (1 << 20)  # items that constructors may still copy
 
     def load(self, start: int = 0) -> Value:
         """Run the machine from ``start`` to the STOP opcode.  Raises PickleError when it is damaged."""
-        self.stack, self.marks, self.memo, self.skipped = [], [], {}, False
+        self.stack, self.marks, self.memo, self.skipped = [], [], {}, bytearray()
         table: list[_Handler] = [_unknown] * 256
         for opcode, handler in _HANDLERS.items():
             table[opcode] = handler
@@ -167,6 +167,9 @@ class Unpickler:
                 position = table[data[position]](self, position + 1)
             raise PickleError(f"it has more than {OPCODES:,} opcodes", at)
         except _Stop as stop:
+            if not self.memo.keys().isdisjoint(_numbers(self.skipped)):
+                self.shortcuts = False
+                return self.load(start)
             self.position = stop.position
             return stop.value
         except (IndexError, struct.error):
@@ -422,9 +425,16 @@ def _whole_tensor(machine: Unpickler, found: re.Match[bytes]) -> int:
     machine.stack[-1] = machine.call(machine.stack[-1], args)
     for put in (put_saved, put_shape, put_stride, put_hooks, put_args):
         if put:
-            memo.pop(int.from_bytes(put[1:], "little"), None)
-            machine.skipped = True
+            machine.skipped += put
     return found.end()
+
+
+def _numbers(puts: bytearray) -> Iterator[int]:
+    """The memo entries that BINPUT and LONG_BINPUT opcodes make."""
+    return (int.from_bytes(put[1:], "little") for put in _PUTS.findall(puts))
+
+
+_PUTS = re.compile(rb"q.|r....", re.DOTALL)
 
 
 def _fetched(memo: dict[int, Value], get: bytes) -> Value:
@@ -769,11 +779,8 @@ def _binunicode8(machine: Unpickler, at: int) -> int:
     return at + 8 + length
 
 
-_ODD_ESCAPE = re.compile(
-    rb"(?<!\\)((?:\\\\)*)\\([^\n\\'\"abfnrtvx0-7])"
-)  # such as \d: no escape, and Python warns of it
-
-
+# Backslashes that begin no escape (\d), or one of more than a byte (\400): Python keeps them, with a warning.
+_ODD_ESCAPE = re.compile(rb"(?<!\\)((?:\\\\)*)\\([^\n\\'\"abfnrtvx0-7]|[4-7][0-7]{2})")
 def python2_text(raw: bytes) -> Value:
     """A ``str`` of Python 2 may be text or bytes: ASCII is text, anything else stays bytes."""
     return raw.decode("ascii") if raw.isascii() else raw

@@ -1,0 +1,181 @@
+"""Commands that bring a checkpoint and a model together: align, fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .. import report
+from ..align import align as align_checkpoint
+from ..alignment_recipe import alignment_recipe, commented
+from ..errors import CheckpointError, FileError
+from ..fit import INITIALISATIONS, POLICIES
+from ..fit import fit as fit_checkpoint
+from ..opening import open as open_checkpoint
+from ..recipe import Recipe, Step, step
+from ..targets import is_model, resolve
+from ..tensors import Shaped
+from .options import OUT, SELECT, SOURCE, opened, output, output_options
+
+
+@click.command(short_help="Find the renames that fit a checkpoint to a model.")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("target")
+@click.option("--out", "-o", type=click.Path(path_type=Path), metavar="RECIPE", help="Write the recipe to a file.")
+@click.option("--force", "-f", is_flag=True, help="Replace an existing recipe.")
+@click.option("--full", is_flag=True, help="List every key, however many.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def align(
+    context: click.Context,
+    checkpoint: Path,
+    target: str,
+    select: str | None,
+    out: Path | None,
+    force: bool,
+    full: bool,
+    as_json: bool,
+) -> None:
+    """Propose the renames that turn a checkpoint's keys into those of a model or of another checkpoint.
+
+    Every proposal has its reason and its certainty; where several keys fit equally well, the choice is left open and
+    said to be.  The recipe is what ckpt apply runs: review it first.
+
+    Exit status: 0 when every key of the target is settled, 1 when some are open or missing, 2 on trouble.
+
+    \b
+    Example:
+      ckpt align resnet50.pth 'models.py:Regrouped()' -o recipe.toml
+      ckpt apply recipe.toml resnet50.pth regrouped.pth
+    """
+    ours = open_checkpoint(checkpoint, select=select)
+    theirs: dict[str, Shaped] = dict(resolve(target)) if is_model(target) else dict(open_checkpoint(target))
+    found = align_checkpoint(ours, theirs)
+    click.echo(report.alignment_json(found) if as_json else report.alignment_text(found, full=full))
+    if out is not None:
+        if out.exists() and not force:
+            raise CheckpointError(f"{out}: exists already; use --force to replace it")
+        recipe = alignment_recipe(found, ours)
+        try:
+            out.write_text(commented(recipe, found), "utf-8")
+        except OSError as error:
+            raise FileError(out, f"cannot be written ({error.strerror})", "write elsewhere") from error
+        if not as_json:
+            click.echo(f"\nwrote {out}: {report.plural(len(recipe.steps), 'edit')}; run: "
+                       + report.command("apply", out, checkpoint, "OUT"))  # fmt: skip
+    context.exit(0 if found.complete else 1)
+
+
+def _adaptations(
+    rows: tuple[tuple[str, int], ...],
+    classes: tuple[tuple[str, str], ...],
+    channels: tuple[tuple[str, int], ...],
+    grids: tuple[tuple[str, str], ...],
+    tables: tuple[tuple[str, str], ...],
+    *,
+    fill: str,
+    mode: str,
+    prefix_tokens: int,
+) -> Recipe | None:
+    """The edits that the options for shapes ask for."""
+    steps: list[Step] = [step("resize_rows", patterns=key, rows=count, fill=fill) for key, count in rows]
+    for key, files in classes:
+        old, colon, new = files.partition(":")
+        if not colon:
+            raise click.UsageError(f"--class-map takes OLD.txt:NEW.txt, not {files!r}")
+        steps.append(step("map_classes", patterns=key, old=_lines(old), new=_lines(new), fill=fill))
+    steps += [step("resize_channels", patterns=key, channels=count, mode=mode) for key, count in channels]
+    steps += [step("resize_grid", patterns=key, grid=grid, prefix_tokens=prefix_tokens) for key, grid in grids]
+    steps += [step("resize_bias_table", patterns=key, window=window) for key, window in tables]
+    return Recipe(tuple(steps)) if steps else None
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(path, f"cannot be read ({error})", "give a text file with one class name a line") from error
+
+
+def _fit(
+    target: str,
+    recipe: Path | None,
+    on_mismatch: str,
+    allow_missing: tuple[str, ...],
+    min_match: float,
+    seed: int,
+    full: bool,
+    as_json: bool,
+    rows: tuple[tuple[str, int], ...],
+    class_map: tuple[tuple[str, str], ...],
+    in_chans: tuple[tuple[str, int], ...],
+    grid: tuple[tuple[str, str], ...],
+    bias_table: tuple[tuple[str, str], ...],
+    fill: str,
+    mode: str,
+    prefix_tokens: int,
+    **values: object,
+) -> None:
+    written, checkpoint = output(values), opened(values)
+    found = fit_checkpoint(
+        checkpoint,
+        target,
+        recipe=Recipe.load(recipe) if recipe else None,
+        adapt=_adaptations(
+            rows, class_map, in_chans, grid, bias_table, fill=fill, mode=mode, prefix_tokens=prefix_tokens
+        ),
+        on_mismatch=on_mismatch,
+        allow_missing=allow_missing,
+        min_match=min_match,
+        seed=seed,
+    )
+    if not written.quiet:
+        click.echo(report.fit_json(found) if as_json else report.fit_text(found, full=full))
+    written.write(found.change, say=not as_json)
+
+
+fit = click.Command(
+    "fit",
+    params=[
+        SOURCE,
+        click.Argument(["target"]),
+        OUT,
+        click.Option(["--recipe"], type=click.Path(path_type=Path), metavar="FILE", help="Renames; instead of align."),
+        click.Option(["--on-mismatch"], type=click.Choice([*POLICIES, *INITIALISATIONS]), default="error",
+                     show_default=True, help="Keys of another shape: drop keeps the model's own initialisation."),
+        click.Option(["--allow-missing"], multiple=True, metavar="GLOB", help="Keys that may be missing (repeatable)."),
+        click.Option(["--min-match"], type=float, default=0.0, metavar="SHARE",
+                     help="Least share of parameters (0 to 1) that has to come from IN."),
+        click.Option(["--rows"], type=(str, int), multiple=True, metavar="GLOB N", help="Cut or pad rows to N."),
+        click.Option(["--class-map"], type=(str, str), multiple=True, metavar="GLOB OLD.txt:NEW.txt",
+                     help="Reorder a head's rows by class name."),
+        click.Option(["--fill"], default="error", metavar="HOW", help="New rows: zero, mean, normal."),
+        click.Option(["--in-chans"], type=(str, int), multiple=True, metavar="GLOB N", help="Change input channels."),
+        click.Option(["--mode"], default="error", metavar="HOW", help="Channels: sum, mean, repeat, copy."),
+        click.Option(["--grid"], type=(str, str), multiple=True, metavar="GLOB 14x14:32x32",
+                     help="Interpolate position embeddings."),
+        click.Option(["--prefix-tokens"], type=int, default=0, help="Class tokens in front of the grid."),
+        click.Option(["--bias-table"], type=(str, str), multiple=True, metavar="GLOB 7x7:12x12",
+                     help="Interpolate relative-position tables."),
+        click.Option(["--seed"], type=int, default=0, help="Of everything that is drawn."),
+        click.Option(["--full"], is_flag=True, help="List every key, dropped ones too."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
+        *output_options(),
+    ],
+    callback=_fit,
+    short_help="Write a checkpoint that loads strictly into a model.",
+    help="""Fit a checkpoint to a model: find the renames, settle every shape, prove that it loads strictly, write it.
+
+Every missing, unused and mismatched key is settled by a stated policy, never silently; the outcome is a table.
+TARGET is a model as package.module:factory or path/file.py:factory; naming it runs that code of yours.
+
+\b
+Example:
+  ckpt fit imagenet.pth 'torchvision.models:resnet18(num_classes=10)' fitted.pth --on-mismatch drop
+  ckpt fit vit.pth 'models.py:vit_384()' large.pth --grid pos_embed 14x14:24x24 --prefix-tokens 1
+""",
+)  # fmt: skip
+align.params.append(SELECT)
+
+COMMANDS = {"align": align, "fit": fit}
