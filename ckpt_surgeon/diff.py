@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from glob import escape
 from math import prod
+from typing import TYPE_CHECKING
 
-from .edits import WRAPPERS, without_wrappers
+from .align import align
+from .edits import WRAPPERS, drop, without_wrappers
 from .tensors import Shaped
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ class Diff:
     """The differences between a checkpoint and a target.
 
     ``missing`` keys are the target's alone, ``unused`` ones the checkpoint's; ``mismatched`` have two shapes;
-    ``dtypes`` lists matched keys with two dtypes, which ``load_state_dict`` converts in silence.
+    ``dtypes`` lists matched keys with two dtypes, which ``load_state_dict`` converts in silence; ``rewritten`` those
+    matched keys of the target that the model itself makes of others on load, as torch's own hooks do.
     """
 
     matched: tuple[str, ...]
@@ -51,6 +58,7 @@ class Diff:
     target_numel: int
     target_keys: int
     hint: Hint | None = None
+    rewritten: tuple[str, ...] = ()
 
     @property
     def loadable(self) -> bool:
@@ -63,11 +71,14 @@ class Diff:
         return self.matched_numel / self.target_numel if self.target_numel else float(self.loadable)
 
 
-def diff(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Diff:
+def diff(
+    checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped] | torch.nn.Module, *, hints: bool = True
+) -> Diff:
     """Compare keys, shapes and dtypes; nothing is read of either's values.
 
     ``checkpoint`` and ``target`` are mappings from key to anything with a dtype and a shape: a Checkpoint, the
-    result of :func:`ckpt_surgeon.targets.resolve`, a state_dict of torch tensors.
+    result of :func:`ckpt_surgeon.targets.resolve`, a state_dict of torch tensors.  ``target`` may be a model too:
+    then what its own hooks accept on load counts as torch counts it.
 
     >>> from ckpt_surgeon.dtypes import parse
     >>> from ckpt_surgeon.targets import Expected
@@ -77,32 +88,59 @@ def diff(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Diff
     >>> found.missing, found.unused, found.hint.said
     (('fc.bias',), ('module.fc.bias',), "stripping 'module.' makes all 1 match")
     """
-    matched, mismatched, dtypes = [], [], []
-    numel = 0
-    for key, theirs in target.items():
-        ours = checkpoint.get(key)
-        if ours is None:
-            continue
-        if tuple(ours.shape) != tuple(theirs.shape):
-            mismatched.append(Mismatch(key, _shape(ours), _shape(theirs)))
-            continue
-        matched.append(key)
-        numel += prod(theirs.shape)
-        if _dtype(ours) != _dtype(theirs):
-            dtypes.append(Mismatch(key, _dtype(ours), _dtype(theirs)))
-    missing = tuple(key for key in target if key not in checkpoint)
-    unused = tuple(key for key in checkpoint if key not in target)
+    if isinstance(target, Mapping):
+        return _compared(checkpoint, target, None, hints=hints)
+    from .targets import expected
+
+    return _compared(checkpoint, expected(target), target, hints=hints)
+
+
+def _compared(
+    checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], model: torch.nn.Module | None, *, hints: bool
+) -> Diff:
+    shared = [key for key in target if key in checkpoint]
+    odd = [key for key in shared if not _takes(target[key], checkpoint[key], is_model=model is not None)]
+    missing = [key for key in target if key not in checkpoint]
+    unused = [key for key in checkpoint if key not in target]
+    rewritten: list[str] = []
+    if model is not None and (missing or unused):
+        from .models import verdict
+
+        said = verdict(model, _without(checkpoint, odd))
+        if not said.refused:
+            rewritten = [key for key in missing if key not in said.missing]
+            missing = [key for key in missing if key in said.missing]
+            unused = [key for key in unused if key in said.unexpected]
+    matched = [key for key in target if key in rewritten or (key in checkpoint and key not in odd)]
+    both = [key for key in matched if key in checkpoint]
     return Diff(
         tuple(matched),
-        missing,
-        unused,
-        tuple(mismatched),
-        tuple(dtypes),
-        numel,
+        tuple(missing),
+        tuple(unused),
+        tuple(Mismatch(key, _shape(checkpoint[key]), _shape(target[key])) for key in odd),
+        tuple(
+            Mismatch(key, _dtype(checkpoint[key]), _dtype(target[key]))
+            for key in both
+            if _dtype(checkpoint[key]) != _dtype(target[key])
+        ),
+        sum(prod(target[key].shape) for key in matched),
         sum(prod(theirs.shape) for theirs in target.values()),
         len(target),
-        best_hint(checkpoint, target, len(matched)) if missing and unused else None,
+        best_hint(checkpoint, target, len(matched)) if hints and missing and unused else None,
+        tuple(rewritten),
     )
+
+
+def _takes(theirs: Shaped, ours: Shaped, *, is_model: bool) -> bool:
+    """Whether shapes agree; a model takes a 1-d tensor for a 0-d one too, as torch 0.3 saved them."""
+    return tuple(ours.shape) == tuple(theirs.shape) or (is_model and not theirs.shape and len(ours.shape) == 1)
+
+
+def _without(checkpoint: Mapping[str, Shaped], keys: list[str]) -> Mapping[str, Shaped]:
+    """A checkpoint without some keys, with its ``_metadata``."""
+    if not keys:
+        return checkpoint
+    return drop(checkpoint, [escape(key) for key in keys])
 
 
 def _shape(tensor: Shaped) -> str:
@@ -114,7 +152,10 @@ def _dtype(tensor: Shaped) -> str:
 
 
 def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], now: int) -> Hint | None:
-    """The change of prefixes that makes most keys match in name and shape, if any makes more match than ``now``."""
+    """What would make most keys match in name and shape, if anything makes more match than ``now``.
+
+    A change of prefixes, since that is one command; else what :func:`ckpt_surgeon.align` finds.
+    """
     unused = [key for key in checkpoint if key not in target]
     missing = {key for key in target if key not in checkpoint}
     trials: list[tuple[str, tuple[str, ...], Callable[[str], str]]] = []
@@ -132,6 +173,10 @@ def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], no
         matches = sum(_fits(checkpoint[key], target.get(new)) for key, new in new_names.items())
         if matches > max(now, best[0] if best else 0):
             best = (matches, said, command)
+    found = align(checkpoint, target)
+    aligned = sum(one.certainty != "other shape" for one in found.proposals)
+    if aligned > max(now, best[0] if best else 0):
+        return Hint(f"renaming makes {aligned:,} of {len(target):,} match", ("align",), aligned)
     if best is None:
         return None
     count = f"all {best[0]:,}" if best[0] == len(target) == len(checkpoint) else f"{best[0]:,} of {len(target):,}"

@@ -53,7 +53,7 @@ _TABLE = (
     DType("float8_e4m3fnuz", 1, "F8_E4M3FNUZ"),
     DType("float8_e5m2fnuz", 1, "F8_E5M2FNUZ"),
     DType("float8_e8m0fnu", 1, "F8_E8M0"),
-    DType("float4_e2m1fn_x2", 1),
+    DType("float4_e2m1fn_x2", 1, "F4"),  # two numbers a byte: safetensors counts both, torch the bytes
     DType("complex128", 16, None, "ComplexDoubleStorage"),
     DType("complex64", 8, "C64", "ComplexFloatStorage"),
     DType("complex32", 4),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint, LeftOut
 from .diff import Diff, Mismatch
-from .edits import Change
+from .edits import Change, is_derivable
 from .fit import HOWS
+from .formats import sharded
 from .key_patterns import fold
 from .listing import Listing
 from .scanning import Scan
@@ -286,9 +287,13 @@ def diff_text(found: Diff, ours: str, theirs: str, *, hint: str = "", full: bool
         lines.append(f"NOTHING MATCHES: none of the {plural(found.target_keys, 'key')} that {theirs} expects is here")
     share = f"{percent(found.share)} of the parameters"
     lines.append(f"matched {len(found.matched):,} of {plural(found.target_keys, 'key')}, {share}")
+    if found.rewritten:
+        lines.append(f"{plural(len(found.rewritten), 'key')} of these the model makes itself of others when it loads")
     for title, keys in (
-        (f"missing (in {theirs} only)", found.missing),
-        (f"unused (in {ours} only)", found.unused),
+        (f"missing (in {theirs} only)", [key for key in found.missing if not is_derivable(key)]),
+        ("missing, buffers that models make themselves", [key for key in found.missing if is_derivable(key)]),
+        (f"unused (in {ours} only)", [key for key in found.unused if not is_derivable(key)]),
+        ("unused, buffers that models make themselves", [key for key in found.unused if is_derivable(key)]),
     ):
         if keys:
             lines += ["", f"{title}: {plural(len(keys), 'key')}"]
@@ -325,6 +330,7 @@ def diff_json(found: Diff, command_line: str = "") -> str:
             "unused": list(found.unused),
             "mismatched": [{"name": one.key, "shape": one.ours, "expected": one.theirs} for one in found.mismatched],
             "dtypes": [{"name": one.key, "dtype": one.ours, "expected": one.theirs} for one in found.dtypes],
+            "rewritten": list(found.rewritten),
             "matched_parameters": found.matched_numel,
             "target_parameters": found.target_numel,
             "hint": {"text": found.hint.said, "command": command_line} if found.hint else None,
@@ -543,6 +549,9 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
     before, after = source_bytes(change.before), sum(file.path.stat().st_size for file in plan.files)
     lines = [f"wrote {plan.index or plan.out}: {', '.join(what)}, {size(before)} → {size(after)}"]
     lines += [f"note: {note}" for note in (*plan.checkpoint.notes, *change.notes, *remarks)]
+    if plan.index is None and sharded.index_name(plan.out).exists():
+        beside = sharded.index_name(plan.out).name
+        lines.append(f"note: {beside} is still beside it; whoever opens the folder reads the shards that it lists")
     left = plan.checkpoint.left_out
     if left:
         names = ", ".join(visible(one.path) for one in left[:FEW]) + (" …" if len(left) > FEW else "")

@@ -28,6 +28,8 @@ from .errors import BrokenFile, EditError
 Block: TypeAlias = bytes | memoryview
 
 BLOCK = 1 << 20  # bytes handled at a time wherever bytes pass through this process
+DIMENSIONS = 64  # more than any tensor has
+ELEMENTS = (1 << 63) - 1  # torch counts them in 64 bits
 
 _FLIP_SIGN = bytes(value ^ 0x80 for value in range(256))
 _Format: TypeAlias = Literal["B", "H", "I", "Q"]
@@ -203,6 +205,8 @@ class StoredTensor:
         shape, stride = self.shape, self.stride
         if len(shape) != len(stride):
             raise ValueError(f"{len(shape)} sizes but {len(stride)} strides")
+        if len(shape) > DIMENSIONS or prod(shape) > ELEMENTS:
+            raise ValueError(f"{len(shape)} dimensions, or more elements than can be counted")
         last = self.offset
         for size, step in zip(shape, stride):  # noqa: B905 (their lengths are equal)
             if size < 0 or step < 0:

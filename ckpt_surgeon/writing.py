@@ -240,7 +240,7 @@ def _write_index(made: Path, planned: Plan) -> None:
 
 
 def _verify(made: Path, file: PlannedFile) -> None:
-    """Read an output's index back and compare it with the plan: keys, order, dtypes, shapes, sizes, ties."""
+    """Read an output's index back and compare it with the plan: keys, their order, dtypes, shapes."""
     written = select(formats.read(made), ".")
     asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
     found = [(key, tensor.dtype, tensor.shape) for key, tensor in written.items()]

@@ -13,7 +13,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_surgeon.fold import Folded, fold
+from ckpt_surgeon.key_patterns import Folded, fold
 
 NORM = "{weight,bias,running_mean,running_var,num_batches_tracked}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from ..opening import open as open_checkpoint
 from .options import SELECT
 
 if TYPE_CHECKING:
+    import torch
+
     from ..checkpoint import Checkpoint
     from ..tensors import Shaped
 
@@ -101,20 +104,19 @@ def diff(
     if targets.is_model(target):
         if values:
             raise click.UsageError("--values compares two checkpoints; a model has no values of its own")
-        theirs: dict[str, Shaped] | Checkpoint = dict(targets.resolve(target))
+        theirs: Mapping[str, Shaped] | torch.nn.Module = targets.build(target)
     else:
         theirs = open_checkpoint(target, select=target_select)
     for prefix in prefixes:
+        if not isinstance(theirs, Mapping):
+            theirs = targets.expected(theirs)
         ours, theirs = _stripped(ours, theirs, prefix)
     if values:
         context.exit(_values(ours, theirs, tolerance, full, as_json))  # type: ignore[arg-type]
     found = compare(ours, theirs)
     fix = ""
     if found.hint is not None:
-        name, *options = found.hint.command
-        chosen = ["--select", select] if select else []
-        stem = "clean" if checkpoint.stem != "clean" else "cleaner"
-        fix = report.command(name, checkpoint, f"{stem}{checkpoint.suffix or '.safetensors'}", *options, *chosen)
+        fix = _pasteable(found.hint.command, checkpoint, target, select)
     if as_json:
         click.echo(report.diff_json(found, fix))
     else:
@@ -122,9 +124,17 @@ def diff(
     context.exit(0 if found.loadable else 1)
 
 
-def _stripped(
-    ours: Checkpoint, theirs: dict[str, Shaped] | Checkpoint, prefix: str
-) -> tuple[Checkpoint, dict[str, Shaped] | Checkpoint]:
+def _pasteable(hint: tuple[str, ...], checkpoint: Path, target: str, select: str | None) -> str:
+    """A hint as a command line that can be pasted."""
+    name, *options = hint
+    chosen = ["--select", select] if select else []
+    if name == "align":
+        return report.command(name, checkpoint, target, "-o", "recipe.toml", *chosen)
+    stem = "clean" if checkpoint.stem != "clean" else "cleaner"
+    return report.command(name, checkpoint, f"{stem}{checkpoint.suffix or '.safetensors'}", *options, *chosen)
+
+
+def _stripped(ours: Checkpoint, theirs: Mapping[str, Shaped], prefix: str) -> tuple[Checkpoint, Mapping[str, Shaped]]:
     """Take a prefix off the side or sides that carry it.  Raises NothingMatched when neither does."""
     mine, other = strip_prefix(ours, prefix, allow_unmatched=True), strip_prefix(theirs, prefix, allow_unmatched=True)
     if list(mine) == list(ours) and list(other) == list(theirs):

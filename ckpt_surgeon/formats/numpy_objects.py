@@ -10,8 +10,8 @@ import struct
 from math import prod
 
 from ..dtypes import BY_NAME, DType
-from ..tensors import ByteSpan, Storage, StoredTensor, row_major
-from .unpickle import Constructor, Global, Inline, Object, Value
+from ..tensors import DIMENSIONS, ByteSpan, Storage, StoredTensor, row_major
+from .unpickle import LONG, Constructor, Global, Inline, Object, Value, spelled
 
 _KINDS = {
     "f2": "float16", "f4": "float32", "f8": "float64", "c8": "complex64", "c16": "complex128", "b1": "bool",
@@ -19,15 +19,16 @@ _KINDS = {
     "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64",
 }  # fmt: skip
 _SCALARS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q",
-            "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}  # fmt: skip
+            "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "c8": "2f", "c16": "2d"}  # fmt: skip
 
 
-class NumpyDType:
+class NumpyDType(Object):
     """numpy.dtype: a code such as f4, and a byte order."""
 
     def __init__(self, code: Value = "", *_: Value) -> None:
-        self.code = str(code.decode("latin-1") if isinstance(code, bytes) else code).lstrip("<>=|")
+        self.code = spelled(code).lstrip("<>=|")
         self.big = False
+        super().__init__(Global("numpy", "dtype"), (self.code,))
 
     def build(self, state: Value) -> None:
         self.big = isinstance(state, tuple) and len(state) > 1 and state[1] in (">", b">")
@@ -39,28 +40,35 @@ class NumpyDType:
 
 
 class NumpyArray(Object):
-    """numpy.ndarray under construction; :func:`finished` makes it a tensor."""
+    """numpy.ndarray: ``tensor`` is what it holds, where that is plain numbers; ``items`` where that is objects."""
 
-    def __init__(self) -> None:
+    def __init__(self, tensor: StoredTensor | None = None) -> None:
         super().__init__(Global("numpy", "ndarray"))
-        self.tensor: StoredTensor | None = None
+        self.tensor = tensor
 
     def build(self, state: Value) -> None:
-        self.state = state
         if isinstance(state, tuple) and len(state) == 5:
             _, shape, dtype, fortran, raw = state
             self.tensor = array_tensor(raw, dtype, shape, fortran=fortran is True or fortran == 1)
+            self.items = raw if isinstance(raw, list) else []
+
+
+class NumpyScalar(Object):
+    """One number of numpy's, with its own class: ``numpy.float64 0.5``."""
+
+    def __init__(self, kind: str, value: Value) -> None:
+        super().__init__(Global("numpy", kind), (value,))
 
 
 def array_tensor(raw: Value, dtype: Value, shape: Value, *, fortran: bool) -> StoredTensor | None:
     """An array's elements as a tensor; None where they are no plain numbers.  Raises ValueError when sizes differ."""
     found = dtype.dtype if isinstance(dtype, NumpyDType) else None
     sizes = shape if isinstance(shape, tuple) else (shape,)
-    if isinstance(raw, str):
+    if isinstance(raw, str) and len(raw) <= LONG:  # from Python 2, where bytes that are ASCII pass for text
         raw = raw.encode("latin-1")
     if found is None or not isinstance(dtype, NumpyDType) or not isinstance(raw, (bytes, Inline)):
         return None
-    numbers = tuple(size for size in sizes if type(size) is int)
+    numbers = tuple(size for size in sizes[:DIMENSIONS] if type(size) is int and size >= 0)
     if len(numbers) != len(sizes) or len(raw) != prod(numbers) * found.itemsize:
         raise ValueError("an array whose bytes do not fit its shape")
     stride = tuple(reversed(row_major(tuple(reversed(numbers))))) if fortran else row_major(numbers)
@@ -76,21 +84,21 @@ def make_array(*_: Value) -> NumpyArray:
     return NumpyArray()
 
 
-def make_from_buffer(raw: Value, dtype: Value, shape: Value, order: Value = "C") -> Value:
+def make_from_buffer(raw: Value, dtype: Value, shape: Value, order: Value = "C", *_: Value) -> Value:
     """numpy._core.numeric._frombuffer."""
-    return array_tensor(raw, dtype, shape, fortran=order == "F")
+    return NumpyArray(array_tensor(raw, dtype, shape, fortran=order == "F"))
 
 
 def make_scalar(dtype: Value, raw: Value = b"") -> Value:
     """numpy._core.multiarray.scalar: a number, or an object that names what it is."""
-    if isinstance(raw, str):
+    if isinstance(raw, str) and len(raw) <= LONG:
         raw = raw.encode("latin-1")
     if isinstance(dtype, NumpyDType) and dtype.code in _SCALARS and isinstance(raw, bytes):
         try:
-            value: Value = struct.unpack((">" if dtype.big else "<") + _SCALARS[dtype.code], raw)[0]
+            values = struct.unpack((">" if dtype.big else "<") + _SCALARS[dtype.code], raw)
         except struct.error:
             raise ValueError("a numpy scalar of another size") from None
-        return value
+        return NumpyScalar(_KINDS[dtype.code], values[0] if len(values) == 1 else complex(*values))
     return Object(Global("numpy", f"scalar {dtype.code if isinstance(dtype, NumpyDType) else ''}".strip()), (raw,))
 
 

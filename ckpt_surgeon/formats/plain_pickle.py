@@ -7,54 +7,73 @@ a legacy save of one storage inside the pickle.
 from __future__ import annotations
 
 import mmap
+import re
 from pathlib import Path
 
 from ..errors import BrokenFile
 from . import numpy_objects, torch_legacy, torch_objects
 from .contents import Contents
 from .numpy_objects import NumpyArray
-from .unpickle import Inline, PickleError, Unpickler, Value
+from .unpickle import Global, Inline, PickleError, Unpickler, Value
 
 CONTAINER = "pickle"
 
-_STARTS = (b"(dp", b"(lp", b"(d", b"(l", b"}q", b"]q", b"ccollections\n", b"cnumpy", b"c__builtin__\n", b"ctorch")
+# How pickles begin: a protocol, or (in protocols 0 and 1, which do not say theirs) a dict, a list, a call.
+_START = re.compile(
+    rb"""\x80[\1-\5] | [}\]]q\0 | \([dl](?:p\d+\n|q\0|[SVUXILKJMFG(.])
+    | \(*c[\w.]+\n[\w.]+\n(?:p\d+\n|q\0|[(\)R]) | \(i[\w.]+\n[\w.]+\n""",
+    re.VERBOSE | re.DOTALL,
+)
 
 
 def matches(head: bytes) -> bool:
-    """Whether a file begins like a pickle: a protocol, or the opcodes that text protocols begin with."""
-    return (head[:1] == b"\x80" and head[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")) or head.startswith(
-        _STARTS
-    )
+    """Whether a file begins like a pickle."""
+    return _START.match(head) is not None
 
 
 def read(path: Path, *, salvage: bool = False) -> Contents:
     """Read a plain pickle.  Raises BrokenFile when it is damaged or truncated."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-
-        def load_from_bytes(raw: Value) -> Value:
-            if isinstance(raw, Inline):
-                return torch_legacy.read_object(path, data, start=raw.start, stop=raw.stop)[0]
-            if isinstance(raw, bytes):
-                return torch_legacy.read_object(path, raw)[0]
-            raise ValueError("a storage without bytes")
-
+        nested = _Nested(path, data)
         constructors = (
             torch_objects.CONSTRUCTORS
             | numpy_objects.CONSTRUCTORS
-            | {("torch.storage", "_load_from_bytes"): load_from_bytes}
+            | {("torch.storage", "_load_from_bytes"): nested.load}
         )
         machine = Unpickler(data, path=path, constructors=constructors)
         try:
             root = machine.load()
         except PickleError as error:
             raise BrokenFile(path, f"is a truncated or damaged pickle: {error}", "fetch it again") from error
-    return Contents(path, CONTAINER, arrays_as_tensors(root), globals=tuple(machine.globals.values()))
+    names = dict.fromkeys((*machine.globals.values(), *nested.globals))
+    return Contents(path, CONTAINER, arrays_as_tensors(root), globals=tuple(names))
+
+
+class _Nested:
+    """Reads the saves of storages inside a pickle: each of their bytes once."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self._path = path
+        self._data = data
+        self._left = len(data)
+        self.globals: dict[Global, None] = {}
+
+    def load(self, raw: Value) -> Value:
+        """torch.storage._load_from_bytes."""
+        if not isinstance(raw, (bytes, Inline)):
+            raise ValueError("a storage without bytes")
+        self._left -= len(raw)
+        if self._left < 0:
+            raise ValueError("the same storage is read again and again")
+        data, start = (self._data, raw.start) if isinstance(raw, Inline) else (raw, 0)
+        root, names = torch_legacy.read_object(self._path, data, start=start, stop=start + len(raw))
+        self.globals.update(dict.fromkeys(names))
+        return root
 
 
 def arrays_as_tensors(root: Value) -> Value:
-    """Put the tensor that an array is in its place, in dicts and lists."""
-    if isinstance(root, NumpyArray):
-        return root.tensor or root
+    """Put the tensor that an array is in its place, in dicts and lists, and in the tuples that stand there."""
+    root = _array_as_tensor(root)
     seen: set[int] = set()
     ahead = [root]
     while ahead:
@@ -62,9 +81,16 @@ def arrays_as_tensors(root: Value) -> Value:
         if id(node) in seen or not isinstance(node, (dict, list, tuple)):
             continue
         seen.add(id(node))
-        ahead.extend(node.values() if isinstance(node, dict) else node)
         places = list(node.items() if isinstance(node, dict) else enumerate(node))
         for place, value in places if isinstance(node, (dict, list)) else ():
-            if isinstance(value, NumpyArray) and value.tensor is not None:
-                node[place] = value.tensor  # type: ignore[index]
+            node[place] = _array_as_tensor(value)  # type: ignore[index]
+        ahead.extend(node.values() if isinstance(node, dict) else node)
     return root
+
+
+def _array_as_tensor(value: Value) -> Value:
+    if isinstance(value, NumpyArray):
+        return value.tensor or value
+    if isinstance(value, tuple) and NumpyArray in map(type, value):
+        return tuple(one.tensor or one if isinstance(one, NumpyArray) else one for one in value)
+    return value

@@ -29,6 +29,7 @@ METADATA = "__metadata__"
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 
 _LENGTH = struct.Struct("<Q")
+_PACKED = "F4"
 
 
 # -- reading
@@ -102,6 +103,7 @@ def _entry(path: Path, key: str, value: Value) -> _Entry:
             if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
                 raise TypeError(f"has a {name} that is no list of non-negative integers")
         start, stop = offsets
+        shape = _halved(shape) if code == _PACKED else shape
         if stop - start != prod(shape) * BY_CODE[code].itemsize:
             raise TypeError(f"has {stop - start:,} bytes, but shape {shape} of {code} needs "
                             f"{prod(shape) * BY_CODE[code].itemsize:,}")  # fmt: skip
@@ -110,6 +112,13 @@ def _entry(path: Path, key: str, value: Value) -> _Entry:
     except (TypeError, ValueError) as error:
         raise BrokenFile(path, f"tensor {key!r} {error}") from None
     return _Entry(key, code, tuple(shape), start, stop)
+
+
+def _halved(shape: list[int]) -> list[int]:
+    """A shape that counts two numbers a byte, counting bytes."""
+    if not shape or shape[-1] % 2:
+        raise TypeError(f"has shape {shape}, whose last size is odd, of {_PACKED}")
+    return [*shape[:-1], shape[-1] // 2]
 
 
 def _check_layout(path: Path, entries: list[_Entry], data: int) -> None:
@@ -195,7 +204,9 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple
     entries: dict[str, Value] = {METADATA: dict(metadata)} if metadata else {}
     for key, tensor in tensors.items():
         offsets = [starts[key], starts[key] + tensor.nbytes]
-        entries[key] = {"dtype": tensor.dtype.code, "shape": tensor.shape, "data_offsets": offsets}
+        packed = tensor.dtype.code == _PACKED and tensor.shape
+        shape = (*tensor.shape[:-1], tensor.shape[-1] * 2) if packed else tensor.shape
+        entries[key] = {"dtype": tensor.dtype.code, "shape": shape, "data_offsets": offsets}
     return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8"), order
 
 

@@ -6,20 +6,23 @@ kin, torch 0.1 to 2.14).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from math import prod
 
 from ..dtypes import BY_NAME, BY_STORAGE, DType
-from ..tensors import OpaqueTensor, Storage, StoredTensor
-from .unpickle import Constructor, Global, Object, Ordered, Value, hashable, set_pairs
+from ..tensors import DIMENSIONS, ELEMENTS, OpaqueTensor, Storage, StoredTensor
+from .unpickle import Constructor, Global, Object, Ordered, Value, hashable, set_pairs, spelled
 
 _INTEGERS = frozenset({int})
+PARTS = 16  # how many arguments of another call a call may have
 
 LOST = "lost"  # the kind of a tensor whose bytes are missing from a truncated file
 
 
-class TypedStorage(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class TypedStorage:
     """A storage as a pickle refers to it: with a dtype, and where in it (in elements) a legacy view begins."""
 
     storage: Storage
@@ -27,13 +30,19 @@ class TypedStorage(NamedTuple):
     base: int = 0
 
 
-@cache
 def storage_dtype(cls: Value) -> DType:
     """The dtype of ``torch.FloatStorage`` and its kin; untyped storages count bytes.
 
     Raises ValueError for anything else.
     """
-    if isinstance(cls, Global) and cls.module.partition(".")[0] == "torch":
+    if isinstance(cls, Global):
+        return _storage_dtype(cls)
+    raise ValueError(f"{spelled(cls)} is no storage class that torch has")
+
+
+@cache
+def _storage_dtype(cls: Global) -> DType:
+    if cls.module.partition(".")[0] == "torch":
         if cls.name in ("UntypedStorage", "_UntypedStorage"):
             return BY_NAME["uint8"]
         if cls.name in BY_STORAGE:
@@ -45,13 +54,22 @@ def named_dtype(value: Value) -> DType:
     """The dtype that a pickle names as ``torch.float8_e4m3fn``."""
     if isinstance(value, Global) and value.module == "torch" and value.name in BY_NAME:
         return BY_NAME[value.name]
-    raise ValueError(f"{value} is no dtype that is known here")
+    raise ValueError(f"{spelled(value)} is no dtype that is known here")
 
 
 def _sizes(value: Value) -> tuple[int, ...]:
-    if isinstance(value, (tuple, list)) and _INTEGERS.issuperset(map(type, value)):
+    if isinstance(value, (tuple, list)) and len(value) <= DIMENSIONS and _INTEGERS.issuperset(map(type, value)):
         return tuple(value)
-    raise ValueError("a shape or stride that is no tuple of integers")
+    raise ValueError(f"a shape or stride that is no tuple of at most {DIMENSIONS} integers")
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    sizes = _sizes(value)
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"a negative size in shape {sizes}")
+    if prod(sizes) > ELEMENTS:
+        raise ValueError("a tensor with more elements than can be counted")
+    return sizes
 
 
 def _typed(value: Value) -> TypedStorage:
@@ -64,12 +82,13 @@ def _stored(
     typed: Value, dtype: DType | None, offset: Value, shape: Value, stride: Value, metadata: Value = None
 ) -> StoredTensor | OpaqueTensor:
     """A tensor in a storage, of the storage's dtype where it has none of its own; LOST where the storage is."""
-    storage, stored_as, base = _typed(typed)
+    found = _typed(typed)
+    storage, stored_as, base = found.storage, found.dtype, found.base
     if type(offset) is not int:
         raise ValueError("an offset that is no integer")
     dtype = dtype or stored_as
     if storage.is_lost:
-        return OpaqueTensor(LOST, dtype, _sizes(shape), storage.device)
+        return OpaqueTensor(LOST, dtype, _shape(shape), storage.device)
     start = offset + base * stored_as.itemsize // dtype.itemsize
     if not metadata:
         return StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage)
@@ -111,36 +130,36 @@ def rebuild_parameter(data: Value, *_: Value) -> Value:
 
 def rebuild_qtensor(typed: Value, _offset: Value, shape: Value, *_: Value) -> OpaqueTensor:
     """torch._utils._rebuild_qtensor."""
-    storage, dtype, _base = _typed(typed)
-    return OpaqueTensor("quantized", dtype, _sizes(shape), storage.device)
+    found = _typed(typed)
+    return OpaqueTensor("quantized", found.dtype, _shape(shape), found.storage.device)
 
 
 def rebuild_sparse(layout: Value, data: Value) -> OpaqueTensor:
     """torch._utils._rebuild_sparse_tensor: indices, values and size behind a layout."""
-    if not isinstance(data, tuple) or len(data) < 3:
+    if not isinstance(data, tuple) or not 3 <= len(data) <= PARTS:
         raise ValueError("a sparse tensor without its parts")
-    parts = [part for part in data if isinstance(part, StoredTensor)]
+    parts = [part for part in data if isinstance(part, (StoredTensor, OpaqueTensor))]
     sizes = [part for part in data if isinstance(part, tuple)]
     if not parts or not sizes:
         raise ValueError("a sparse tensor without its parts")
     kind = layout.args[0] if isinstance(layout, Object) and layout.args else layout
-    name = kind.name if isinstance(kind, Global) else str(kind)
-    return OpaqueTensor(name.removeprefix("torch."), parts[-1].dtype, _sizes(sizes[-1]), parts[-1].device)
+    name = kind.name if isinstance(kind, Global) else spelled(kind)
+    return OpaqueTensor(name.removeprefix("torch."), parts[-1].dtype, _shape(sizes[-1]), parts[-1].device)
 
 
 def rebuild_meta(dtype: Value, shape: Value, *_: Value) -> OpaqueTensor:
     """torch._utils._rebuild_meta_tensor_no_storage."""
-    return OpaqueTensor("meta", named_dtype(dtype), _sizes(shape), "meta")
+    return OpaqueTensor("meta", named_dtype(dtype), _shape(shape), "meta")
 
 
 def rebuild_subclass(cls: Value, dtype: Value, shape: Value, *_: Value) -> OpaqueTensor:
     """torch._utils._rebuild_wrapper_subclass: data that only its class can reach (DTensor and its kin)."""
-    return OpaqueTensor(f"subclass {cls}", named_dtype(dtype), _sizes(shape))
+    return OpaqueTensor(f"subclass {spelled(cls)}", named_dtype(dtype), _shape(shape))
 
 
 def rebuild_from_type(function: Value, cls: Value, args: Value, *_: Value) -> Value:
     """torch._tensor._rebuild_from_type_v2: a subclass around one of the calls above, or a tensor with attributes."""
-    if not isinstance(function, Global) or not isinstance(args, tuple):
+    if not isinstance(function, Global) or not isinstance(args, tuple) or len(args) > PARTS:
         raise ValueError("a tensor subclass that names no way to rebuild it")
     constructor = CONSTRUCTORS.get((function.module, function.name))
     return constructor(*args) if constructor else Object(cls, args)
@@ -156,7 +175,7 @@ def make_ordered(pairs: Value = ()) -> Ordered:
     made = Ordered()
     if isinstance(pairs, dict):
         made.update(pairs)
-    elif isinstance(pairs, Sequence):
+    elif isinstance(pairs, (list, tuple)):
         for pair in pairs:
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise ValueError("an OrderedDict of something else than pairs")

@@ -34,6 +34,7 @@ _U64 = struct.Struct("<Q").unpack_from
 _F64 = struct.Struct(">d").unpack_from
 
 OPCODES = 1 << 25
+LONG = 1 << 12  # the most bytes of Python 2 that pass for text
 INLINE = 1 << 12  # bytes from which on a byte string in a mapped file stays where it is
 MEMO = 1 << 32  # memo entries have numbers below this
 SAID = 200  # characters of an error's text that are passed on
@@ -781,9 +782,11 @@ def _binunicode8(machine: Unpickler, at: int) -> int:
 
 # Backslashes that begin no escape (\d), or one of more than a byte (\400): Python keeps them, with a warning.
 _ODD_ESCAPE = re.compile(rb"(?<!\\)((?:\\\\)*)\\([^\n\\'\"abfnrtvx0-7]|[4-7][0-7]{2})")
+
+
 def python2_text(raw: bytes) -> Value:
-    """A ``str`` of Python 2 may be text or bytes: ASCII is text, anything else stays bytes."""
-    return raw.decode("ascii") if raw.isascii() else raw
+    """A ``str`` of Python 2 may be text or bytes: short ASCII is text, anything else stays bytes."""
+    return raw.decode("ascii") if len(raw) <= LONG and raw.isascii() else raw
 
 
 @_on(b"S")
