@@ -75,6 +75,51 @@ class Alignment:
         return {one.old: one.new for one in self.proposals}
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """The numbers below each path of both sides: whether a number means the same part on both."""
+
+    ours: Mapping[str, frozenset[int]]
+    theirs: Mapping[str, frozenset[int]]
+
+    @classmethod
+    def of(cls, source: Iterable[str], target: Iterable[str]) -> _Counted:
+        return cls(_numbers(source), _numbers(target))
+
+    def alike(self, old: str, new: str) -> bool:
+        """Whether the numbers that both keys end alike with are counted from the same beginning on both sides.
+
+        A part's number says nothing where the two sides have other numbers below it: the parts may have moved up.
+        """
+        olds, news = old.split("."), new.split(".")
+        for back in range(2, 1 + min(len(olds), len(news))):
+            if olds[-back] != news[-back]:
+                return True
+            number = _number(olds[-back])
+            if number is None:
+                continue
+            ours = self.ours[".".join(olds[:-back])]
+            theirs = self.theirs[".".join(news[:-back])]
+            if {one for one in ours if one < number} != {one for one in theirs if one < number}:
+                return False
+        return True
+
+
+def _numbers(keys: Iterable[str]) -> dict[str, frozenset[int]]:
+    found: dict[str, set[int]] = {}
+    for key in keys:
+        parts = key.split(".")
+        for depth, part in enumerate(parts[:-1]):
+            number = _number(part)
+            if number is not None:
+                found.setdefault(".".join(parts[:depth]), set()).add(number)
+    return {path: frozenset(numbers) for path, numbers in found.items()}
+
+
+def _number(part: str) -> int | None:
+    return int(part) if part.isascii() and part.isdecimal() else None
+
+
 @dataclass(slots=True)
 class _State:
     """What is settled and what is still open on both sides."""
@@ -83,6 +128,7 @@ class _State:
     target: Mapping[str, Shaped]
     olds: dict[str, None]
     news: dict[str, None]
+    counted: _Counted
     settled: dict[str, Proposal] = field(default_factory=dict)
     ambiguous: list[Ambiguity] = field(default_factory=list)
 
@@ -106,7 +152,8 @@ def align(source: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Alignme
     >>> found.pairs
     {'a': 'weight', 'b': 'bias'}
     """
-    state = _State(source, target, dict.fromkeys(source), dict.fromkeys(target))
+    counted = _Counted.of(source, target)
+    state = _State(source, target, dict.fromkeys(source), dict.fromkeys(target), counted)
     _renumbered(state)
     _same_names(state)
     _prefixes(state)
@@ -123,6 +170,7 @@ def align(source: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Alignme
 # -- names
 
 _Part = frozenset[tuple[str, tuple[int, ...]]]  # what a numbered part holds: the rest of each key, and its shape
+_Families = dict[str, dict[int, _Part]]
 
 
 def _renumbered(state: _State) -> None:
@@ -132,15 +180,11 @@ def _renumbered(state: _State) -> None:
         numbers = sorted(parts)
         if len(numbers) < 2:
             continue
-        alike = [
-            (other, sorted(found))
-            for other, found in theirs.items()
-            if len(found) == len(parts) and [parts[n] for n in numbers] == [found[n] for n in sorted(found)]
-        ]
-        if len(alike) != 1 or alike[0][1] == numbers:
+        other = _counterpart(path, ours, theirs)
+        if other is None:
             continue
-        other, wanted = alike[0]
-        if len({new - old for old, new in zip(numbers, wanted, strict=True)}) != 1:
+        wanted = sorted(theirs[other])
+        if wanted == numbers or len({new - old for old, new in zip(numbers, wanted, strict=True)}) != 1:
             continue
         reason = f"{path}{numbers[0]} to {numbers[-1]} are {other}{wanted[0]} to {wanted[-1]}"
         for old, new in zip(numbers, wanted, strict=True):
@@ -150,26 +194,41 @@ def _renumbered(state: _State) -> None:
                     state.settle(key, renamed, reason, "likely")
 
 
-def _families(tensors: Mapping[str, Shaped]) -> dict[str, dict[int, _Part]]:
+def _counterpart(path: str, ours: _Families, theirs: _Families) -> str | None:
+    """The path of the target whose numbered parts hold the same in the same order, where there is only one."""
+    held = _in_order(ours[path])
+    found = [other for other, parts in theirs.items() if _in_order(parts) == held]
+    if path in found:
+        return path
+    rivals = [other for other, parts in ours.items() if _in_order(parts) == held]
+    return found[0] if len(found) == len(rivals) == 1 else None
+
+
+def _in_order(parts: Mapping[int, _Part]) -> list[_Part]:
+    return [parts[number] for number in sorted(parts)]
+
+
+def _families(tensors: Mapping[str, Shaped]) -> _Families:
     """The numbered parts of a model: path in front of the number, number, and what the part holds."""
     found: dict[str, dict[int, list[tuple[str, tuple[int, ...]]]]] = {}
     for key, tensor in tensors.items():
         parts = key.split(".")
         for depth, part in enumerate(parts[:-1]):
-            if part.isascii() and part.isdecimal():
+            number = _number(part)
+            if number is not None:
                 path, rest = ".".join(parts[:depth]), ".".join(parts[depth + 1 :])
                 numbers = found.setdefault(f"{path}." if path else "", {})
-                numbers.setdefault(int(part), []).append((_modern(rest), tuple(tensor.shape)))
+                numbers.setdefault(number, []).append((_modern(rest), tuple(tensor.shape)))
     return {path: {number: frozenset(held) for number, held in numbers.items()} for path, numbers in found.items()}
 
 
 def _same_names(state: _State) -> None:
     for key in list(state.olds):
-        if key in state.news and state.fits(key, key):
+        if key in state.news and state.fits(key, key) and state.counted.alike(key, key):
             state.settle(key, key, "same key", "certain")
     for key in list(state.olds):
         new = _modern(key)
-        if new != key and new in state.news and state.fits(key, new):
+        if new != key and new in state.news and state.fits(key, new) and state.counted.alike(key, new):
             state.settle(key, new, "old spelling of the same key", "certain")
 
 
@@ -238,8 +297,11 @@ def _leave_open(state: _State, best: _Change, rivals: list[_Change]) -> None:
 
 def _changes(state: _State) -> Iterator[_Change]:
     """Every change of a leading path into another that settles keys and contradicts none."""
+    counted = _Counted.of(map(without_wrappers, state.source), state.target)
     peeled = {old: new for old in state.olds if (new := _modern(without_wrappers(old))) in state.news}
-    fitting = {old: new for old, new in peeled.items() if state.fits(old, new)}
+    fitting = {
+        old: new for old, new in peeled.items() if state.fits(old, new) and counted.alike(without_wrappers(old), new)
+    }
     if len(set(fitting.values())) == len(fitting) and fitting:
         yield _Change("the same key without its wrappers", fitting, "")
     votes: dict[tuple[str, str], dict[str, str]] = {}
@@ -249,12 +311,18 @@ def _changes(state: _State) -> Iterator[_Change]:
     for old in state.olds:
         news = by_leaf.get(_modern(old).rpartition(".")[2], [])
         for new in news if len(news) * len(state.olds) <= CELLS else []:
-            if state.fits(old, new):
+            if state.fits(old, new) and state.counted.alike(old, new):
                 for change in _prefix_changes(_modern(old), new):
                     votes.setdefault(change, {})[old] = new
     for (before, after), pairs in votes.items():
         under = [old for old in state.olds if _modern(old).startswith(before)]
-        wrong = [old for old in under if old not in pairs and after + _modern(old)[len(before) :] in state.news]
+        wrong = [
+            old
+            for old in under
+            if old not in pairs
+            and (new := after + _modern(old)[len(before) :]) in state.news
+            and not state.fits(old, new)
+        ]
         if not wrong and len(set(pairs.values())) == len(pairs):
             yield _Change(_said(before, after), pairs, before)
 
@@ -319,10 +387,9 @@ def _likeness(old: str, new: str) -> int:
 
 def _sequence(state: _State, kinds: tuple[str, ...]) -> None:
     """Align what is open in order: the best sequence of pairs, where it is the only best one."""
-    open_olds = {key for one in state.ambiguous for key in one.olds}
-    open_news = {key for one in state.ambiguous for key in one.news}
-    olds = [key for key in state.olds if _kind(key) in kinds and key not in open_olds and not is_derivable(key)]
-    news = [key for key in state.news if _kind(key) in kinds and key not in open_news and not is_derivable(key)]
+    olds, news = (
+        [key for key in keys if _kind(key) in kinds and not is_derivable(key)] for keys in _not_ambiguous(state)
+    )
     if not olds or not news or len(olds) * len(news) > CELLS:
         return
     scores = [[_score(state, old, new) for new in news] for old in olds]
@@ -467,10 +534,8 @@ def _siblings(state: _State) -> None:
 
 def _only_ones(state: _State) -> None:
     """Two keys that are the only ones of their shape, of more than one element."""
-    open_olds = {key for one in state.ambiguous for key in one.olds}
-    open_news = {key for one in state.ambiguous for key in one.news}
-    ours = _by_shape(state.source, (key for key in state.olds if key not in open_olds))
-    theirs = _by_shape(state.target, (key for key in state.news if key not in open_news))
+    open_olds, open_news = _not_ambiguous(state)
+    ours, theirs = _by_shape(state.source, open_olds), _by_shape(state.target, open_news)
     for shape, olds in ours.items():
         news = theirs.get(shape, [])
         if (
@@ -483,15 +548,31 @@ def _only_ones(state: _State) -> None:
 
 
 def _other_shapes(state: _State) -> None:
-    """Keys whose names end alike (``fc.weight``) and whose shapes differ: the same part of another size."""
-    ours, theirs = _by_ending(state.olds), _by_ending(state.news)
-    for ending, olds in ours.items():
-        news = theirs.get(ending, [])
-        if len(olds) == len(news) == 1:
-            old, new = olds[0], news[0]
-            shapes = f"shape {list(state.source[old].shape)}, wanted is {list(state.target[new].shape)}"
-            state.settled[old] = Proposal(old, new, f"the same name; {shapes}", "other shape")
-            del state.olds[old], state.news[new]
+    """Keys whose names are the same, or end alike (``fc.weight``), and whose shapes differ: parts of another size."""
+    olds, news = _not_ambiguous(state)
+    for old in olds:
+        if old in news and state.counted.alike(old, old):
+            _settle_other_shape(state, old, old)
+    olds, news = _not_ambiguous(state)
+    ours, theirs = _by_ending(olds), _by_ending(news)
+    for ending, found in ours.items():
+        if len(found) == len(theirs.get(ending, [])) == 1:
+            _settle_other_shape(state, found[0], theirs[ending][0])
+
+
+def _settle_other_shape(state: _State, old: str, new: str) -> None:
+    if state.fits(old, new):
+        return
+    shapes = f"shape {list(state.source[old].shape)}, wanted is {list(state.target[new].shape)}"
+    state.settled[old] = Proposal(old, new, f"the same name; {shapes}", "other shape")
+    del state.olds[old], state.news[new]
+
+
+def _not_ambiguous(state: _State) -> tuple[list[str], list[str]]:
+    """What is open on both sides and in no ambiguity."""
+    olds = {key for one in state.ambiguous for key in one.olds}
+    news = {key for one in state.ambiguous for key in one.news}
+    return [key for key in state.olds if key not in olds], [key for key in state.news if key not in news]
 
 
 def _by_ending(keys: Iterable[str]) -> dict[str, list[str]]:

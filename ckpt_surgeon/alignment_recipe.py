@@ -19,17 +19,17 @@ _LETTERS = "nmkijpqrst"
 def alignment_recipe(found: Alignment, keys: Iterable[str]) -> Recipe:
     """The recipe that carries an alignment out on a checkpoint with these keys.
 
-    Renames first, as rules; then reshapes.  A key without a proposal keeps its name, unless that is in the way of a
-    proposed one: then it is dropped.
+    Renames first, as rules; then reshapes.  A key without a proposal keeps its name, unless the target means
+    something by that name: what is open would be settled by accident.  Then it is dropped.
     """
     keys = list(keys)
     pairs = found.pairs
     steps: list[Step] = []
-    blocking = [key for key in found.unused if key in set(pairs.values()) and key not in pairs]
-    blocking += [key for one in found.ambiguous for key in one.olds if key in set(pairs.values())]
+    taken = {*pairs.values(), *found.missing, *(key for one in found.ambiguous for key in one.news)}
+    blocking = {key: None for key in keys if key not in pairs and key in taken}
     if blocking:
-        steps.append(step("drop", patterns=[_escaped(key) for key in dict.fromkeys(blocking)]))
-    left = [key for key in keys if key not in set(blocking)]
+        steps.append(step("drop", patterns=[_escaped(key) for key in blocking]))
+    left = [key for key in keys if key not in blocking]
     prefix = _common_prefix(pairs, left)
     rules = [] if prefix else rename_rules(pairs, left)
     if prefix:

@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from .align import align
-from .edits import WRAPPERS, drop, without_wrappers
+from .edits import WRAPPERS, drop, is_derivable, without_wrappers
 from .tensors import Shaped
 
 if TYPE_CHECKING:
@@ -108,8 +108,10 @@ def _compared(
 
         said = verdict(model, _without(checkpoint, odd))
         if not said.refused:
-            rewritten = [key for key in missing if key not in said.missing]
-            missing = [key for key in missing if key in said.missing]
+            # a buffer that the model makes itself is worth a word only where nothing else is amiss
+            amiss = bool(set(said.missing) - set(odd)) or bool(said.unexpected)
+            rewritten = [key for key in missing if key not in said.missing and not (amiss and is_derivable(key))]
+            missing = [key for key in missing if key not in rewritten]
             unused = [key for key in unused if key in said.unexpected]
     matched = [key for key in target if key in rewritten or (key in checkpoint and key not in odd)]
     both = [key for key in matched if key in checkpoint]
@@ -175,7 +177,7 @@ def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], no
             best = (matches, said, command)
     found = align(checkpoint, target)
     aligned = sum(one.certainty != "other shape" for one in found.proposals)
-    if aligned > max(now, best[0] if best else 0):
+    if aligned > max(now, best[0] if best else 0, len(target) // 2):
         return Hint(f"renaming makes {aligned:,} of {len(target):,} match", ("align",), aligned)
     if best is None:
         return None

@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "formats": {"errors", "dtypes", "tensors"},
     "renaming": {"errors"},
     "edits": {"errors", "dtypes", "tensors", "checkpoint", "renaming"},
-    "diff": {"errors", "dtypes", "tensors", "checkpoint", "edits"},
+    "align": {"errors", "dtypes", "tensors", "checkpoint", "edits"},
+    "diff": {"errors", "dtypes", "tensors", "checkpoint", "edits", "align", "targets", "models"},
     "targets": {"errors", "dtypes"},
 }
 
@@ -110,7 +111,7 @@ def test_formats_and_edits_never_see_each_other() -> None:
 
 def test_only_the_command_line_makes_text_and_nothing_imports_the_command_line() -> None:
     for module in sources():
-        if area(module) != "cli":
+        if area(module) not in ("cli", "loading"):  # a load report's str() is its table
             assert "report" not in own_imports(module), module
         if area(module) not in ("cli", "__main__"):
             assert "cli" not in {area(name) for name in own_imports(module)}, module

@@ -70,7 +70,8 @@ CONTAINERS: dict[str, Callable[[StateDict, Path], Path]] = {
     "shards": lambda state, folder: save_shards(state, folder, ".bin"),
 }
 SUITABLE = [name for name in NAMES if in_safetensors(name)]
-UNSUITABLE = [name for name in NAMES if not in_safetensors(name)]
+PACKED = "float4_e2m1fn_x2"  # safetensors takes it in shapes that fill its bytes; it has a test of its own
+UNSUITABLE = [name for name in NAMES if not in_safetensors(name) and not name.startswith(PACKED)]
 TYPICAL = ["dense", "transposed", "step 2", "expanded", "channels last", "tied", "first rows", "0-d", "empty",
            "conjugate", "negative", "odd keys", "large strided", "complex64", "bfloat16", "uint16 stepped"]  # fmt: skip
 
@@ -115,6 +116,15 @@ def test_a_safetensors_file_is_read_back_by_its_own_package(name: str, source: s
     out = written(SOURCES[source](state, tmp_path), tmp_path / "out" / "model.safetensors")
     assert_same(safetensors.torch.load_file(out), state, order=False)
     assert list(ckpt_surgeon.open(out)) == list(state)
+
+
+def test_two_numbers_a_byte_are_counted_as_safetensors_counts_them(tmp_path: Path) -> None:
+    state = {"packed": torch.arange(24, dtype=torch.uint8).reshape(4, 6).view(getattr(torch, PACKED))}
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+    safetensors.torch.save_file(state, theirs, {"format": "pt"})
+    ckpt_surgeon.save(ckpt_surgeon.open(theirs), ours)
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert_same(safetensors.torch.load_file(ours), state)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +63,7 @@ READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
     (zip_archive.matches, lambda path, salvage=False: read_zip(path, salvage=salvage)),
     (safetensors.matches, safetensors.read),
     (torch_legacy.matches, torch_legacy.read),
-    (sharded.matches, lambda path, salvage=False: sharded.read(path, read, salvage=salvage)),
+    (sharded.matches, lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage)),
     (torch_tar.matches, torch_tar.read),
     (plain_pickle.matches, plain_pickle.read),
 )
@@ -92,14 +93,27 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     try:
         if path.is_dir():
             path = sharded.find(path)
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
+        head = _head(path)
+        for matches, reader in READERS:
+            if matches(head):
+                return reader(path, salvage=salvage)
     except OSError as error:
         raise _unopened(path, error) from error
-    for matches, reader in READERS:
-        if matches(head):
-            return reader(path, salvage=salvage)
-    raise foreign.refuse(path, head)
+    raise foreign.refuse(path, head, safetensors.broken(path, head))
+
+
+def read_shard(path: Path, *, salvage: bool = False) -> Contents:
+    """Read one file that an index names, which is no index."""
+    if sharded.matches(_head(path)):
+        raise NotACheckpoint(path, "is named as a shard and is an index itself, or other JSON", "rebuild the index")
+    return read(path, salvage=salvage)
+
+
+def _head(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise FileError(path, "is no regular file (a pipe or a device)", "save it to a file first")
+    with open(path, "rb") as file:
+        return file.read(HEAD)
 
 
 def read_zip(path: Path, *, salvage: bool = False) -> Contents:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..errors import NotACheckpoint, listed
+from ..errors import FileError, NotACheckpoint, listed
 
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"GGUF", "is a GGUF file (llama.cpp)", "convert it with llama.cpp's or transformers' own tools"),
@@ -29,8 +29,11 @@ _PROTOBUF = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x3a]|\n[\x05-\xff][\x01\x02]?
 _LFS = b"version https://git-lfs"
 
 
-def refuse(path: Path, head: bytes) -> NotACheckpoint:
-    """The error for a file that no reader knows: names it, as far as its first bytes tell."""
+def refuse(path: Path, head: bytes, broken: FileError | None = None) -> FileError:
+    """The error for a file that no reader knows: names it, as far as its first bytes tell.
+
+    ``broken`` is the error for one that these do not tell, where there is a guess.
+    """
     if not head:
         return NotACheckpoint(path, "is empty", "fetch it again")
     if head.startswith(_LFS):
@@ -47,11 +50,11 @@ def refuse(path: Path, head: bytes) -> NotACheckpoint:
     if _MSGPACK.match(head):
         return NotACheckpoint(path, "is a msgpack file (Flax)", "open it with flax.serialization.msgpack_restore")
     if not _PROTOBUF.match(head) and head[:1] in b"\x08\n":
-        return _unknown(path, head)
+        return broken or _unknown(path, head)
     for magic, what, remedy in _SIGNATURES:
         if head.startswith(magic):
             return NotACheckpoint(path, what, remedy)
-    return _unknown(path, head)
+    return broken or _unknown(path, head)
 
 
 def refuse_zip(path: Path, names: list[str]) -> NotACheckpoint:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..dtypes import BY_CODE
 from ..errors import BrokenFile, EditError
-from ..tensors import ByteSpan, OpaqueTensor, Storage, StoredTensor, Tensor, row_major
+from ..tensors import DIMENSIONS, ELEMENTS, ByteSpan, OpaqueTensor, Storage, StoredTensor, Tensor, row_major
 from .contents import Contents
 from .sink import Sink
 from .torch_objects import LOST
@@ -26,7 +26,9 @@ from .zip_archive import PAGE, PAGE_WORTH, TRUNCATED
 CONTAINER = "safetensors"
 SUFFIXES = (".safetensors",)
 METADATA = "__metadata__"
+SHOWN = 100  # characters of an odd value that a message repeats
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
+AGAIN = "fetch it again and compare its size with the original's"
 
 _LENGTH = struct.Struct("<Q")
 _PACKED = "F4"
@@ -40,6 +42,22 @@ def matches(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT
 
 
+def broken(path: Path, head: bytes) -> BrokenFile | None:
+    """The error for a file that :func:`matches` does not know and that its name or its brace says is safetensors."""
+    if path.suffix not in SUFFIXES and (head[8:9] != b"{" or head[5:8] != bytes(3)):
+        return None
+    if len(head) < 8:
+        return BrokenFile(path, f"is truncated: it has {len(head)} bytes of the 8 that tell its header's length", AGAIN)
+    (length,) = _LENGTH.unpack_from(head)
+    if length > HEADER_LIMIT:
+        return BrokenFile(path, f"announces a header of {length:,} bytes; the limit is {HEADER_LIMIT:,}", AGAIN)
+    if length < 2:
+        return BrokenFile(path, f"announces a header of {length} bytes, too few for any", AGAIN)
+    if len(head) == 8:
+        return BrokenFile(path, f"is truncated: its header should end at byte {8 + length:,} of 8", AGAIN)
+    return BrokenFile(path, f"its header begins with {head[8:9]!r} where JSON has a brace", AGAIN)
+
+
 def read(path: Path, *, salvage: bool = False) -> Contents:
     """Read and verify a header; with ``salvage``, elements may be cut off.
 
@@ -49,11 +67,7 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     with open(path, "rb") as file:
         (length,) = _LENGTH.unpack(file.read(8))
         if 8 + length > size:
-            raise BrokenFile(
-                path,
-                f"is truncated: its header should end at byte {8 + length:,} of {size:,}",
-                "fetch it again and compare its size with the original's",
-            )
+            raise BrokenFile(path, f"is truncated: its header should end at byte {8 + length:,} of {size:,}", AGAIN)
         raw = file.read(length)
     header = _parsed(path, raw)
     metadata = header.pop(METADATA, {})
@@ -97,21 +111,26 @@ def _entry(path: Path, key: str, value: Value) -> _Entry:
         if not isinstance(value, dict):
             raise TypeError("is no object")
         code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-        if code not in BY_CODE:
-            raise TypeError(f"has dtype {code!r}, which is not known")
+        if not isinstance(code, str) or code not in BY_CODE:
+            raise TypeError(f"has dtype {code!r}, which is not known"[:SHOWN])
         for name, numbers in (("shape", shape), ("data_offsets", offsets)):
             if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
                 raise TypeError(f"has a {name} that is no list of non-negative integers")
-        start, stop = offsets
+        if len(offsets) != 2:
+            raise TypeError(f"has {len(offsets)} data_offsets instead of 2")
+        if offsets[0] > offsets[1]:
+            raise TypeError(f"ends at data byte {offsets[1]:,}, before it begins at {offsets[0]:,}")
+        if len(shape) > DIMENSIONS or max(shape, default=0) > ELEMENTS or prod(shape) > ELEMENTS:
+            raise TypeError("has a shape of more elements than can be counted")
         shape = _halved(shape) if code == _PACKED else shape
-        if stop - start != prod(shape) * BY_CODE[code].itemsize:
-            raise TypeError(f"has {stop - start:,} bytes, but shape {shape} of {code} needs "
-                            f"{prod(shape) * BY_CODE[code].itemsize:,}")  # fmt: skip
+        there, needed = offsets[1] - offsets[0], prod(shape) * BY_CODE[code].itemsize
+        if there != needed:
+            raise TypeError(f"has {there:,} bytes, but shape {shape} of {code} needs {needed:,}")
     except KeyError as error:
         raise BrokenFile(path, f"tensor {key!r} has no {error.args[0]!r} in the header") from None
     except (TypeError, ValueError) as error:
         raise BrokenFile(path, f"tensor {key!r} {error}") from None
-    return _Entry(key, code, tuple(shape), start, stop)
+    return _Entry(key, code, tuple(shape), offsets[0], offsets[1])
 
 
 def _halved(shape: list[int]) -> list[int]:
@@ -156,7 +175,7 @@ def check(tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if isinstance(tensor, OpaqueTensor):
             problems.append(f"{key!r} ({tensor.kind})")
-        elif tensor.dtype.code is None:
+        elif tensor.dtype.code is None or (tensor.dtype.code == _PACKED and not tensor.shape):
             problems.append(f"{key!r} ({tensor.dtype})")
     if METADATA in tensors:
         problems.append(f"a tensor called {METADATA!r}")

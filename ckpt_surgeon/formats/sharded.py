@@ -21,6 +21,7 @@ from .torch_objects import LOST
 from .unpickle import Global, Ordered, Value
 
 SUFFIX = ".index.json"
+LIMIT = 1 << 28  # bytes that an index may have
 _PREFERRED = ("model.safetensors", "pytorch_model.bin")
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
@@ -73,7 +74,7 @@ def read(path: Path, read_shard: Reader, *, salvage: bool = False) -> Contents:
     names: dict[Global, None] = {}
     for name in dict.fromkeys(weight_map.values()):
         place = path.parent / name
-        if not place.is_file():
+        if not os.path.isfile(place):
             problems += [] if salvage else [f"shard {name!r} is missing"]
             continue
         contents = read_shard(place, salvage=salvage)
@@ -126,16 +127,21 @@ def _versions(attributes: Mapping[Value, Value]) -> Mapping[Value, Value]:
 
 def _index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     """The weight map and the metadata that are text."""
+    size = path.stat().st_size
+    if size > LIMIT:
+        raise NotACheckpoint(path, f"begins like JSON, but no index has {size:,} bytes", "give the checkpoint's index")
     try:
         index = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise BrokenFile(path, f"is no JSON ({error})") from error
+        raise BrokenFile(path, f"is no JSON ({error})", "fetch it again") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise NotACheckpoint(path, "is a JSON file without a weight_map", "give the checkpoint's index")
     outside = [name for name in weight_map.values() if not isinstance(name, str) or not _stays(name)]
     if outside:
-        raise BrokenFile(path, f"names shards outside its directory ({listed(map(str, dict.fromkeys(outside)))})")
+        names = dict.fromkeys(name if isinstance(name, str) else f"a {type(name).__name__}" for name in outside)
+        raise BrokenFile(path, f"names shards outside its directory ({listed(names)})", "do not use it")
+    weight_map = {key: os.path.normpath(name) for key, name in weight_map.items()}
     metadata = index.get("metadata")
     texts = metadata if isinstance(metadata, dict) else {}
     return weight_map, {key: value for key, value in texts.items() if isinstance(value, str)}

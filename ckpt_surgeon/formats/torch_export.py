@@ -42,7 +42,7 @@ def read(archive: Archive, *, salvage: bool = False) -> Contents:
             folder = name.rpartition("/")[0]
             for key, entry in json.loads(archive.read(name))["config"].items():
                 root[key] = _weight(archive, f"{folder}/{entry['path_name']}", entry)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise BrokenFile(archive.path, f"has a weights config that is damaged ({error!r})") from error
     return Contents(archive.path, CONTAINER, root)
 

@@ -17,7 +17,7 @@ from ..errors import BrokenFile
 from ..tensors import ByteSpan, Storage
 from .contents import Contents
 from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
-from .unpickle import Global, PickleError, Unpickler, Value
+from .unpickle import Global, PickleError, Unpickler, Value, spelled
 from .zip_archive import TRUNCATED
 
 CONTAINER = "torch legacy"
@@ -72,7 +72,7 @@ def read_object(
         raise BrokenFile(path, "holds bytes that are no torch save")
     protocol = machine.load(machine.position)
     if protocol != _PROTOCOL:
-        raise BrokenFile(path, f"has legacy protocol {protocol}, only {_PROTOCOL} is known")
+        raise BrokenFile(path, f"has legacy protocol {spelled(protocol)}, only {_PROTOCOL} is known")
     machine.load(machine.position)  # byte order and type sizes of the writer; the storages are little-endian anyway
     body = machine.position
     machine.load(body)
@@ -80,7 +80,7 @@ def read_object(
     end = len(data) if stop is None else stop
     storages = _placed(_Place(path, data, end, salvage), machine.position, keys, survey.storages)
     finder = Unpickler(data, constructors=CONSTRUCTORS, persistent=lambda saved: _found(saved, storages))
-    return finder.load(body), tuple(finder.globals.values())
+    return finder.load(body), tuple(machine.globals.values())  # those of all the pickles
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def _fields(saved: Value) -> tuple[Value, str, str, int, Value]:
     cls, key, location, numel = saved[1:5]
     if type(numel) is not int or numel < 0:
         raise ValueError("a storage without a proper size")
-    return cls, str(key), str(location), numel, saved[5] if len(saved) == 6 else None
+    return cls, spelled(key), spelled(location), numel, saved[5] if len(saved) == 6 else None
 
 
 class _Survey:
@@ -141,15 +141,16 @@ def _placed(place: _Place, position: int, keys: Value, declared: dict[str, _Decl
     """Walk the storages behind the pickles."""
     if not isinstance(keys, list):
         raise BrokenFile(place.path, "is damaged: the list of its storages is missing", TRUNCATED)
-    unknown = [key for key in map(str, keys) if key not in declared]
+    names = [spelled(key) for key in keys]
+    unknown = [key for key in names if key not in declared]
     if unknown:
         raise BrokenFile(place.path, f"is damaged: it lists a storage {unknown[0]!r} that nothing refers to")
-    needed = position + sum(8 + declared[key].numel * declared[key].itemsize for key in map(str, keys))
+    needed = position + sum(8 + declared[key].numel * declared[key].itemsize for key in names)
     if needed > place.stop and not place.salvage:
         problem = f"is truncated: it has {place.stop:,} bytes of the {needed:,} that it announces"
         raise BrokenFile(place.path, problem, TRUNCATED)
     placed: dict[str, Storage] = {}
-    for key in map(str, keys):
+    for key in names:
         one = declared[key]
         nbytes = one.numel * one.itemsize
         if position + 8 + nbytes > place.stop:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import mmap
 import struct
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import BrokenFile
 from ..tensors import ByteSpan, Storage
 from .contents import Contents
 from .torch_objects import CONSTRUCTORS, TypedStorage, rebuild_tensor, storage_dtype
-from .unpickle import PickleError, Unpickler, Value
+from .unpickle import Global, PickleError, Unpickler, Value, spelled
 
 CONTAINER = "torch tar (0.1)"
 
@@ -34,7 +35,7 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     try:
         with tarfile.open(path, "r:") as archive:
             members = {member.name: member for member in archive.getmembers()}
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise BrokenFile(path, f"is a damaged or truncated tar archive ({error})", "fetch it again") from error
     if not all(name in members for name in _NEEDED):
         held = ", ".join(list(members)[:3])
@@ -48,7 +49,8 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
             root = machine.load(members["pickle"].offset_data)
         except (PickleError, ValueError, KeyError, TypeError, struct.error) as error:
             raise BrokenFile(path, f"is damaged or truncated: {error}", "fetch it again") from error
-    return Contents(path, CONTAINER, root, globals=tuple(machine.globals.values()))
+    names = dict.fromkeys((*machine.globals.values(), *reader.globals))
+    return Contents(path, CONTAINER, root, globals=tuple(names))
 
 
 class _Reader:
@@ -57,13 +59,20 @@ class _Reader:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path = path
         self._data = data
-        self._made: dict[object, Value] = {}
+        self._made: dict[str, Value] = {}
+        self._pickles: list[Unpickler] = []
 
-    def _pickles(self) -> Unpickler:
-        return Unpickler(self._data, constructors=CONSTRUCTORS)
+    @property
+    def globals(self) -> Iterator[Global]:
+        """The names that the pickles beside the object's own mention."""
+        return (name for machine in self._pickles for name in machine.globals.values())
+
+    def _machine(self) -> Unpickler:
+        self._pickles.append(Unpickler(self._data, constructors=CONSTRUCTORS))
+        return self._pickles[-1]
 
     def storages(self, at: int) -> None:
-        machine = self._pickles()
+        machine = self._machine()
         count = machine.load(at)
         for _ in range(count if isinstance(count, int) else 0):
             entry = machine.load(machine.position)
@@ -76,20 +85,23 @@ class _Reader:
             stop = start + numel * dtype.itemsize
             if numel < 0 or stop > len(self._data):
                 raise BrokenFile(
-                    self._path, f"is truncated: storage {key} should end at byte {stop:,}", "fetch it again"
+                    self._path,
+                    f"is truncated: storage {spelled(key)} should end at byte {stop:,} of {len(self._data):,}",
+                    "fetch it again",
                 )
-            storage = Storage(ByteSpan(self._path, start, stop), stop - start, str(location))
-            self._made[key] = TypedStorage(storage, dtype)
+            storage = Storage(ByteSpan(self._path, start, stop), stop - start, spelled(location))
+            self._made[spelled(key)] = TypedStorage(storage, dtype)
             machine.position = stop
         views = machine.load(machine.position)
         for view in views if isinstance(views, list) else []:
             target, root, offset, _numel = view
-            base = self._made[root]
-            assert isinstance(base, TypedStorage)
-            self._made[target] = TypedStorage(base.storage, base.dtype, base.base + offset)
+            base = self._made[spelled(root)]
+            if not isinstance(base, TypedStorage) or type(offset) is not int:
+                raise ValueError("a view of something else than a storage")
+            self._made[spelled(target)] = TypedStorage(base.storage, base.dtype, base.base + offset)
 
     def tensors(self, at: int) -> None:
-        machine = self._pickles()
+        machine = self._machine()
         count = machine.load(at)
         for _ in range(count if isinstance(count, int) else 0):
             entry = machine.load(machine.position)
@@ -102,11 +114,10 @@ class _Reader:
             numbers = struct.unpack_from(f"<{2 * ndim + 1}q", self._data, machine.position + 8)
             shape = numbers[:ndim] if ndim else (0,)  # torch 0.1 had no 0-d tensors: none is empty
             stride = numbers[ndim : 2 * ndim] if ndim else (1,)
-            self._made[key] = rebuild_tensor(self._made[storage], numbers[-1], shape, stride)
+            self._made[spelled(key)] = rebuild_tensor(self._made[spelled(storage)], numbers[-1], shape, stride)
             machine.position += 8 + 8 * (2 * ndim + 1)
 
     def found(self, saved: Value) -> Value:
         if isinstance(saved, tuple) and saved:
             return saved[0]  # a container's class and its source
-        key = int(saved) if isinstance(saved, (str, int)) else saved
-        return self._made[key]
+        return self._made[spelled(saved)]

@@ -16,7 +16,7 @@ from . import numpy_objects
 from .contents import Contents
 from .sink import Sink
 from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
-from .unpickle import Global, Object, PickleError, Unpickler, Value
+from .unpickle import Global, Object, PickleError, Unpickler, Value, spelled
 from .zip_archive import TRUNCATED, Archive, Directory
 
 CONTAINER = "torch zip"
@@ -33,9 +33,18 @@ def holds(archive: Archive) -> bool:
     return any(name == "data.pkl" or name.endswith("/data.pkl") for name in archive.members)
 
 
+def main_pickle(archive: Archive) -> str:
+    """The pickle that torch.load reads: that in the folder of the first record; else the outermost one."""
+    folder = next(iter(archive.members)).partition("/")[0]
+    if f"{folder}/data.pkl" in archive.members:
+        return f"{folder}/data.pkl"
+    names = [name for name in archive.members if name == "data.pkl" or name.endswith("/data.pkl")]
+    return min(names, key=len)
+
+
 def read(archive: Archive, *, salvage: bool = False) -> Contents:
     """Read the index of a torch zip; with ``salvage``, storages may be missing.  Raises BrokenFile."""
-    pickle = min((name for name in archive.members if name.endswith("data.pkl")), key=len)
+    pickle = main_pickle(archive)
     folder = pickle.removesuffix("data.pkl")
     find = storages(archive, folder, folder + "data/{}", salvage=salvage)
     root, names = load(archive, pickle, find)
@@ -45,14 +54,14 @@ def read(archive: Archive, *, salvage: bool = False) -> Contents:
 
 def truncated(found: Archive, error: BrokenFile) -> BrokenFile:
     """The error for a zip without its directory, with the bytes that it would need where its pickle tells them."""
-    pickle = next((member for name, member in found.members.items() if name.endswith("data.pkl")), None)
-    if pickle is None:
+    if not holds(found):
         return error
+    pickle = found.members[main_pickle(found)]
     sizes: dict[Value, int] = {}
 
     def see(saved: Value) -> Value:
         if isinstance(saved, tuple) and len(saved) == 5 and type(saved[4]) is int:
-            sizes[saved[2]] = saved[4] * storage_dtype(saved[1]).itemsize
+            sizes[spelled(saved[2])] = saved[4] * storage_dtype(saved[1]).itemsize
         return None
 
     try:
@@ -77,21 +86,23 @@ def load(archive: Archive, pickle: str, find: Callable[[Value], Value]) -> tuple
 def storages(archive: Archive, folder: str, place: str, *, salvage: bool = False) -> Callable[[Value], Value]:
     """A function from a persistent id to the storage in the archive; ``place`` is where a key's record lies."""
     big = folder + "byteorder" in archive.members and archive.read(folder + "byteorder") == b"big"
-    known: dict[Value, TypedStorage] = {}
+    known: dict[str, TypedStorage] = {}
 
     def find(saved: Value) -> Value:
         if not isinstance(saved, tuple) or len(saved) != 5 or saved[0] != "storage":
             return unknown_id(saved)
         _, cls, key, location, numel = saved
-        if not isinstance(key, (str, int)) or type(numel) is not int or numel < 0:
-            raise ValueError("a storage without a proper key or size")
+        if type(key) is not str:
+            key = spelled(key)
+        if type(numel) is not int or numel < 0:
+            raise ValueError("a storage without a proper size")
         typed = known.get(key)
         if typed is None:
             dtype = storage_dtype(cls)
             nbytes = numel * dtype.itemsize
             member = archive.members.get(place.format(key))
             if member is None and salvage:
-                storage = Storage(None, nbytes, str(location))
+                storage = Storage(None, nbytes, spelled(location))
             elif member is None:
                 raise BrokenFile(archive.path, f"storage {key!r} is missing: there is no record data/{key}", TRUNCATED)
             elif member.size != nbytes:
@@ -99,7 +110,7 @@ def storages(archive: Archive, folder: str, place: str, *, salvage: bool = False
                     archive.path, f"storage {key!r} should have {nbytes:,} bytes, its record has {member.size:,}"
                 )
             else:
-                storage = member.storage(archive.path, str(location), big, archive.has_checksums)
+                storage = member.storage(archive.path, spelled(location), big, archive.has_checksums)
             typed = known[key] = TypedStorage(storage, dtype)
         return typed
 

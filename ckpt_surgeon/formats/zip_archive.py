@@ -22,7 +22,8 @@ ALIGNMENT = 64  # bytes, as torch.save aligns
 PAGE = 4096
 PAGE_WORTH = 1 << 16  # records from this size on are placed so that their pages agree with the source's
 
-READ_LIMIT = 1 << 30  # bytes that one record may have that is read into memory whole (a pickle, some JSON)
+READ_LIMIT = 1 << 30  # bytes that may be read of one file into memory whole (its pickles, some JSON, source code)
+DEFLATE_RATIO = 1032  # the most that deflate can pack
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -71,14 +72,20 @@ class Archive:
     def __init__(self, path: Path, members: dict[str, Member]) -> None:
         self.path = path
         self.members = members
+        self._left = READ_LIMIT
         # torch can be told to write no checksums (set_crc32_options(False)); they are all zero then
         self.has_checksums = any(member.crc32 for member in members.values())
 
     def read(self, name: str) -> bytes:
         """The bytes of one small member, checked.  Raises BrokenFile when its CRC does not match."""
         member = self.members[name]
-        if member.size > READ_LIMIT:
-            raise BrokenFile(self.path, f"record {name!r} claims {member.size:,} bytes, more than {READ_LIMIT:,}")
+        self._left -= member.size
+        if self._left < 0:
+            raise BrokenFile(
+                self.path,
+                f"record {name!r} claims {member.size:,} bytes; of such records a file may have {READ_LIMIT:,}",
+                "fetch the file again",
+            )
         raw = b"".join(member.storage(self.path, checked=False).blocks())
         if self.has_checksums and zlib.crc32(raw) != member.crc32:
             raise BrokenFile(self.path, f"record {name!r} is damaged (its CRC does not match)", "fetch the file again")
@@ -143,6 +150,8 @@ def _members(path: Path, file: BinaryIO, directory: bytes, count: int, file_size
             raise BrokenFile(path, f"record {name!r} is packed by method {method}", "repack it with deflate or stored")
         if method == _STORED and packed != size:
             raise BrokenFile(path, f"record {name!r} is stored but claims two sizes ({packed:,} and {size:,} bytes)")
+        if size > packed * DEFLATE_RATIO:
+            raise BrokenFile(path, f"record {name!r} claims {size:,} bytes unpacked, more than {packed:,} can hold")
         start = _start(path, file, name, header)
         if start + packed > file_size:
             raise BrokenFile(path, f"is truncated: record {name!r} ends at byte {start + packed:,} of {file_size:,}")
