@@ -45,7 +45,7 @@ def meta_twin(model: torch.nn.Module) -> torch.nn.Module:
 
     memo: dict[int, object] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        twin = torch.empty_like(tensor, device="meta")
+        twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # empty_like would import sympy
         memo[id(tensor)] = (
             torch.nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else twin
         )
@@ -76,6 +76,17 @@ def _dtype(tensor: Shaped) -> torch.dtype:
 
     found: torch.dtype = getattr(torch, str(tensor.dtype).removeprefix("torch."))
     return found
+
+
+def loads_plainly(model: torch.nn.Module) -> bool:
+    """Whether only torch's own code runs when the model loads: then equal keys and shapes are proof enough."""
+    for module in model.modules():
+        cls = type(module)._load_from_state_dict
+        if not cls.__module__.startswith("torch.nn.modules.") or module._load_state_dict_pre_hooks:
+            return False
+        if module._load_state_dict_post_hooks or type(module).load_state_dict.__module__ != "torch.nn.modules.module":
+            return False
+    return True
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
