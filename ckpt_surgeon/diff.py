@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .align import align
 from .edits import WRAPPERS, drop, is_derivable, without_wrappers
+from .errors import TargetError
 from .tensors import Shaped
 
 if TYPE_CHECKING:
@@ -106,8 +107,11 @@ def _compared(
     if model is not None and (missing or unused):
         from .models import verdict
 
-        said = verdict(model, _without(checkpoint, odd))
-        if not said.refused:
+        try:
+            said = verdict(model, _without(checkpoint, odd))
+        except TargetError:  # a model that cannot be copied to ask is compared by its keys alone
+            said = None
+        if said is not None and not said.refused:
             # a buffer that the model makes itself is worth a word only where nothing else is amiss
             amiss = bool(set(said.missing) - set(odd)) or bool(said.unexpected)
             rewritten = [key for key in missing if key not in said.missing and not (amiss and is_derivable(key))]

@@ -12,10 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .edits import versions_of
+from .errors import TargetError
 from .tensors import Shaped
 
 if TYPE_CHECKING:
     import torch
+
+
+def _computed_attributes(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors that modules keep as plain attributes: the old weight_norm's ``weight``, which has a graph."""
+    import torch
+
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +53,11 @@ def meta_twin(model: torch.nn.Module) -> torch.nn.Module:
     import torch
 
     memo: dict[int, object] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # empty_like would import sympy
-        memo[id(tensor)] = (
-            torch.nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else twin
-        )
+    for tensor in (*model.parameters(), *model.buffers(), *_computed_attributes(model)):
+        # empty_like would import sympy
+        twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
     return copy.deepcopy(model, memo)
 
 
@@ -56,7 +65,10 @@ def verdict(model: torch.nn.Module, state_dict: Mapping[str, Shaped]) -> Verdict
     """Ask torch whether it would load these keys and shapes, on a twin of the model that takes no memory."""
     import torch
 
-    twin = meta_twin(model)
+    try:
+        twin = meta_twin(model)
+    except Exception as error:  # whatever a model's own attributes raise when they are copied
+        raise TargetError(type(model).__name__, f"cannot be copied to try the load on ({error})") from error
     state: OrderedDict[str, object] = OrderedDict(
         (key, torch.empty(tuple(tensor.shape), dtype=_dtype(tensor), device="meta"))
         for key, tensor in state_dict.items()

@@ -1,0 +1,65 @@
+# The project's commands.  On a fresh machine: make demo, then make test.  They need Python 3.11 or later, with pip.
+
+PYTHON ?= python3
+BENCH ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test check bench clean distclean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 20
+
+demo: $(VENV)/.demo ## install the package, then show the main job on a small file
+	@$(BIN)/python fixtures/demo.py demo
+
+test: $(VENV)/.test real/.complete ## install what the tests need, fetch real checkpoints, run the whole suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.check real/.complete ## the gate: format, lint, types, the whole suite
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.test ## measure time and memory against cp; BENCH="--gib 1" for a smaller file
+	$(BIN)/python tests/bench.py $(BENCH)
+
+clean: ## remove the demo's folder and all caches
+	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find ckpt_surgeon tests fixtures -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove the virtual environment and the real checkpoints too
+	rm -rf $(VENV) real
+
+# -- stamps: a target is made again when pyproject.toml has changed
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@echo "making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) 2>$(VENV).log \
+		|| { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install pip; } \
+		|| { cat $(VENV).log >&2; exit 1; }
+	@rm -f $(VENV).log
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.made
+	@echo "installing the package (PyTorch is large: this may take minutes)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.made
+	@echo "installing the package and what its tests need (PyTorch is large: this may take minutes)"
+	@$(INSTALL) --editable '.[test,real]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.check: pyproject.toml $(VENV)/.made
+	@echo "installing the package, what its tests need, and the linters (PyTorch is large: this may take minutes)"
+	@$(INSTALL) --editable '.[dev,real]'
+	@touch $@ $(VENV)/.demo $(VENV)/.test
+
+real/.complete: fixtures/fetch_real.py $(VENV)/.made
+	$(BIN)/python fixtures/fetch_real.py --out real
+	@touch $@

@@ -1,0 +1,276 @@
+"""Time and memory of whole processes beside ``cp`` of the same file, in the same run: ``make bench``.
+
+Every command runs several times, in turns with ``cp``, and the fastest run counts; a busy machine still disturbs the
+ratios, which more rounds make steadier.  Memory is the peak resident size that the kernel reports when the process
+ends.  The files are made on the spot, in memory (``/dev/shm``) where there is room.  This process stays small and
+imports no torch, because a child's reported peak is never below its parent's size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+# Programs that make the files and the rows to compare with, each run as a process of its own.
+
+MAKE_LARGE = """
+import json, math, os, sys
+import torch
+from safetensors.torch import load_file
+folder, nbytes = sys.argv[1], int(sys.argv[2])
+layers = 24
+width = math.isqrt(nbytes // (4 * 12 * layers))
+shapes = {}
+for layer in range(layers):
+    at = f"module.model.layers.{layer}."
+    for part in ("q", "k", "v", "o"):
+        shapes[f"{at}self_attn.{part}_proj.weight"] = (width, width)
+    shapes[f"{at}mlp.up_proj.weight"] = (4 * width, width)
+    shapes[f"{at}mlp.up_proj.bias"] = (4 * width,)
+    shapes[f"{at}mlp.down_proj.weight"] = (width, 4 * width)
+    for part in ("mlp.down_proj.bias", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
+        shapes[at + part] = (width,)
+header, end = {"__metadata__": {"format": "pt"}}, 0
+for key, shape in shapes.items():
+    size = 4 * math.prod(shape)
+    header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+    end += size
+raw = json.dumps(header).encode()
+raw += b" " * (-len(raw) % 8)
+noise = os.urandom(8 << 20)
+with open(f"{folder}/in.safetensors", "wb") as file:
+    file.write(len(raw).to_bytes(8, "little") + raw)
+    while end:
+        end -= file.write(noise[: min(end, len(noise))])
+loaded = load_file(f"{folder}/in.safetensors")
+torch.save({key: loaded[key] for key in shapes}, f"{folder}/in.pth")
+"""
+
+MAKE_SMALL = """
+import sys
+import torch
+from safetensors.torch import save_file
+folder = sys.argv[1]
+few = {f"module.layers.{number}.weight": torch.ones(16, 16) for number in range(20)}
+many = {f"layers.{number // 10}.block.{number % 10}.weight": torch.ones(4) for number in range(100_000)}
+torch.save(few, f"{folder}/small.pth")
+torch.save(many, f"{folder}/many.pth")
+save_file(many, f"{folder}/many.safetensors")
+"""
+
+TORCH = """
+import sys, torch
+state_dict = torch.load(sys.argv[1], map_location="cpu")
+torch.save({key.removeprefix("module."): tensor for key, tensor in state_dict.items()}, sys.argv[2])
+"""
+
+SAFETENSORS = """
+import sys
+from safetensors.torch import load_file, save_file
+state_dict = load_file(sys.argv[1])
+save_file({key.removeprefix("module."): tensor for key, tensor in state_dict.items()}, sys.argv[2])
+"""
+
+PROGRAMS = {"torch": TORCH, "safetensors": SAFETENSORS, "import": "import torch"}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row: a command line with {placeholders}, and what it may take at most."""
+
+    name: str
+    command: str
+    most_ratio: float | None = None  # × cp
+    most_seconds: float | None = None
+    most_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that are measured in turns on one file; the first one is what the others are compared with."""
+
+    source: str
+    cases: tuple[Case, ...]
+
+
+@dataclass(slots=True)
+class Measured:
+    """What the runs of one case took: seconds each, and the largest peak in bytes."""
+
+    case: Case
+    seconds: list[float] = field(default_factory=list)
+    peak: int = 0
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+
+def cp(name: str) -> Case:
+    """The row that others are compared with."""
+    return Case(f"cp {name}", "cp {source} {out}")
+
+
+def unhurried(cases: Sequence[Case]) -> Iterator[Case]:
+    """The cases without their limits to the ratio: on smaller files, Python's own start weighs too much for them."""
+    return (replace(case, most_ratio=None) for case in cases)
+
+
+STRIP_PTH = (
+    cp("in.pth"),
+    Case("ckpt strip-prefix .pth → .pth", "{ckpt} strip-prefix {source} {out}.pth", 1.15, most_mib=40),
+    Case("ckpt strip-prefix .pth → .safetensors", "{ckpt} strip-prefix {source} {out}.safetensors", 1.25, most_mib=40),
+)
+STRIP_SAFETENSORS = (
+    cp("in.safetensors"),
+    Case(
+        "ckpt strip-prefix .safetensors → .safetensors",
+        "{ckpt} strip-prefix {source} {out}.safetensors",
+        1.15,
+        most_mib=40,
+    ),
+)
+LARGE = (Group("in.pth", STRIP_PTH), Group("in.safetensors", STRIP_SAFETENSORS))
+ONE_GIB = (
+    Group("in.pth", (*unhurried(STRIP_PTH), Case("torch.load + torch.save", "{python} -c {torch} {source} {out}"))),
+    Group(
+        "in.safetensors",
+        (
+            *unhurried(STRIP_SAFETENSORS),
+            Case("safetensors load_file + save_file", "{python} -c {safetensors} {source} {out}"),
+        ),
+    ),
+)
+SMALL = (
+    Group("small.pth", (Case("ckpt ls, 20 keys", "{ckpt} ls {source}", most_seconds=0.15, most_mib=40),)),
+    Group("many.pth", (Case("ckpt ls, 100,000 keys, .pth", "{ckpt} ls {source}", most_seconds=2),)),
+    Group("many.safetensors", (Case("ckpt ls, 100,000 keys, .safetensors", "{ckpt} ls {source}", most_seconds=2),)),
+    Group("small.pth", (Case("python -c 'import torch'", "{python} -c {import}"),)),
+)
+
+
+def run(command: Sequence[str]) -> tuple[float, int]:
+    """Run a process to its end: seconds and peak resident bytes."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"bench: exit status {process.returncode}: {shlex.join(command)[:200]}")
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def words(case: Case, folder: Path, source: str) -> list[str]:
+    """The words of a case's command line."""
+    places = {
+        "ckpt": str(Path(sys.executable).with_name("ckpt")),
+        "python": sys.executable,
+        "source": str(folder / source),
+        "out": str(folder / "out" / "file"),
+        **PROGRAMS,
+    }
+    return [word.format_map(places) for word in shlex.split(case.command)]
+
+
+def measured(group: Group, folder: Path, rounds: int) -> list[Measured]:
+    """Run the cases of a group in turns; every output is removed before the next one is written.
+
+    The first turn warms the machine up (a virtual one may have to fetch its memory first) and does not count.
+    """
+    results = [Measured(case) for case in group.cases]
+    for number in range(rounds + 1):
+        for result in results:
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            (folder / "out").mkdir()
+            seconds, peak = run(words(result.case, folder, group.source))
+            if number:
+                result.seconds.append(seconds)
+            result.peak = max(result.peak, peak)
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    return results
+
+
+def judged(value: float, most: float | None, form: str) -> str:
+    """A figure, and where it has a limit, whether it keeps it."""
+    said = form.format(value)
+    if most is None:
+        return said
+    return f"{said} (≤ {most:g}: {'ok' if value <= most else 'MISSED'})"
+
+
+def row(result: Measured, base: Measured) -> list[str]:
+    """The cells of one result."""
+    case = result.case
+    ratio = ""
+    if base.case.command.startswith("cp "):
+        ratio = judged(result.best / base.best, case.most_ratio, "{:.2f}")
+    return [
+        case.name,
+        judged(result.best, case.most_seconds, "{:.2f}"),
+        ratio,
+        judged(result.peak / MIB, case.most_mib, "{:.0f}"),
+    ]
+
+
+def report(title: str, groups: Sequence[Group], folder: Path, rounds: int) -> None:
+    """Measure some groups and print them as one table."""
+    from tabulate import tabulate
+
+    rows = []
+    for group in groups:
+        results = measured(group, folder, rounds)
+        rows += [row(result, results[0]) for result in results]
+    headers = ["command", "seconds", "÷ cp", "peak MiB"]
+    print(f"\n{title}\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}", flush=True)
+
+
+@contextmanager
+def workspace(nbytes: int) -> Iterator[Path]:
+    """A scratch folder, in memory where that has room for ``nbytes``."""
+    shared = Path("/dev/shm")
+    in_memory = shared.is_dir() and shutil.disk_usage(shared).free > nbytes
+    folder = Path(tempfile.mkdtemp(prefix="ckpt_bench_", dir=shared if in_memory else None))
+    try:
+        print(f"files lie in {folder}" + ("" if in_memory else ": on a disk, which makes every figure less steady"))
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def bench_large(folder: Path, gib: float, groups: Sequence[Group], rounds: int) -> None:
+    """Make the large files, measure, and remove them."""
+    run([sys.executable, "-c", MAKE_LARGE, str(folder), str(int(gib * GIB))])
+    report(f"{gib:g} GiB in 288 float32 tensors", groups, folder, rounds)
+    for name in ("in.pth", "in.safetensors"):
+        (folder / name).unlink()
+
+
+def main() -> None:
+    """Measure everything and print the tables."""
+    parser = argparse.ArgumentParser(description="Time and memory beside cp.")
+    parser.add_argument("--gib", type=float, default=4, metavar="N", help="size of the large checkpoint [default: 4]")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each, the best counts [default: 3]")
+    options = parser.parse_args()
+    with workspace(int(3.2 * max(options.gib, 1) * GIB)) as folder:
+        bench_large(folder, options.gib, LARGE, options.rounds)
+        bench_large(folder, min(options.gib, 1), ONE_GIB, options.rounds)
+        run([sys.executable, "-c", MAKE_SMALL, str(folder)])
+        report("small work", SMALL, folder, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
