@@ -28,12 +28,20 @@ CHANNEL_MODES = ("sum", "mean", "repeat", "copy")
 
 @value_edit
 def resize_rows(
-    state_dict: Checkpoint, patterns: Patterns, rows: int, *, fill: str = "error", dim: int = 0, seed: int = 0
+    state_dict: Checkpoint,
+    patterns: Patterns,
+    rows: int,
+    *,
+    old: int = 0,
+    fill: str = "error",
+    dim: int = 0,
+    seed: int = 0,
 ) -> Change[Checkpoint]:
     """Cut tensors to their first ``rows`` indices of a dimension, or pad them: vocabularies, class heads.
 
-    ``fill`` is what new rows get: "zero", the "mean" of the old ones, or "normal": drawn with the old rows' mean and
-    deviation, by ``seed``.  Raises NothingMatched, EditError.
+    ``old`` is how many there have to be now, if that is stated.  ``fill`` is what new rows get: "zero", the "mean" of
+    the old ones, or "normal": drawn with the old rows' mean and deviation, by ``seed``.  Raises NothingMatched,
+    EditError.
 
     >>> import torch
     >>> resize_rows({"embed.weight": torch.ones(2, 3)}, "embed.weight", 4, fill="mean")["embed.weight"].shape
@@ -44,17 +52,19 @@ def resize_rows(
 
     def resized(key: str, tensor: Tensor) -> Tensor:
         axis = axis_of(key, tensor, dim)
-        old = tensor.shape[axis]
-        if rows > old and fill == "error":
-            raise EditError([f"{key!r} has {old:,} rows, {rows - old:,} more need a fill: zero, mean or normal"])
+        held = tensor.shape[axis]
+        if old not in (0, held):
+            raise EditError([f"{key!r} has {held:,} rows, not {old:,}"])
+        if rows > held and fill == "error":
+            raise EditError([f"{key!r} has {held:,} rows, {rows - held:,} more need a fill: zero, mean or normal"])
 
         def compute(values: torch.Tensor) -> torch.Tensor:
             import torch
 
-            kept = values.narrow(axis, 0, min(old, rows))
-            if rows <= old:
+            kept = values.narrow(axis, 0, min(held, rows))
+            if rows <= held:
                 return kept
-            return torch.cat([kept, _filling(values, axis, rows - old, fill, seed)], axis)
+            return torch.cat([kept, _filling(values, axis, rows - held, fill, seed)], axis)
 
         return computed(tensor, (*tensor.shape[:axis], rows, *tensor.shape[axis + 1 :]), compute)
 
@@ -99,7 +109,10 @@ def map_classes(
     _check(len(set(old)) == len(old), "a class stands twice among the old ones")
     places = {name: row for row, name in enumerate(old)}
     unknown = [name for name in new if name not in places]
-    _check(not unknown or fill != "error", f"{len(unknown)} new classes ({', '.join(unknown[:3])}) need a fill")
+    _check(
+        not unknown or fill != "error",
+        f"{len(unknown)} new classes ({', '.join(unknown[:3])}) need a fill: zero, mean or normal",
+    )
 
     def mapped(key: str, tensor: Tensor) -> Tensor:
         if not tensor.shape or tensor.shape[0] != len(old):

@@ -67,9 +67,14 @@ class Change(Generic[StateDict]):
         return tuple(old for old in self.before if old not in used)
 
     @property
+    def edited(self) -> int:
+        """How many tensors are not the ones that they were made of."""
+        return sum(len(olds) != 1 or self.result[new] is not self.before[olds[0]] for new, olds in self.origins.items())
+
+    @property
     def renamed(self) -> int:
         """How many keys have another name."""
-        return sum(bool(olds) and olds != (new,) for new, olds in self.origins.items())
+        return sum(len(olds) == 1 and olds != (new,) for new, olds in self.origins.items())
 
 
 class Edit(Generic[Arguments]):

@@ -46,17 +46,22 @@ class Listing:
     checked: int | None = None  # bytes that a check read
     stats: Mapping[str, Stats] | None = None
     objects: tuple[Entry, ...] = ()
+    prefix: str = ""  # the first component, where all keys of the only part share it
 
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices that the tensors were saved from."""
         return tuple(dict.fromkeys(tensor.device for tensor in self.tensors.values()))
 
-    @property
-    def common_prefix(self) -> str:
-        """The first component, where all keys share it."""
-        first = {key.partition(".")[0] + "." if "." in key else "" for key in self.tensors}
-        return first.pop() if len(first) == 1 else ""
+
+def common_prefix(keys: Iterable[str]) -> str:
+    """The first component, where all keys share it.
+
+    >>> common_prefix(["module.fc.weight", "module.fc.bias"]), common_prefix(["module.fc.bias", "fc.bias"])
+    ('module.', '')
+    """
+    first = {key.partition(".")[0] + "." if "." in key else "" for key in keys}
+    return first.pop() if len(first) == 1 else ""
 
 
 def ls(
@@ -83,27 +88,26 @@ def ls(
     ['net.fc.bias', 'ema.fc.bias']
     """
     contents = read(path, salvage=salvage)
-    found, lost = _parts(contents, select, may_be_empty=all)
+    found, lost, left = _parts(contents, select, may_be_empty=all)
     several = len(found) > 1
     tensors: dict[str, Tensor] = {}
     for candidate in found:
         for key, tensor in candidate.tensors.items():
             tensors[f"{candidate.path}.{key}" if several and candidate.path else key] = tensor
     shown = matching(tensors, list(patterns))
-    paths = [candidate.path for candidate in found]
-    others = () if several and "" in paths else tuple(_beside_all(contents.root, paths))
     return Listing(
         contents.path,
         contents.container,
         _file_bytes(contents.path, tensors),
         tuple(_part(candidate) for candidate in found),
         shown,
-        others,
+        left,
         contents.metadata,
         (*contents.notes, *lost),
         _check(shown) if check else None,
         _stats(shown) if stats else None,
         tuple(entries(contents.root)) if all else (),
+        common_prefix(tensors) if not several else "",
     )
 
 
@@ -113,15 +117,19 @@ def _stats(tensors: Mapping[str, Tensor]) -> Mapping[str, Stats]:
     return {key: stats(tensor) for key, tensor in tensors.items()}
 
 
-def _parts(contents: Contents, wanted: str | None, *, may_be_empty: bool) -> tuple[list[Candidate], list[str]]:
-    """The state_dicts to list, and notes on what they have lost."""
+def _parts(
+    contents: Contents, wanted: str | None, *, may_be_empty: bool
+) -> tuple[list[Candidate], list[str], tuple[LeftOut, ...]]:
+    """The state_dicts to list, notes on what they have lost, and what is beside them."""
     if wanted is not None:
         chosen = select_state_dict(contents, wanted)
-        return [Candidate(chosen.selected, chosen.tensors, chosen.versions)], list(chosen.notes[len(contents.notes) :])
+        part = Candidate(chosen.selected, chosen.tensors, chosen.versions)
+        return [part], list(chosen.notes[len(contents.notes) :]), chosen.left_out
     pairs = [without_lost(candidate) for candidate in candidates(contents)]
     if not pairs and not may_be_empty:
         raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", "see: ckpt ls --all")
-    return [candidate for candidate, _ in pairs], [note for _, notes in pairs for note in notes]
+    left = tuple(beside(contents.root, [candidate.trail for candidate, _ in pairs]))
+    return [candidate for candidate, _ in pairs], [note for _, notes in pairs for note in notes], left
 
 
 def _part(candidate: Candidate) -> Part:
@@ -132,18 +140,6 @@ def _part(candidate: Candidate) -> Part:
         sum(numel for numel, _ in counts.values()),
         sum(nbytes for _, nbytes in counts.values()),
     )
-
-
-def _beside_all(root: object, paths: list[str]) -> Iterable[LeftOut]:
-    """What is beside all the parts: none of them, nothing inside them."""
-    seen = {}
-    for path in paths:
-        for left in beside(root, path):
-            inside = any(other == left.path or other.startswith(left.path + ".") for other in paths)
-            within = any(other and left.path.startswith(other + ".") for other in paths if other != path)
-            if not inside and not within:
-                seen[left.path] = left
-    return seen.values()
 
 
 def _file_bytes(path: Path, tensors: Mapping[str, Tensor]) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -205,7 +204,7 @@ def write(
 def _sibling(path: Path) -> tuple[Path, Path]:
     """A temporary name beside the file that ``path`` means (a link keeps pointing there), and that file."""
     final = Path(os.path.realpath(path))
-    return final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp"), final
+    return final.with_name(f".{final.name}.{os.urandom(4).hex()}.tmp"), final
 
 
 def _write_file(made: Path, planned: Plan, file: PlannedFile, tell: Progress, notes: Mapping[str, str]) -> None:

@@ -258,7 +258,7 @@ def test_json_has_every_difference(ckpt: Run, tmp_path: Path) -> None:
         "loadable": False,
         "missing": ["theirs"],
         "unused": ["ours"],
-        "mismatched": [{"name": "shape", "shape": "[2, 3]", "expected": "[3, 2]"}],
+        "mismatched": [{"name": "shape", "shape": [2, 3], "expected": [3, 2]}],
         "dtypes": [{"name": "dtype", "dtype": "float16", "expected": "float32"}],
         "hint": None,
     }

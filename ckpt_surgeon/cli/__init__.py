@@ -5,9 +5,11 @@ Exit statuses: 0 done (diff: no difference that matters), 1 differs, 2 trouble (
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+import warnings
 from importlib import import_module
 from typing import NoReturn
 
@@ -86,25 +88,40 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; every foreseen trouble is one line and exit status 2."""
+    """Run the command line; every trouble is one line and exit status 2."""
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _unwind)
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # torch's; nothing here needs numpy
+    gc.disable()  # a command makes hundreds of thousands of records, keeps them all, and ends
+    try:
+        code = _run()
+    finally:
+        gc.enable()
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        code = _trouble("interrupted, nothing was replaced", 130)
+        return _trouble("interrupted, nothing was replaced", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        return 141
     except CheckpointError as error:
-        code = _trouble(visible(str(error)))
+        return _trouble(visible(str(error)))
     except MemoryError:
-        code = _trouble("not enough memory")
-    sys.exit(code if isinstance(code, int) else 0)
+        return _trouble("not enough memory")
+    except Exception as error:  # a traceback helps nobody at a terminal; who wants it asks for it
+        if os.environ.get("CKPT_TRACEBACK"):
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return _trouble(visible(f"unexpected trouble ({what}); please report it, with CKPT_TRACEBACK=1 set"))
+    return code if isinstance(code, int) else 0
 
 
 def _trouble(message: str, code: int = 2) -> int:

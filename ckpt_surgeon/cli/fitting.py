@@ -68,7 +68,7 @@ def align(
 
 
 def _adaptations(
-    rows: tuple[tuple[str, int], ...],
+    rows: tuple[tuple[str, str], ...],
     classes: tuple[tuple[str, str], ...],
     channels: tuple[tuple[str, int], ...],
     grids: tuple[tuple[str, str], ...],
@@ -79,7 +79,7 @@ def _adaptations(
     prefix_tokens: int,
 ) -> Recipe | None:
     """The edits that the options for shapes ask for."""
-    steps: list[Step] = [step("resize_rows", patterns=key, rows=count, fill=fill) for key, count in rows]
+    steps: list[Step] = [step("resize_rows", patterns=key, **_counts(counts), fill=fill) for key, counts in rows]
     for key, files in classes:
         old, colon, new = files.partition(":")
         if not colon:
@@ -89,6 +89,14 @@ def _adaptations(
     steps += [step("resize_grid", patterns=key, grid=grid, prefix_tokens=prefix_tokens) for key, grid in grids]
     steps += [step("resize_bias_table", patterns=key, window=window) for key, window in tables]
     return Recipe(tuple(steps)) if steps else None
+
+
+def _counts(text: str) -> dict[str, object]:
+    """The rows wanted, and those that there are: 32002, 32000:32002."""
+    old, colon, new = text.rpartition(":")
+    if not new.isdecimal() or (colon and not old.isdecimal()):
+        raise click.UsageError(f"--rows takes a number of rows or OLD:NEW, not {text!r}")
+    return {"rows": int(new), "old": int(old)} if colon else {"rows": int(new)}
 
 
 def _lines(path: str) -> list[str]:
@@ -107,7 +115,7 @@ def _fit(
     seed: int,
     full: bool,
     as_json: bool,
-    rows: tuple[tuple[str, int], ...],
+    rows: tuple[tuple[str, str], ...],
     class_map: tuple[tuple[str, str], ...],
     in_chans: tuple[tuple[str, int], ...],
     grid: tuple[tuple[str, str], ...],
@@ -147,7 +155,7 @@ fit = click.Command(
         click.Option(["--allow-missing"], multiple=True, metavar="GLOB", help="Keys that may be missing (repeatable)."),
         click.Option(["--min-match"], type=float, default=0.0, metavar="SHARE",
                      help="Least share of parameters (0 to 1) that has to come from IN."),
-        click.Option(["--rows"], type=(str, int), multiple=True, metavar="GLOB N", help="Cut or pad rows to N."),
+        click.Option(["--rows"], type=(str, str), multiple=True, metavar="GLOB [OLD:]NEW", help="Cut or pad rows."),
         click.Option(["--class-map"], type=(str, str), multiple=True, metavar="GLOB OLD.txt:NEW.txt",
                      help="Reorder a head's rows by class name."),
         click.Option(["--fill"], default="error", metavar="HOW", help="New rows: zero, mean, normal."),

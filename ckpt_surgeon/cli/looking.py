@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import report
-from ..diff import diff as compare
 from ..edits import strip_prefix
-from ..errors import NothingMatched
+from ..errors import NothingMatched, TargetError
 from ..listing import ls as list_checkpoint
 from ..opening import open as open_checkpoint
 from .options import SELECT
@@ -99,12 +98,15 @@ def diff(
       ckpt diff before.pth after.pth --values --tolerance 1e-6
     """
     from .. import targets
+    from ..diff import diff as compare
 
     ours = open_checkpoint(checkpoint, select=select)
     if targets.is_model(target):
         if values:
             raise click.UsageError("--values compares two checkpoints; a model has no values of its own")
         theirs: Mapping[str, Shaped] | torch.nn.Module = targets.build(target)
+    elif target.endswith(".py") and Path(target).is_file():
+        raise TargetError(target, f"is Python source; name what makes the model: {target}:NAME")
     else:
         theirs = open_checkpoint(target, select=target_select)
     for prefix in prefixes:
@@ -120,7 +122,9 @@ def diff(
     if as_json:
         click.echo(report.diff_json(found, fix))
     else:
-        click.echo(report.diff_text(found, checkpoint.name, _short(target), hint=fix, full=full))
+        is_checkpoint = not targets.is_model(target)
+        ours_name, theirs_name = checkpoint.name, _short(target)
+        click.echo(report.diff_text(found, ours_name, theirs_name, hint=fix, full=full, has_values=is_checkpoint))
     context.exit(0 if found.loadable else 1)
 
 

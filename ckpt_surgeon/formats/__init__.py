@@ -149,4 +149,5 @@ def writer_for(path: Path) -> Writer:
         return WRITERS[path.suffix.lower()]
     except KeyError:
         known = ", ".join(WRITERS)
-        raise NotACheckpoint(path, "has an extension that names no container to write", f"use {known}") from None
+        what = "has an extension that names no container to write" if path.suffix else "has no extension"
+        raise NotACheckpoint(path, what, f"the container is chosen by it: {known}") from None
