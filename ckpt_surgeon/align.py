@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations, takewhile
 from math import prod
 
 from .edits import is_derivable, without_wrappers
@@ -27,6 +27,7 @@ from .tensors import Shaped
 LEAVES = {"gamma": "weight", "beta": "bias"}  # spellings of TensorFlow's that BERT ports kept
 # Of two copies that a training method keeps, the one that people reuse: with its reason.
 PREFERRED = {("encoder_q", "encoder_k"): "encoder_k is the momentum copy of encoder_q (MoCo)"}
+CHANGES = 64  # changes of prefixes that are looked for; what many explain, order explains as well
 CELLS = 4_000_000  # pairs of keys that the sequence step looks at; beyond, names have to do
 
 _NUMBER = re.compile(r"(\d+)")
@@ -104,6 +105,15 @@ class _Counted:
                 return False
         return True
 
+    def in_turn(self, before: str, after: str) -> bool:
+        """Whether two numbered prefixes (``blocks.1.``) come after as many others on both sides."""
+        ours, theirs = before.split(".")[:-1], after.split(".")[:-1]
+        numbers = _number(ours[-1]) if ours else None, _number(theirs[-1]) if theirs else None
+        if numbers[0] is None or numbers[1] is None:
+            return True
+        earlier = [number for number in self.ours[".".join(ours[:-1])] if number < numbers[0]]
+        return len(earlier) == sum(number < numbers[1] for number in self.theirs[".".join(theirs[:-1])])
+
 
 def _numbers(keys: Iterable[str]) -> dict[str, frozenset[int]]:
     found: dict[str, set[int]] = {}
@@ -153,18 +163,42 @@ def align(source: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Alignme
     {'a': 'weight', 'b': 'bias'}
     """
     counted = _Counted.of(source, target)
-    state = _State(source, target, dict.fromkeys(source), dict.fromkeys(target), counted)
+    state = _State(source, target, _by_number(source), _by_number(target), counted)
     _renumbered(state)
     _same_names(state)
     _prefixes(state)
-    for kinds in (("weight", ""), ("weight", "", "bias")):  # a bias goes with its weight, where there is one
+    # A bias goes with its weight, where there is one; twice, for the parts that come in another order.
+    for kinds in (("weight", ""), ("weight", ""), ("weight", "", "bias")):
         _sequence(state, kinds)
         _siblings(state)
     _only_ones(state)
     _other_shapes(state)
-    order = {key: index for index, key in enumerate(source)}
-    proposals = sorted(state.settled.values(), key=lambda one: order[one.old])
-    return Alignment(tuple(proposals), tuple(state.ambiguous), tuple(state.olds), tuple(state.news))
+    open_keys = (
+        tuple(key for key in keys if key in left) for keys, left in ((source, state.olds), (target, state.news))
+    )
+    proposals = tuple(state.settled[key] for key in source if key in state.settled)
+    return Alignment(proposals, tuple(state.ambiguous), *open_keys)
+
+
+def _by_number(keys: Iterable[str]) -> dict[str, None]:
+    """Keys module by module, numbered parts by their numbers: files may list ``10`` before ``2``."""
+    split = {key: key.split(".") for key in keys}
+    named = {".".join(parts[:depth]) for parts in split.values() for depth, part in enumerate(parts) if _is_name(part)}
+    ranks: dict[tuple[str, str], int] = {}
+    places: dict[str, list[tuple[int, int]]] = {}
+    for key, parts in split.items():
+        paths = [".".join(parts[:depth]) for depth in range(len(parts))]
+        places[key] = [
+            (ranks.setdefault((path, part), len(ranks)), 0)
+            if path in named
+            else (ranks.setdefault((path, ""), len(ranks)), int(part))
+            for path, part in zip(paths, parts, strict=True)
+        ]
+    return dict.fromkeys(sorted(split, key=places.__getitem__))
+
+
+def _is_name(part: str) -> bool:
+    return _number(part) is None
 
 
 # -- names
@@ -180,7 +214,7 @@ def _renumbered(state: _State) -> None:
         numbers = sorted(parts)
         if len(numbers) < 2:
             continue
-        other = _counterpart(path, ours, theirs)
+        other = _counterpart(state, path, ours, theirs)
         if other is None:
             continue
         wanted = sorted(theirs[other])
@@ -194,11 +228,11 @@ def _renumbered(state: _State) -> None:
                     state.settle(key, renamed, reason, "likely")
 
 
-def _counterpart(path: str, ours: _Families, theirs: _Families) -> str | None:
+def _counterpart(state: _State, path: str, ours: _Families, theirs: _Families) -> str | None:
     """The path of the target whose numbered parts hold the same in the same order, where there is only one."""
     held = _in_order(ours[path])
     found = [other for other, parts in theirs.items() if _in_order(parts) == held]
-    if path in found:
+    if path in found and state.counted.alike(f"{path}0", f"{path}0"):
         return path
     rivals = [other for other, parts in ours.items() if _in_order(parts) == held]
     return found[0] if len(found) == len(rivals) == 1 else None
@@ -245,31 +279,51 @@ class _Change:
     said: str
     pairs: dict[str, str]
     old_prefix: str
+    trusted: bool = True  # False where numbers would have to mean the same on both sides, and may not
 
 
 def _prefixes(state: _State) -> None:
     """Change prefixes as long as one change settles at least two keys and every key that carries the prefix fits."""
-    for _ in range(16):
+    for _ in range(CHANGES):
         changes = [change for change in _changes(state) if len(change.pairs) > 1 or len(state.news) == 1]
-        if not changes:
+        changes.sort(key=lambda change: -len(change.pairs))
+        best = next((change for change in changes if change.trusted and not _is_doubtful(change, changes)), None)
+        if best is None:
             return
-        best = max(changes, key=lambda change: len(change.pairs))
-        rivals = [
-            change
-            for change in changes
-            if len(change.pairs) == len(best.pairs) and set(change.pairs.values()) & set(best.pairs.values())
-            and not set(change.pairs) & set(best.pairs)
-        ]  # fmt: skip
-        if rivals:
-            chosen, why = _preferred([best, *rivals])
-            if chosen is None:
-                _leave_open(state, best, rivals)
-                return
-            best = chosen
-        else:
-            why = ""
-        for old, new in best.pairs.items():
-            state.settle(old, new, best.said + (f"; {why}" if why else ""), "likely" if why else "certain")
+        rivals = [change for change in changes if _comes_from_elsewhere(best, change)]
+        chosen, why = _preferred([best, *rivals]) if rivals else (best, "")
+        if chosen is None:
+            _leave_open(state, best, rivals)
+            continue
+        for old, new in chosen.pairs.items():
+            state.settle(old, new, chosen.said + (f"; {why}" if why else ""), "likely" if why else "certain")
+
+
+def _is_doubtful(change: _Change, changes: Iterable[_Change]) -> bool:
+    """Whether the same keys fit another place as well, or the place may be that of others: order may tell."""
+    return _goes_elsewhere(change, changes) or any(
+        not other.trusted and _comes_from_elsewhere(change, other) for other in changes
+    )
+
+
+def _goes_elsewhere(change: _Change, changes: Iterable[_Change]) -> bool:
+    return any(
+        _is_rival(change.pairs, other.pairs) and not set(change.pairs.values()) & set(other.pairs.values())
+        for other in changes
+    )
+
+
+def _comes_from_elsewhere(change: _Change, other: _Change) -> bool:
+    """Whether other keys fit the same place as well."""
+    theirs = {new: old for old, new in other.pairs.items()}
+    return _is_rival({new: old for old, new in change.pairs.items()}, theirs) and not set(change.pairs) & set(
+        other.pairs
+    )
+
+
+def _is_rival(ours: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
+    """Whether two changes are about the same keys: a head more or less does not decide between two copies."""
+    return 10 * len(ours.keys() & theirs.keys()) >= 9 * len(ours)
 
 
 def _preferred(rivals: list[_Change]) -> tuple[_Change | None, str]:
@@ -288,7 +342,8 @@ def _leave_open(state: _State, best: _Change, rivals: list[_Change]) -> None:
     news = {new for change in (best, *rivals) for new in change.pairs.values()}
     names = ", ".join(repr(change.old_prefix) for change in (best, *rivals))
     reason = f"the sub-trees {names} fit equally well"
-    state.ambiguous.append(Ambiguity(tuple(key for key in state.olds if key in olds), tuple(news), reason))
+    ordered = [tuple(key for key in keys if key in found) for keys, found in ((state.olds, olds), (state.news, news))]
+    state.ambiguous.append(Ambiguity(ordered[0], ordered[1], reason))
     for key in olds:
         state.olds.pop(key, None)
     for key in news:
@@ -304,27 +359,38 @@ def _changes(state: _State) -> Iterator[_Change]:
     }
     if len(set(fitting.values())) == len(fitting) and fitting:
         yield _Change("the same key without its wrappers", fitting, "")
-    votes: dict[tuple[str, str], dict[str, str]] = {}
+    votes: dict[tuple[str, str, bool], dict[str, str]] = {}
     by_leaf: dict[str, list[str]] = {}
     for new in state.news:
         by_leaf.setdefault(new.rpartition(".")[2], []).append(new)
     for old in state.olds:
         news = by_leaf.get(_modern(old).rpartition(".")[2], [])
         for new in news if len(news) * len(state.olds) <= CELLS else []:
-            if state.fits(old, new) and state.counted.alike(old, new):
-                for change in _prefix_changes(_modern(old), new):
-                    votes.setdefault(change, {})[old] = new
-    for (before, after), pairs in votes.items():
+            if state.fits(old, new):
+                alike = state.counted.alike(old, new)
+                for before, after in _prefix_changes(_modern(old), new):
+                    trusted = alike and state.counted.in_turn(before, after)
+                    votes.setdefault((before, after, trusted), {})[old] = new
+    for (before, after, trusted), pairs in votes.items():
         under = [old for old in state.olds if _modern(old).startswith(before)]
         wrong = [
             old
             for old in under
             if old not in pairs
             and (new := after + _modern(old)[len(before) :]) in state.news
+            and state.counted.alike(old, new)
             and not state.fits(old, new)
         ]
-        if not wrong and len(set(pairs.values())) == len(pairs):
-            yield _Change(_said(before, after), pairs, before)
+        moved = any(
+            _modern(old) != new
+            and (
+                (new in state.olds and state.fits(new, new))
+                or (_modern(old) in state.news and state.fits(old, _modern(old)))
+            )
+            for old, new in pairs.items()
+        )
+        if not wrong and not moved and len(set(pairs.values())) == len(pairs):
+            yield _Change(_said(before, after), pairs, before, trusted)
 
 
 def _prefix_changes(old: str, new: str) -> Iterator[tuple[str, str]]:
@@ -370,19 +436,24 @@ def _score(state: _State, old: str, new: str) -> int:
         return 0
     ours, theirs = tuple(state.source[old].shape), tuple(state.target[new].shape)
     if ours == theirs:
-        return 100 + _likeness(old, new)
-    return 60 + _likeness(old, new) if _reshapes(ours, theirs) else 0
+        return 100 + _likeness(state, old, new)
+    return 60 + _likeness(state, old, new) if _reshapes(ours, theirs) else 0
 
 
-def _likeness(old: str, new: str) -> int:
-    """How many components two keys end alike with, and how many they share at all, as a small number."""
+def _likeness(state: _State, old: str, new: str) -> int:
+    """How many components two keys end alike with, and how many they share at all, as a small number.
+
+    Numbers count only at the end, and where they are counted alike.
+    """
     olds, news = _modern(old).split("."), new.split(".")
+    trusted = state.counted.alike(old, new)
     alike = 0
     for one, two in zip(reversed(olds), reversed(news), strict=False):
-        if one != two:
+        if one != two or not (trusted or _is_name(one)):
             break
         alike += 1
-    return 4 * alike + len(set(olds) & set(news))
+    shared = set(olds) & set(news)
+    return 4 * alike + sum(_is_name(part) for part in shared)
 
 
 def _sequence(state: _State, kinds: tuple[str, ...]) -> None:
@@ -395,13 +466,38 @@ def _sequence(state: _State, kinds: tuple[str, ...]) -> None:
     scores = [[_score(state, old, new) for new in news] for old in olds]
     chosen, doubtful = _best_path(scores)
     pairs = [(olds[row], news[column]) for row, column in chosen]
-    open_pairs = {(olds[row], news[column]) for row, column in doubtful}
-    told_apart = _told_apart(state, pairs)
+    open_pairs = {(olds[row], news[column]) for row, column in (*doubtful, *_replaceable(scores, chosen))}
+    open_pairs |= _confusable(state, pairs) | {
+        pair for pair in pairs if _is_denied(state, *pair) or _is_outdone(state, pair, olds, news)
+    }
     for old, new in pairs:
-        if (old, new) in open_pairs or (old, new) in told_apart:
-            continue
-        state.settle(old, new, "same shape in the same order", "likely")
-    _open_groups(state, [pair for pair in pairs if pair in open_pairs or pair in told_apart])
+        if (old, new) not in open_pairs:
+            state.settle(old, new, "same shape in the same order", "likely")
+    _open_groups(state, [pair for pair in pairs if pair in open_pairs])
+
+
+def _is_outdone(state: _State, pair: tuple[str, str], olds: Iterable[str], news: Iterable[str]) -> bool:
+    """Whether one of the two ends more alike with another open key of the same shape, numbers and all."""
+    old, new = pair
+    alike = _ending(old, new)
+    return any(_ending(old, other) > alike and state.fits(old, other) for other in news) or any(
+        _ending(other, new) > alike and state.fits(other, new) for other in olds
+    )
+
+
+def _ending(old: str, new: str) -> int:
+    """How many components two keys end alike with."""
+    parts = zip(reversed(_modern(old).split(".")), reversed(new.split(".")), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], parts))
+
+
+def _is_denied(state: _State, old: str, new: str) -> bool:
+    """Whether names tell another story than order: one side has a key of the other one's name."""
+    return (
+        not state.counted.alike(old, new)
+        or (_modern(old) in state.target and state.fits(old, _modern(old)) and _modern(old) != new)
+        or (new in state.source and state.fits(new, new) and _modern(old) != new)
+    )
 
 
 def _best_path(scores: list[list[int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -436,6 +532,18 @@ def _best_path(scores: list[list[int]]) -> tuple[list[tuple[int, int]], list[tup
     return chosen, doubtful
 
 
+def _replaceable(scores: list[list[int]], chosen: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The chosen cells that a row or column outside the path fits as well: only its place kept it out."""
+    rows = set(range(len(scores))) - {row for row, _ in chosen}
+    columns = set(range(len(scores[0]))) - {column for _, column in chosen}
+    for row, column in chosen:
+        score = scores[row][column]
+        if any(scores[other][column] >= score for other in rows) or any(
+            scores[row][other] >= score for other in columns
+        ):
+            yield row, column
+
+
 def _sums(scores: list[list[int]]) -> list[list[int]]:
     """sums[i][j]: the best path through the first i rows and j columns."""
     columns = len(scores[0])
@@ -453,7 +561,7 @@ def _sums(scores: list[list[int]]) -> list[list[int]]:
     return sums
 
 
-def _told_apart(state: _State, pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
+def _confusable(state: _State, pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
     """The pairs that could change places with another, and that neither names nor numbering tell apart."""
     groups: dict[tuple[tuple[int, ...], tuple[int, ...], str], list[tuple[str, str]]] = {}
     for old, new in pairs:
@@ -461,33 +569,33 @@ def _told_apart(state: _State, pairs: list[tuple[str, str]]) -> set[tuple[str, s
         groups.setdefault(kind, []).append((old, new))
     doubtful: set[tuple[str, str]] = set()
     for group in groups.values():
-        for one, two in pairwise(group):
-            if not _decided(one, two):
+        for one, two in combinations(group, 2):
+            if not _decided(state, one, two):
                 doubtful |= {one, two}
     return doubtful
 
 
-def _decided(one: tuple[str, str], two: tuple[str, str]) -> bool:
+def _decided(state: _State, one: tuple[str, str], two: tuple[str, str]) -> bool:
     """Whether two pairs of equal shape are told apart: by likeness, or by numbers that rise on both sides."""
-    straight = _likeness(*one) + _likeness(*two)
-    crossed = _likeness(one[0], two[1]) + _likeness(two[0], one[1])
+    straight = _likeness(state, *one) + _likeness(state, *two)
+    crossed = _likeness(state, one[0], two[1]) + _likeness(state, two[0], one[1])
     if straight != crossed:
         return straight > crossed
     if (one[0].rpartition(".")[0], one[1].rpartition(".")[0]) == (two[0].rpartition(".")[0], two[1].rpartition(".")[0]):
         return one[0].rpartition(".")[2] == one[1].rpartition(".")[2]
-    return _rises(one[0], two[0]) and _rises(one[1], two[1])
+    risen = _risen(one[0], two[0])
+    return risen != "" and risen == _risen(one[1], two[1])
 
 
-def _rises(first: str, second: str) -> bool:
-    """Whether the first difference between two keys is a number that grows, or a step out of a numbered part."""
-    for one, two in zip(first.split("."), second.split("."), strict=False):
-        if one == two:
-            continue
-        ones, twos = _NUMBER.split(one), _NUMBER.split(two)
-        if ones[::2] != twos[::2]:
-            return bool(_NUMBER.search(first)) != bool(_NUMBER.search(second))
-        return [int(number) for number in ones[1::2]] < [int(number) for number in twos[1::2]]
-    return False
+def _risen(first: str, second: str) -> str:
+    """What the first difference between two keys is: a "number" that grows, a "step" out of numbered parts, or ""."""
+    ones, twos = first.split("."), second.split(".")
+    at = next((at for at, (one, two) in enumerate(zip(ones, twos, strict=False)) if one != two), -1)
+    one, two = _NUMBER.split(ones[at]), _NUMBER.split(twos[at])
+    if one[::2] == two[::2]:
+        return "number" if [int(number) for number in one[1::2]] < [int(number) for number in two[1::2]] else ""
+    is_step = _NUMBER.search(".".join(ones[at:])) and not _NUMBER.search(".".join(twos[at:]))
+    return "step" if is_step else ""
 
 
 def _open_groups(state: _State, pairs: Iterable[tuple[str, str]]) -> None:
@@ -522,14 +630,14 @@ def _siblings(state: _State) -> None:
         homes.setdefault(one.old.rpartition(".")[0], set()).add(one.new.rpartition(".")[0])
     open_keys = {key for one in state.ambiguous for key in one.olds}
     for old in list(state.olds):
-        parent, dot, leaf = _modern(old).rpartition(".")
+        _, dot, leaf = _modern(old).rpartition(".")
         found = homes.get(old.rpartition(".")[0], set())
         if old in open_keys or len(found) != 1:
             continue
         home = next(iter(found))
         new = f"{home}{dot if home else ''}{leaf}"
         if new in state.news and state.fits(old, new):
-            state.settle(old, new, f"beside {parent!r}", "likely")
+            state.settle(old, new, "goes with its module", "likely")
 
 
 def _only_ones(state: _State) -> None:

@@ -9,6 +9,7 @@ from .align import Alignment
 from .edits import rename
 from .errors import EditError
 from .recipe import Recipe, Step, step
+from .renaming import Rules
 
 Pair = tuple[str, str]
 
@@ -71,7 +72,7 @@ def rename_rules(pairs: Mapping[str, str], keys: Iterable[str]) -> list[Pair]:
         got = _renamed(keys, [*exact, *rules])
         wrong = [key for key in keys if got is None or got[key] != wanted[key]]
         if not wrong:
-            return [*exact, *rules]
+            return _without_idle([*exact, *rules], keys)
         exact = [(f"^{key}$", wanted[key]) for key in keys if key in set(wrong) or (f"^{key}$", wanted[key]) in exact]
         if got is None:
             break
@@ -90,6 +91,14 @@ def _renamed(keys: list[str], rules: list[Pair]) -> dict[str, str] | None:
     except EditError:
         return None
     return {olds[0]: new for new, olds in change.origins.items()}
+
+
+def _without_idle(rules: list[Pair], keys: Iterable[str]) -> list[Pair]:
+    """Without the rules whose keys all go by another one: a recipe refuses a rename that matches nothing."""
+    tried = Rules(rules)
+    tried.new_names(keys)
+    idle = set(tried.unused)
+    return [rule for rule in rules if rule[0] not in idle]
 
 
 def _trimmed(old: str, new: str) -> Pair:

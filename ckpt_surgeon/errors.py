@@ -81,7 +81,8 @@ class EditError(CheckpointError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        super().__init__("; ".join(self.problems))
+        shown, more = self.problems[: 2 * SHOWN], len(self.problems) - 2 * SHOWN
+        super().__init__("; ".join(shown) + (f"; and {more:,} more like these" if more > 0 else ""))
 
 
 class KeyCollision(EditError):

@@ -89,14 +89,15 @@ def plan_fit(
     allow_missing: Iterable[str] = (),
     min_match: float = 0.0,
     seed: int = 0,
+    ties: Iterable[Iterable[str]] = (),
 ) -> Fit:
     """Settle every key of a checkpoint against a target.
 
     ``recipe`` takes the place of the alignment; ``adapt`` has edits for the shapes (see :mod:`ckpt_surgeon.adapt`),
     in the target's keys.  Keys of another shape after that are an "error", or "drop"ped for the target's own
     initialisation, or initialised by name (:data:`INITIALISATIONS`).  Missing keys have to be allowed by pattern;
-    buffers that models derive themselves always are.  ``values`` gives the target's own initialisation.  Raises
-    EditError with all problems at once.
+    buffers that models derive themselves always are.  ``values`` gives the target's own initialisation, ``ties`` the
+    keys that are one parameter: files may hold only one of them.  Raises EditError with all problems at once.
     """
     if on_mismatch not in (*POLICIES, *INITIALISATIONS):
         raise EditError([f"on_mismatch is one of {', '.join((*POLICIES, *INITIALISATIONS))}, not {on_mismatch!r}"])
@@ -108,7 +109,8 @@ def plan_fit(
     adapted = adapt.plan(renamed.result) if adapt else None
     edited = adapted.result if adapted else renamed.result
     mismatched = [key for key in target if key in edited and edited[key].shape != target[key].shape]
-    missing = [key for key in target if key not in edited]
+    twins = _twins(edited, target, ties)
+    missing = [key for key in target if key not in edited and key not in twins]
     allowed = matching(target, allow_missing, allow_unmatched=True)
     refused = [key for key in missing if key not in allowed and not is_derivable(key)]
     _raise_unless_settled(edited, target, mismatched if on_mismatch == "error" else [], refused, alignment)
@@ -117,13 +119,13 @@ def plan_fit(
     rows = [
         _filled(key, wanted, on_mismatch if key in fresh else "", key in edited)
         if key in {*missing, *mismatched}
-        else _taken(key, wanted, renamed, adapted)
+        else _taken(key, wanted, renamed, adapted, twins.get(key, ""))
         for key, wanted in target.items()
     ]
     used = {row.source for row in rows}
     dropped = [Outcome(key, "dropped", key, tensor.numel) for key, tensor in checkpoint.items() if key not in used]
     supplied: dict[str, Tensor] = {**fresh, **own}
-    given = {row.key: edited[row.key] for row in rows if row.source} | supplied
+    given = {row.key: edited[twins.get(row.key, row.key)] for row in rows if row.source} | supplied
     tensors = {key: given[key] for key in target if key in given}
     result = edited.with_tensors(tensors, edited.versions)
     origins = {row.key: (row.source,) if row.source else () for row in rows if row.key in tensors}
@@ -142,18 +144,30 @@ def _filled(key: str, wanted: Expected, scheme: str, has_other_shape: bool) -> O
     return Outcome(key, "initialised", "", prod(wanted.shape), f"{how}; {why}")
 
 
-def _taken(key: str, wanted: Expected, renamed: Change[Checkpoint], adapted: Change[Checkpoint] | None) -> Outcome:
+def _twins(edited: Checkpoint, target: Mapping[str, Expected], ties: Iterable[Iterable[str]]) -> dict[str, str]:
+    """The keys that are missing only because the file holds another name of the same parameter, and that name."""
+    found: dict[str, str] = {}
+    for names in ties:
+        held = [name for name in names if name in edited and edited[name].shape == target[name].shape]
+        found |= {name: held[0] for name in names if held and name in target and name not in edited}
+    return found
+
+
+def _taken(
+    key: str, wanted: Expected, renamed: Change[Checkpoint], adapted: Change[Checkpoint] | None, twin: str = ""
+) -> Outcome:
     """Where a key's values come from, and how it came about."""
-    middle = adapted.origins[key][0] if adapted else key
+    held = twin or key
+    middle = adapted.origins[held][0] if adapted else held
     olds = renamed.origins[middle]
-    before, after = renamed.before[olds[0]], (adapted or renamed).result[key]
+    before, after = renamed.before[olds[0]], (adapted or renamed).result[held]
     if adapted and after is not renamed.result[middle]:
         how = "adapted"
     elif before.shape != after.shape:
         how = "reshaped"
     else:
         how = "as is" if olds == (key,) else "renamed"
-    return Outcome(key, how, olds[0], prod(wanted.shape))
+    return Outcome(key, how, olds[0], prod(wanted.shape), f"tied to {twin}" if twin else "")
 
 
 def _raise_unless_settled(
@@ -248,6 +262,7 @@ def fit(
         allow_missing=allow_missing,
         min_match=min_match,
         seed=seed,
+        ties=() if isinstance(model, Mapping) else models.tied(model),
     )
     if isinstance(model, Mapping):
         return found
@@ -262,12 +277,20 @@ def own_values(target: str | torch.nn.Module, keys: list[str]) -> Mapping[str, T
     """A model's own values for some keys, as it was initialised.  Raises EditError for a model without values."""
     if not keys:
         return {}
+    import torch
+
     from . import targets
     from .loading import from_torch
 
     model = targets.build(target, with_values=True) if isinstance(target, str) else target
     state = model if isinstance(model, Mapping) else model.state_dict()
-    empty = [key for key in keys if state[key].is_meta]
+    counters = {key: torch.zeros_like(state[key], device="cpu") for key in keys if _is_unused_counter(key, state[key])}
+    empty = [key for key in keys if state[key].is_meta and key not in counters]
     if empty:
         raise EditError([f"the model is on the meta device and has no values for {listed(empty)}"])
-    return from_torch({key: state[key] for key in keys}).tensors
+    return from_torch({key: counters.get(key, state[key]) for key in keys}).tensors
+
+
+def _is_unused_counter(key: str, value: torch.Tensor) -> bool:
+    """Whether a buffer on the meta device is one that begins at zero in every model."""
+    return value.is_meta and key.rpartition(".")[2] == "num_batches_tracked"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from .checkpoint import Checkpoint
 from .dtypes import BY_NAME
 from .edits import versions_of
-from .errors import EditError, listed
+from .errors import BrokenFile, EditError, listed
 from .opening import open as open_checkpoint
-from .tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major, swapped
+from .tensors import OpaqueTensor, Storage, StoredTensor, Tensor, fill, row_major, swapped
 
 if TYPE_CHECKING:
     import torch
@@ -87,26 +87,40 @@ def load_into(
     (('weight', 'bias'), 1.0)
     """
     from . import models
-    from .fit import plan_fit
+    from .fit import own_values, plan_fit
     from .targets import expected
 
     inner = models.unwrapped(model)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, select=select)
     own = inner.state_dict()
-    on_meta = [key for key, value in own.items() if getattr(value, "is_meta", False)]
+    on_meta = {key for key, value in own.items() if getattr(value, "is_meta", False)}
     found = plan_fit(
-        checkpoint, expected(inner), lambda keys: {}, recipe=recipe, adapt=adapt, on_mismatch=on_mismatch,
-        allow_missing=allow_missing, min_match=min_match, seed=seed,
+        checkpoint, expected(inner), lambda keys: own_values(inner, [key for key in keys if key in on_meta]),
+        recipe=recipe, adapt=adapt, on_mismatch=on_mismatch, allow_missing=allow_missing, min_match=min_match,
+        seed=seed, ties=models.tied(inner),
     )  # fmt: skip
-    without = [key for key in found.initialized if key in set(on_meta) and key not in found.result]
-    if without:
-        raise EditError([f"the model is on the meta device and has no values for {listed(without)}"])
     proof = None if models.loads_plainly(inner) else models.verdict(inner, {**expected(inner), **found.result})
     if proof is not None and not proof.accepted:
         raise EditError([f"torch would not load the result strictly: {proof.refused or listed(proof.missing)}"])
+    _refuse_two_values(inner, found.result)
     assigning = bool(on_meta) if assign is None else assign
     _put(inner, load(found.result, map_location=map_location), assign=assigning)
     return LoadReport(found, assigning)
+
+
+def _refuse_two_values(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """A parameter of several names has one value; a checkpoint that has two is not this model's."""
+    from .models import tied
+    from .values import same_bytes
+
+    problems = []
+    for names in tied(model):
+        first, *others = [name for name in names if name in tensors] or [""]
+        odd = [name for name in others if not same_bytes(tensors[first], tensors[name])]
+        if odd:
+            problems.append(f"{first!r} and {listed(odd)} are one parameter in the model and differ in the checkpoint")
+    if problems:
+        raise EditError([*problems, "drop one of them, or untie the model"])
 
 
 def _put(model: torch.nn.Module, values: Mapping[str, torch.Tensor], *, assign: bool) -> None:
@@ -208,11 +222,17 @@ class _Loader:
 
         if start == stop:
             return torch.UntypedStorage(0)
+        if start % alignment:  # as in legacy files: torch wants aligned memory, so it is read into some
+            storage = torch.UntypedStorage(stop - start)
+            with open(path, "rb", buffering=0) as file:
+                file.seek(start)
+                if fill(file, _memory(storage)) < stop - start:
+                    raise BrokenFile(path, "became shorter while it was read")
+            return storage
         if path not in self._files:
             whole = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
             self._files[path] = cast("torch.UntypedStorage", whole)
-        part = cast("torch.UntypedStorage", self._files[path][start:stop])
-        return part if start % alignment == 0 else part.clone()
+        return cast("torch.UntypedStorage", self._files[path][start:stop])
 
     def _computed(self, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
         import torch

@@ -14,21 +14,19 @@ from .formats import numpy_objects, torch_objects
 from .formats.unpickle import Global
 from .opening import read
 
+_BUILTINS = ("bytearray", "bytes", "str", "bool", "int", "float", "complex", "tuple", "range", "slice", "object",
+             "long", "unicode", "xrange")  # fmt: skip
 _DATA = (
     set(torch_objects.CONSTRUCTORS)
     | set(numpy_objects.CONSTRUCTORS)
     | {("torch", name) for name in BY_NAME}
     | {(module, name) for module in ("torch", "torch.cuda", "torch.storage") for name in BY_STORAGE}
+    | {(module, name.replace("Storage", "Tensor")) for module in ("torch", "torch.cuda") for name in BY_STORAGE}
     | {("torch.storage", "UntypedStorage"), ("torch.storage", "TypedStorage"), ("torch.storage", "_load_from_bytes")}
     | {("torch", "UntypedStorage"), ("torch", "device"), ("torch", "Tensor"), ("torch", "Generator")}
     | {("torch.nn.parameter", "Parameter"), ("torch.nn.parameter", "Buffer"), ("torch.serialization", "_get_layout")}
     | {("numpy", "ndarray"), ("argparse", "Namespace"), ("collections", "Counter"), ("collections", "deque")}
-    | {
-        (builtins, name)
-        for builtins in ("builtins", "__builtin__")
-        for name in ("bytearray", "complex", "tuple", "slice")
-    }
-    | {("builtins", name) for name in ("int", "float", "str", "bool", "bytes", "object", "range")}
+    | {(builtins, name) for builtins in ("builtins", "__builtin__") for name in _BUILTINS}
     | {("datetime", name) for name in ("datetime", "date", "time", "timedelta", "timezone")}
     | {
         ("pathlib", name)

@@ -13,6 +13,7 @@ import mmap
 import os
 import zlib
 from array import array
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class ByteSpan:
             while left:
                 if left < len(mine):
                     mine, theirs = mine[:left], theirs[:left]
-                if _filled(one, mine) < len(mine) or _filled(two, theirs) < len(theirs):
+                if fill(one, mine) < len(mine) or fill(two, theirs) < len(theirs):
                     raise BrokenFile(self.path, "or the other became shorter while they were compared")
                 if mine != theirs:
                     return False
@@ -102,7 +103,7 @@ class ByteSpan:
             view.release()
 
 
-def _filled(file: FileIO, buffer: bytearray) -> int:
+def fill(file: FileIO, buffer: bytearray | memoryview) -> int:
     """Read until a buffer is full or the file ends; returns the bytes read."""
     done = 0
     while done < len(buffer):
@@ -419,14 +420,14 @@ Tensor: TypeAlias = StoredTensor | ComputedTensor | OpaqueTensor
 def outcomes(tensors: Iterable[Tensor]) -> Iterator[Outcome]:
     """What turned out while these tensors were computed, their inputs included."""
     seen: set[int] = set()
-    waiting = list(tensors)
+    waiting = deque(tensors)
     while waiting:
-        tensor = waiting.pop()
+        tensor = waiting.popleft()
         if isinstance(tensor, StoredTensor) and tensor.storage.source is not None:
             tensor = tensor.storage.source
         if isinstance(tensor, ComputedTensor) and id(tensor) not in seen:
             seen.add(id(tensor))
-            waiting += tensor.inputs
+            waiting.extend(tensor.inputs)
             if tensor.outcome is not None:
                 yield tensor.outcome
 

@@ -27,7 +27,7 @@ MIB = 1 << 20
 # Programs that make the files and the rows to compare with, each run as a process of its own.
 
 MAKE_LARGE = """
-import json, math, os, sys
+import json, math, sys
 import torch
 from safetensors.torch import load_file
 folder, nbytes = sys.argv[1], int(sys.argv[2])
@@ -50,7 +50,7 @@ for key, shape in shapes.items():
     end += size
 raw = json.dumps(header).encode()
 raw += b" " * (-len(raw) % 8)
-noise = os.urandom(8 << 20)
+noise = bytes(torch.randn(2 << 20).view(torch.uint8).tolist())
 with open(f"{folder}/in.safetensors", "wb") as file:
     file.write(len(raw).to_bytes(8, "little") + raw)
     while end:
@@ -84,7 +84,48 @@ state_dict = load_file(sys.argv[1])
 save_file({key.removeprefix("module."): tensor for key, tensor in state_dict.items()}, sys.argv[2])
 """
 
-PROGRAMS = {"torch": TORCH, "safetensors": SAFETENSORS, "import": "import torch"}
+# One pass over mapped tensors: what a cast cannot well be faster than.
+LOOP = """
+import ctypes, sys, torch
+state_dict = torch.load(sys.argv[1], mmap=True)
+with open(sys.argv[2], "wb") as out:
+    for tensor in state_dict.values():
+        made = tensor.to(torch.bfloat16)
+        out.write((ctypes.c_char * made.nbytes).from_address(made.data_ptr()))
+"""
+
+MODEL = """
+import sys, torch
+with torch.device("meta"):
+    sizes = [(1024, 4096) if number % 2 == 0 else (4096, 1024) for number in range(64)]
+    model = torch.nn.Sequential(*(torch.nn.Linear(*size) for size in sizes))
+"""
+MAKE_MODEL = (
+    MODEL
+    + """
+from safetensors.torch import save_file
+folder = sys.argv[1]
+state_dict = {key: torch.full(value.shape, 0.5) for key, value in model.state_dict().items()}
+torch.save(state_dict, f"{folder}/model.pth")
+torch.save(state_dict, f"{folder}/legacy.pth", _use_new_zipfile_serialization=False)
+save_file(state_dict, f"{folder}/model.safetensors")
+"""
+)
+LOAD_TORCH = MODEL + "model.load_state_dict(torch.load(sys.argv[1], mmap='legacy' not in sys.argv[1]), assign=True)"
+LOAD_SAFETENSORS = MODEL + (
+    "from safetensors.torch import load_file; model.load_state_dict(load_file(sys.argv[1]), assign=True)"
+)
+LOAD_OURS = MODEL + "import ckpt_surgeon; ckpt_surgeon.load_into(model, sys.argv[1])"
+
+PROGRAMS = {
+    "torch": TORCH,
+    "safetensors": SAFETENSORS,
+    "import": "import torch",
+    "loop": LOOP,
+    "load_torch": LOAD_TORCH,
+    "load_safetensors": LOAD_SAFETENSORS,
+    "load_ours": LOAD_OURS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +134,7 @@ class Case:
 
     name: str
     command: str
-    most_ratio: float | None = None  # × cp
+    most_ratio: float | None = None  # × the group's first row
     most_seconds: float | None = None
     most_mib: float | None = None
 
@@ -104,6 +145,7 @@ class Group:
 
     source: str
     cases: tuple[Case, ...]
+    compared: bool = True
 
 
 @dataclass(slots=True)
@@ -154,11 +196,47 @@ ONE_GIB = (
         ),
     ),
 )
+VALUES = (
+    Group(
+        "in.pth",
+        (
+            Case("torch: one pass of .to(bfloat16), mapped", "{python} -c {loop} {source} {out}.raw"),
+            Case("ckpt cast --dtype bf16, .pth → .pth", "{ckpt} cast {source} {out}.pth --dtype bf16", 1.5),
+        ),
+    ),
+    Group(
+        "in.safetensors",
+        (
+            Case("cmp of two equal files", "cmp {source} {source}.copy"),
+            Case("ckpt diff --values of the same", "{ckpt} diff {source} {source}.copy --values", 2),
+        ),
+    ),
+)
+LOADS = tuple(
+    Group(name, (Case(f"{said}, {name}", first), Case(f"load_into, {name}", "{python} -c {load_ours} {source}", 1)))
+    for name, said, first in (
+        ("model.pth", "torch.load(mmap=True) + assign", "{python} -c {load_torch} {source}"),
+        ("model.safetensors", "safetensors load_file + assign", "{python} -c {load_safetensors} {source}"),
+        ("legacy.pth", "torch.load + assign", "{python} -c {load_torch} {source}"),
+    )
+)
 SMALL = (
-    Group("small.pth", (Case("ckpt ls, 20 keys", "{ckpt} ls {source}", most_seconds=0.15, most_mib=40),)),
-    Group("many.pth", (Case("ckpt ls, 100,000 keys, .pth", "{ckpt} ls {source}", most_seconds=2),)),
-    Group("many.safetensors", (Case("ckpt ls, 100,000 keys, .safetensors", "{ckpt} ls {source}", most_seconds=2),)),
-    Group("small.pth", (Case("python -c 'import torch'", "{python} -c {import}"),)),
+    Group("small.pth", (Case("ckpt ls, 20 keys", "{ckpt} ls {source}", most_seconds=0.15, most_mib=40),), False),
+    Group("many.pth", (Case("ckpt ls, 100,000 keys, .pth", "{ckpt} ls {source}", most_seconds=2),), False),
+    Group(
+        "many.safetensors", (Case("ckpt ls, 100,000 keys, .safetensors", "{ckpt} ls {source}", most_seconds=2),), False
+    ),
+    Group(
+        "many.safetensors",
+        (
+            Case(
+                "ckpt rename, 100,000 keys × 50 regular expressions",
+                "{ckpt} rename {source} {out}.safetensors --regex --from {rules} --allow-unmatched",
+            ),
+        ),
+        False,
+    ),
+    Group("small.pth", (Case("python -c 'import torch'", "{python} -c {import}"),), False),
 )
 
 
@@ -181,6 +259,7 @@ def words(case: Case, folder: Path, source: str) -> list[str]:
         "python": sys.executable,
         "source": str(folder / source),
         "out": str(folder / "out" / "file"),
+        "rules": str(folder / "rules.txt"),
         **PROGRAMS,
     }
     return [word.format_map(places) for word in shlex.split(case.command)]
@@ -212,11 +291,11 @@ def judged(value: float, most: float | None, form: str) -> str:
     return f"{said} (≤ {most:g}: {'ok' if value <= most else 'MISSED'})"
 
 
-def row(result: Measured, base: Measured) -> list[str]:
+def row(result: Measured, base: Measured | None) -> list[str]:
     """The cells of one result."""
     case = result.case
     ratio = ""
-    if base.case.command.startswith("cp "):
+    if base is not None:
         ratio = judged(result.best / base.best, case.most_ratio, "{:.2f}")
     return [
         case.name,
@@ -233,8 +312,8 @@ def report(title: str, groups: Sequence[Group], folder: Path, rounds: int) -> No
     rows = []
     for group in groups:
         results = measured(group, folder, rounds)
-        rows += [row(result, results[0]) for result in results]
-    headers = ["command", "seconds", "÷ cp", "peak MiB"]
+        rows += [row(result, results[0] if group.compared else None) for result in results]
+    headers = ["command", "seconds", "÷ the row it is compared with", "peak MiB"]
     print(f"\n{title}\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}", flush=True)
 
 
@@ -254,9 +333,11 @@ def workspace(nbytes: int) -> Iterator[Path]:
 def bench_large(folder: Path, gib: float, groups: Sequence[Group], rounds: int) -> None:
     """Make the large files, measure, and remove them."""
     run([sys.executable, "-c", MAKE_LARGE, str(folder), str(int(gib * GIB))])
+    if VALUES[0] in groups:
+        shutil.copy(folder / "in.safetensors", folder / "in.safetensors.copy")
     report(f"{gib:g} GiB in 288 float32 tensors", groups, folder, rounds)
-    for name in ("in.pth", "in.safetensors"):
-        (folder / name).unlink()
+    for path in folder.glob("in.*"):
+        path.unlink()
 
 
 def main() -> None:
@@ -267,8 +348,14 @@ def main() -> None:
     options = parser.parse_args()
     with workspace(int(3.2 * max(options.gib, 1) * GIB)) as folder:
         bench_large(folder, options.gib, LARGE, options.rounds)
-        bench_large(folder, min(options.gib, 1), ONE_GIB, options.rounds)
+        bench_large(folder, min(options.gib, 1), (*ONE_GIB, *VALUES), options.rounds)
+        run([sys.executable, "-c", MAKE_MODEL, str(folder)])
+        report("a model of 1 GiB on the meta device, loaded", LOADS, folder, options.rounds)
+        for name in ("model.pth", "model.safetensors", "legacy.pth"):
+            (folder / name).unlink()
         run([sys.executable, "-c", MAKE_SMALL, str(folder)])
+        rules = (f"part{number}\\.(.*)=other{number}.\\1" for number in range(49))
+        (folder / "rules.txt").write_text("\n".join([*rules, r"layers\.(?P<n>\d+)\.(.*)=blocks.{n+1}.\2"]))
         report("small work", SMALL, folder, options.rounds)
 
 

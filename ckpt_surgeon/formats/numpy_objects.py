@@ -99,6 +99,8 @@ def make_scalar(dtype: Value, raw: Value = b"") -> Value:
         except struct.error:
             raise ValueError("a numpy scalar of another size") from None
         return NumpyScalar(_KINDS[dtype.code], values[0] if len(values) == 1 else complex(*values))
+    if isinstance(dtype, NumpyDType) and dtype.code.startswith("U") and isinstance(raw, bytes):
+        return NumpyScalar("str_", raw.decode("utf-32-be" if dtype.big else "utf-32-le", "replace").rstrip("\0"))
     return Object(Global("numpy", f"scalar {dtype.code if isinstance(dtype, NumpyDType) else ''}".strip()), (raw,))
 
 

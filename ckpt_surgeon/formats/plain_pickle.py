@@ -14,7 +14,7 @@ from ..errors import BrokenFile
 from . import numpy_objects, torch_legacy, torch_objects
 from .contents import Contents
 from .numpy_objects import NumpyArray
-from .unpickle import Global, Inline, PickleError, Unpickler, Value
+from .unpickle import Global, Inline, Object, PickleError, Unpickler, Value
 
 CONTAINER = "pickle"
 
@@ -72,19 +72,26 @@ class _Nested:
 
 
 def arrays_as_tensors(root: Value) -> Value:
-    """Put the tensor that an array is in its place, in dicts and lists, and in the tuples that stand there."""
+    """Put the tensor that an array is in its place: in dicts and lists, objects, and the tuples that stand there."""
     root = _array_as_tensor(root)
     seen: set[int] = set()
     ahead = [root]
     while ahead:
         node = ahead.pop()
-        if id(node) in seen or not isinstance(node, (dict, list, tuple)):
+        if id(node) in seen:
             continue
         seen.add(id(node))
-        places = list(node.items() if isinstance(node, dict) else enumerate(node))
-        for place, value in places if isinstance(node, (dict, list)) else ():
-            node[place] = _array_as_tensor(value)  # type: ignore[index]
-        ahead.extend(node.values() if isinstance(node, dict) else node)
+        if isinstance(node, dict):
+            node.update({key: _array_as_tensor(value) for key, value in node.items()})
+            ahead.extend(node.values())
+        elif isinstance(node, list):
+            node[:] = map(_array_as_tensor, node)
+            ahead.extend(node)
+        elif isinstance(node, tuple):
+            ahead.extend(node)
+        elif isinstance(node, Object):
+            node.pairs[:] = [(key, _array_as_tensor(value)) for key, value in node.pairs]
+            ahead += [node.state, node.items, *(value for _, value in node.pairs)]
     return root
 
 

@@ -39,7 +39,7 @@ _PACKED = "F4"
 
 def matches(head: bytes) -> bool:
     """Whether the first bytes can be a header's length and its opening brace."""
-    return len(head) > 8 and head[8:9] == b"{" and _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT
 
 
 def broken(path: Path, head: bytes) -> BrokenFile | None:

@@ -147,6 +147,13 @@ def rebuild_sparse(layout: Value, data: Value) -> OpaqueTensor:
     return OpaqueTensor(name.removeprefix("torch."), parts[-1].dtype, _shape(sizes[-1]), parts[-1].device)
 
 
+def rebuild_nested(values: Value, *_: Value) -> Value:
+    """torch._utils._rebuild_nested_tensor: its rows differ in length, so its shape here is that of all elements."""
+    if not isinstance(values, (StoredTensor, OpaqueTensor)):
+        raise ValueError("a nested tensor without its elements")
+    return OpaqueTensor("nested", values.dtype, values.shape, values.device)
+
+
 def rebuild_meta(dtype: Value, shape: Value, *_: Value) -> OpaqueTensor:
     """torch._utils._rebuild_meta_tensor_no_storage."""
     return OpaqueTensor("meta", named_dtype(dtype), _shape(shape), "meta")
@@ -162,7 +169,18 @@ def rebuild_from_type(function: Value, cls: Value, args: Value, *_: Value) -> Va
     if not isinstance(function, Global) or not isinstance(args, tuple) or len(args) > PARTS:
         raise ValueError("a tensor subclass that names no way to rebuild it")
     constructor = CONSTRUCTORS.get((function.module, function.name))
-    return constructor(*args) if constructor else Object(cls, args)
+    return constructor(*args) if constructor else _named_for_its_class(cls, args)
+
+
+def _named_for_its_class(cls: Value, args: tuple[Value, ...]) -> Value:
+    """A subclass that has a way of its own to be rebuilt: of its parts, the first tensor tells dtype and elements."""
+    parts = [
+        inside for arg in args for inside in (arg.values() if isinstance(arg, dict) and len(arg) <= PARTS else [arg])
+    ]
+    for part in parts:
+        if isinstance(part, (StoredTensor, OpaqueTensor)):
+            return OpaqueTensor(f"subclass {spelled(cls)}", part.dtype, part.shape, part.device)
+    return Object(cls, args)
 
 
 def make_size(sizes: Value = ()) -> tuple[int, ...]:
@@ -188,6 +206,11 @@ def make_defaultdict(*_: Value) -> Ordered:
     return Ordered()
 
 
+def make_reconstructed(cls: Value, _base: Value = None, state: Value = None, *_: Value) -> Object:
+    """copyreg._reconstructor: an object as protocols 0 and 1 write it."""
+    return Object(cls, () if state is None else (state,))
+
+
 def make_list(items: Value = ()) -> list[Value]:
     """builtins.list."""
     return list(items) if isinstance(items, (list, tuple)) else []
@@ -196,6 +219,11 @@ def make_list(items: Value = ()) -> list[Value]:
 def make_set(items: Value = ()) -> set[Value]:
     """builtins.set and frozenset."""
     return {hashable(item) for item in items} if isinstance(items, (list, tuple)) else set()
+
+
+def make_bytes(*args: Value) -> Value:
+    """builtins.bytes: how Python 3 writes b"" in the old protocols."""
+    return Object(Global("builtins", "bytes"), args) if args else b""
 
 
 def encode(text: Value, encoding: Value = "utf-8") -> bytes:
@@ -214,6 +242,7 @@ CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
     ("torch._utils", "_rebuild_qtensor"): rebuild_qtensor,
     ("torch._utils", "_rebuild_sparse_tensor"): rebuild_sparse,
     ("torch._utils", "_rebuild_sparse_csr_tensor"): rebuild_sparse,
+    ("torch._utils", "_rebuild_nested_tensor"): rebuild_nested,
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): rebuild_meta,
     ("torch._utils", "_rebuild_wrapper_subclass"): rebuild_subclass,
     ("torch._tensor", "_rebuild_from_type_v2"): rebuild_from_type,
@@ -229,5 +258,9 @@ CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
     ("__builtin__", "set"): make_set,
     ("builtins", "frozenset"): make_set,
     ("__builtin__", "frozenset"): make_set,
+    ("builtins", "bytes"): make_bytes,
+    ("__builtin__", "bytes"): make_bytes,
     ("_codecs", "encode"): encode,
+    ("copyreg", "_reconstructor"): make_reconstructed,
+    ("copy_reg", "_reconstructor"): make_reconstructed,
 }

@@ -277,7 +277,7 @@ def spelled(value: Value) -> str:
         return python2_name(value)
     if isinstance(value, int) and value.bit_length() >= 256:
         return f"<int of {value.bit_length():,} bits>"
-    if isinstance(value, (int, float, type(None), Global)):
+    if isinstance(value, (int, float, complex, type(None), Global)):
         return str(value)
     if isinstance(value, Object) and len(value.args) == 1 and value.class_name in _STAND_INS:
         return spelled(value.args[0])

@@ -41,7 +41,7 @@ TRUNCATED = "fetch it again and compare its size with the original's (--salvage 
 
 def matches(head: bytes) -> bool:
     """Whether a file that begins so is a zip."""
-    return head.startswith((MAGIC, b"PK\x05\x06"))
+    return head.startswith((MAGIC, b"PK\x05\x06")) or (1 < len(head) < len(MAGIC) and MAGIC.startswith(head))
 
 
 class Truncated(BrokenFile):
