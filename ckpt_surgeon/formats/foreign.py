@@ -9,6 +9,9 @@ from ..errors import FileError, NotACheckpoint, listed
 
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"GGUF", "is a GGUF file (llama.cpp)", "convert it with llama.cpp's or transformers' own tools"),
+    (b"lmgg", "is a GGML file (llama.cpp)", "convert it with llama.cpp's tools"),
+    (b"tjgg", "is a GGML file (llama.cpp)", "convert it with llama.cpp's tools"),
+    (b"fmgg", "is a GGML file (llama.cpp)", "convert it with llama.cpp's tools"),
     (b"\x89HDF\r\n\x1a\n", "is an HDF5 file (Keras)", "open it with h5py or keras"),
     (b"\x1f\x8b", "is a gzip archive", "unpack it with gunzip or tar -xzf"),
     (b"BZh", "is a bzip2 archive", "unpack it with bunzip2"),
@@ -61,6 +64,9 @@ def refuse_zip(path: Path, names: list[str]) -> NotACheckpoint:
     """The error for a zip that is none of torch's."""
     if "model.weights.h5" in names:
         return NotACheckpoint(path, "is a Keras archive (.keras)", "open it with keras")
+    if "serialized_state_dict.pt" in names:
+        what = "is a torch.export archive of torch before 2.8; its weights are a checkpoint inside"
+        return NotACheckpoint(path, what, "unpack it and give serialized_state_dict.pt")
     if any(name.endswith(".npy") for name in names):
         return NotACheckpoint(path, "is a NumPy archive (.npz)", "open it with numpy.load")
     shown = listed(names, 3) if names else "nothing"
@@ -71,7 +77,7 @@ def _is_text(head: bytes) -> bool:
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # later, it is a character that the head's end has cut
+        if error.reason != "unexpected end of data":  # a character that the head's end has cut
             return False
     return all(byte >= 32 or byte in b"\t\r\n\f" for byte in head)
 

@@ -17,7 +17,7 @@ from .contents import Contents
 from .sink import Sink
 from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
 from .unpickle import Global, Object, PickleError, Unpickler, Value, spelled
-from .zip_archive import TRUNCATED, Archive, Directory
+from .zip_archive import ALIGNMENT, TRUNCATED, Archive, Directory
 
 CONTAINER = "torch zip"
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -71,8 +71,10 @@ def truncated(found: Archive, error: BrokenFile) -> BrokenFile:
     except (PickleError, BrokenFile):
         return error
     there = found.path.stat().st_size
-    needed = pickle.start + pickle.packed + sum(sizes.values())
-    problem = f"is truncated: it has {there:,} bytes, its tensors alone need {needed:,}"
+    whole = max(member.start + member.packed for member in found.members.values())
+    missing = [size for key, size in sizes.items() if pickle.name.removesuffix(".pkl") + f"/{key}" not in found.members]
+    needed = whole + sum(missing) + len(missing) * ALIGNMENT
+    problem = f"is truncated: it has {there:,} bytes of at least {needed:,}"
     return BrokenFile(found.path, problem if needed > there else error.problem, TRUNCATED)
 
 
