@@ -21,7 +21,7 @@ TENSORS = (StoredTensor, ComputedTensor, OpaqueTensor)
 CONTAINERS = (dict, list, tuple, Object)
 SHOWN = 80  # characters of a module's settings
 DEPTH = 40  # how deep dicts may nest before they are taken for an accident
-ENTRIES = 4_000_000  # how many entries a walk may meet; no pickle that is read has so many that are different
+ENTRIES = 2_000_000  # how many entries a walk may meet; no pickle that is read has so many that are different
 CHARACTERS = 1 << 28  # how long all keys together may be
 LISTED_DEPTH = 1000
 PATH = 200  # characters of a path that are shown
@@ -238,6 +238,7 @@ def entries(root: Value, limit: int = 100_000) -> Iterator[Entry]:
             continue
         path = _below(above, name)
         entered = isinstance(node, CONTAINERS) and id(node) not in seen
+        fresh = entered and not (isinstance(node, Object) and id(node.state) in seen)
         if entered:
             seen.add(id(node))
         if entered and isinstance(node, (list, tuple)) and len(node) > MANY and _SIMPLE.issuperset(map(type, node)):
@@ -249,7 +250,7 @@ def entries(root: Value, limit: int = 100_000) -> Iterator[Entry]:
             if limit < 0:
                 yield Entry(path or ".", "…", "more objects, which are not listed")
                 return
-            yield Entry(path or ".", *_named(node, fresh=entered))
+            yield Entry(path or ".", *_named(node, fresh=fresh))
         if entered and len(ahead) < LISTED_DEPTH:
             ahead.append((path, _below_it(node, seen)))
         elif entered:

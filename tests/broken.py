@@ -608,8 +608,8 @@ for _name, _changed, _words in (
     ("another kind of tar", lambda _: {"a.txt": b"x", "b.txt": b"y"}, ("no checkpoint", "a.txt", "tar -xf")),
 ):
     broken("tar", _name, partial(_tar, change=_changed), *_words)
-for _cut in (300, 600, 1600, 2100, 3700):
-    broken("tar", f"cut at {_cut}", partial(_tar, change=dict, cut=_cut), "tar")
+for _length in (300, 600, 1600, 2100, 3700):
+    broken("tar", f"cut at {_length}", partial(_tar, change=dict, cut=_length), "tar")
 
 
 # -- plain pickles

@@ -18,11 +18,12 @@ from ..errors import BrokenFile, NotACheckpoint, listed
 from ..tensors import OpaqueTensor, StoredTensor
 from .contents import Contents
 from .torch_objects import LOST
-from .unpickle import Global, Ordered, Value
+from .unpickle import Global, Ordered, Value, spelled
 
 SUFFIX = ".index.json"
 LIMIT = 1 << 28  # bytes that an index may have
 _PREFERRED = ("model.safetensors", "pytorch_model.bin")
+_TENSORS = (StoredTensor, OpaqueTensor)
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -86,7 +87,7 @@ def read(path: Path, read_shard: Reader, *, salvage: bool = False) -> Contents:
             versions.update(_versions(contents.root.attributes))
     for key, name in weight_map.items():
         tensor = shards.get(name, {}).get(key)
-        if isinstance(tensor, (StoredTensor, OpaqueTensor)):
+        if isinstance(tensor, _TENSORS):
             root[key] = tensor
         elif salvage:
             root[key] = OpaqueTensor(LOST, BY_NAME["uint8"], ())
@@ -95,9 +96,9 @@ def read(path: Path, read_shard: Reader, *, salvage: bool = False) -> Contents:
             where = f"it is in {elsewhere[0]!r}" if elsewhere else "no shard has it"
             problems.append(f"tensor {key!r} is not in shard {name!r} ({where})")
     for name, held in shards.items():
-        extra = [key for key in held if isinstance(key, str) and key not in weight_map]
+        extra = [key for key, value in held.items() if key not in weight_map and isinstance(value, _TENSORS)]
         if extra:
-            problems.append(f"shard {name!r} has {listed(extra, 3)} that the index does not list")
+            problems.append(f"shard {name!r} has {listed(map(spelled, extra), 3)} that the index does not list")
     if problems:
         raise BrokenFile(path, listed_problems(problems), "fetch the missing files again, or rebuild the index")
     if versions:

@@ -152,7 +152,7 @@ class Unpickler:
         self.sizes = _Sizes()
         self.shortcuts = persistent is not None
         self.skipped = bytearray()  # opcodes that make the memo entries that shortcuts have left out
-        self.copies = 4 * self.size + (1 << 20)  # items that constructors may still copy
+        self.copies = self.size + (1 << 20)  # items that constructors may still copy
 
     def load(self, start: int = 0) -> Value:
         """Run the machine from ``start`` to the STOP opcode.  Raises PickleError when it is damaged."""
