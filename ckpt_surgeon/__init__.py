@@ -28,6 +28,8 @@ from .errors import (
     TargetError,
 )
 from .fit import Fit, Outcome, fit
+from .inplace import InPlace, plan_in_place, rename_in_place
+from .journal import recover
 from .listing import Listing, ls
 from .loading import LoadReport, from_torch, load, load_into
 from .opening import open
@@ -59,6 +61,7 @@ __all__ = [
     "Fit",
     "Hashes",
     "Hint",
+    "InPlace",
     "KeyCollision",
     "LeftOut",
     "Listing",
@@ -101,7 +104,10 @@ __all__ = [
     "map_classes",
     "open",
     "pad",
+    "plan_in_place",
+    "recover",
     "rename",
+    "rename_in_place",
     "reshape",
     "resize_bias_table",
     "resize_channels",

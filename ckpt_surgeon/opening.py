@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from . import formats
+from . import formats, journal
 from .checkpoint import Checkpoint
-from .formats.contents import Contents
+from .formats.contents import Contents, Index
 from .selecting import select as select_state_dict
 
 
@@ -32,9 +33,29 @@ def open(path: str | Path, *, select: str | None = None, salvage: bool = False) 
 
 
 def read(path: str | Path, *, salvage: bool = False) -> Contents:
-    """Everything a file holds, before a state_dict is selected."""
+    """Everything a file holds, before a state_dict is selected; a rename in place that was interrupted is finished."""
     with _paused_collector():
-        return formats.read(Path(path), salvage=salvage)
+        place = formats.located(Path(path))
+        outcome = journal.recover(place)
+        return _told(formats.read(place, salvage=salvage), outcome)
+
+
+def index_of(path: str | Path) -> Index:
+    """The same, as an index that can be rewritten where it lies: see :func:`ckpt_surgeon.formats.index_of`."""
+    with _paused_collector():
+        place = formats.located(Path(path))
+        outcome = journal.recover(place)
+        index = formats.index_of(place)
+        index.contents = _told(index.contents, outcome)
+        return index
+
+
+def _told(contents: Contents, outcome: journal.Outcome | None) -> Contents:
+    """Contents with a note on what became of an interrupted rename in place."""
+    if outcome is None:
+        return contents
+    became = "was finished now" if outcome == "finished" else "had not begun to write, and was given up"
+    return replace(contents, notes=(*contents.notes, f"a rename in place was interrupted, and {became}"))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .diff import Diff, Mismatch
     from .edits import Change
     from .fit import Fit
+    from .inplace import InPlace
     from .listing import Listing
     from .scanning import Scan
     from .values import Changed, Hashes, Stats, ValueDiff
@@ -587,3 +588,22 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         names = ", ".join(visible(one.path) for one in left[:FEW]) + (" …" if len(left) > FEW else "")
         lines.append(f"note: left out, beside the weights: {names}")
     return "\n".join(lines)
+
+
+def in_place_plan_text(plan: InPlace) -> str:
+    """What ``--dry-run --in-place`` prints: every key, the bytes."""
+    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], _change_rows(plan.change)), ""]
+    lines += [f"note: {note}" for note in plan.change.notes]
+    told = "no key changes"
+    if plan.patches:
+        told = f"would rewrite {size(plan.nbytes)} of {plan.path}, {plan.spare:,} bytes to spare"
+    return "\n".join([*lines, f"{told}; nothing was written (--dry-run)"])
+
+
+def in_place_summary(plan: InPlace) -> str:
+    """The line after a rename in place, and a line for each thing worth knowing."""
+    if not plan.patches:
+        return f"{plan.path}: no key changes, nothing was written"
+    what = f"{plan.change.renamed:,} of {plural(len(plan.change.before), 'key')} renamed"
+    lines = [f"changed {plan.path} in place: {what}, {size(plan.nbytes)} rewritten"]
+    return "\n".join([*lines, *(f"note: {note}" for note in (*plan.change.before.notes, *plan.change.notes))])

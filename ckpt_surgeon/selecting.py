@@ -136,7 +136,7 @@ def _offered(found: list[Candidate]) -> list[str]:
 
 def _at(contents: Contents, path: str) -> Candidate:
     """The candidate at a dotted path.  Raises SelectionError when nothing is there, or no tensor."""
-    place = _followed(contents.root, path)
+    place = followed(contents.root, path)
     if place is None:
         raise SelectionError(contents.path, f"has nothing at {path!r}", _offered(candidates(contents)))
     node, trail = place
@@ -148,7 +148,7 @@ def _at(contents: Contents, path: str) -> Candidate:
     return candidate
 
 
-def _followed(root: Value, path: str) -> tuple[Value, Trail] | None:
+def followed(root: Value, path: str) -> tuple[Value, Trail] | None:
     """The node at a dotted path, and the way to it; names may have dots themselves."""
     ahead: list[tuple[Value, str, Trail]] = [(root, path, ())]
     tried: set[tuple[int, int]] = set()
@@ -259,7 +259,7 @@ class _Flat:
             self.bound.spend(1, len(key))
             if isinstance(child, TENSORS):
                 self._put(key, child)
-            elif _continues(name, child) and id(child) not in within:
+            elif continues(name, child) and id(child) not in within:
                 self.add(child, key + ".", (*within, id(child)))
 
     def _put(self, key: str, tensor: Tensor) -> None:
@@ -309,10 +309,10 @@ def _belongs(name: str, child: Value, holding: set[int]) -> bool:
     """Whether a child of a selected state_dict is part of it."""
     if isinstance(child, TENSORS):
         return True
-    return id(child) in holding and _continues(name, child)
+    return id(child) in holding and continues(name, child)
 
 
-def _continues(name: str, child: Value) -> bool:
+def continues(name: str, child: Value) -> bool:
     """Whether the tensors below a child of a state_dict belong to it too."""
     return (is_mapping(child) or is_module(child)) and not is_training_state(name, child)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import formats
+from . import formats, journal
 from .checkpoint import Checkpoint
 from .errors import BrokenFile, EditError, FileError, OutputExists
 from .formats import Writer, sharded
@@ -189,6 +189,7 @@ def write(
         stale = _stale_shards(planned)
         for made, final in temporary:
             os.replace(made, final)
+            journal.discard(final)
     except OSError as error:
         raise _refused(planned.out, error, {str(made): final for made, final in temporary}) from error
     finally:
@@ -197,7 +198,7 @@ def write(
     for shard in stale:
         shard.unlink(missing_ok=True)
     for folder in {final.parent for _, final in temporary}:
-        _sync_directory(folder)
+        journal.sync_folder(folder)
     return tuple(outcome.note for outcome in found if outcome.note)
 
 
@@ -255,19 +256,6 @@ def _stale_shards(planned: Plan) -> list[Path]:
     kept = {file.path.name for file in planned.files}
     names = os.listdir(planned.out.parent)
     return [planned.out.parent / name for name in names if sharded.is_shard_of(planned.out, name) and name not in kept]
-
-
-def _sync_directory(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # some network file systems have no fsync for directories
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _refused(out: Path, error: OSError, finals: Mapping[str, Path]) -> FileError:

@@ -45,6 +45,7 @@ COMMANDS = {
     "resize-grid": "editing",
     "resize-bias-table": "editing",
     "convert": "editing",
+    "recover": "editing",
     "align": "fitting",
     "fit": "fitting",
     "edit": "recipes",

@@ -9,13 +9,20 @@ from pathlib import Path
 
 import click
 
-from .. import edits, recipe
+from .. import edits, formats, inplace, journal, recipe, report
 from ..errors import FileError
-from .options import OUT, SOURCE, opened, output, output_options
+from .options import OPTIONAL_OUT, OUT, SOURCE, STAY, opened, output, output_options
+
+# What only renames and so can be done in place, too.
+IN_PLACE = ("strip_prefix", "add_prefix", "rename")
 
 # What a new user can paste, after `ckpt NAME `.
 EXAMPLES = {
-    "strip_prefix": ("parallel.pth clean.pth", "compiled.pth clean.safetensors --wrappers"),
+    "strip_prefix": (
+        "parallel.pth clean.pth",
+        "compiled.pth clean.safetensors --wrappers",
+        "--in-place training.ckpt",
+    ),
     "add_prefix": ("backbone.pth wrapped.pth --prefix model.",),
     "rename": (
         "old.pth new.pth 'layers.{n}=blocks.{n+1}' 'gamma$=weight'",
@@ -139,21 +146,59 @@ def _command(name: str) -> click.Command:
         others.insert(0, click.Option(["--from", "from_file"], type=click.Path(path_type=Path), metavar="FILE",
                                       help="Read more of them from a file, one a line."))  # fmt: skip
 
-    def run(from_file: Path | None = None, **values: object) -> None:
-        written, checkpoint = output(values), opened(values)
+    can_stay = name in IN_PLACE
+
+    def run(from_file: Path | None = None, in_place: bool = False, **values: object) -> None:
         if from_file is not None:
             _extend(values, from_file)
-        step = recipe.step(name, **{key: value for key, value in values.items() if value not in (None, ())})
-        written.write(step.plan(checkpoint))
+        if in_place:
+            _run_in_place(name, values)
+            return
+        if values["out"] is None:
+            raise click.UsageError("Missing argument 'OUT'; give it, or --in-place.")
+        written, checkpoint = output(values), opened(values)
+        written.write(_step(name, values).plan(checkpoint))
 
     shown = "\n".join(f"  ckpt {name.replace('_', '-')} {example}" for example in EXAMPLES[name])
     return click.Command(
         name.replace("_", "-"),
-        params=[SOURCE, OUT, *arguments, *others, *output_options()],
+        params=[
+            SOURCE,
+            OUT if not can_stay else OPTIONAL_OUT,
+            *arguments,
+            *others,
+            *([STAY] if can_stay else []),
+            *output_options(),
+        ],
         callback=run,
         short_help=SAID[name],
         help=f"{_summary(found)}\n\n\b\nExample:\n{shown}",
     )
+
+
+def _step(name: str, values: dict[str, object]) -> recipe.Step:
+    return recipe.step(name, **{key: value for key, value in values.items() if value not in (None, ())})
+
+
+def _run_in_place(name: str, values: dict[str, object]) -> None:
+    """Rename in IN itself; what stands where OUT would is the first pair of ``rename``, or one too many."""
+    taken = {option: values.pop(option) for option in ("in_path", "out", "select", "dry_run", "quiet")}
+    refused = [option for option in ("force", "salvage", "max_shard_size") if values.pop(option)]
+    if refused:
+        raise click.UsageError(f"--in-place and --{refused[0].replace('_', '-')} exclude each other")
+    if taken["out"] is not None:
+        given = values.get("pairs")
+        if not isinstance(given, tuple) or "=" not in str(taken["out"]):
+            raise click.UsageError("--in-place changes IN itself: give OUT or --in-place, not both")
+        values["pairs"] = (taken["out"], *given)
+    path, select = Path(str(taken["in_path"])), taken["select"]
+    planned = inplace.plan_in_place(path, _step(name, values), select=None if select is None else str(select))
+    if taken["dry_run"]:
+        click.echo(report.in_place_plan_text(planned))
+        return
+    inplace.carry_out(planned)
+    if not taken["quiet"]:
+        click.echo(report.in_place_summary(planned))
 
 
 def _extend(values: dict[str, object], path: Path) -> None:
@@ -198,4 +243,23 @@ def _convert() -> click.Command:
     )
 
 
-COMMANDS = {name.replace("_", "-"): _command(name) for name in EXAMPLES} | {"convert": _convert()}
+@click.command(short_help="Finish a rename in place that was interrupted.")
+@click.argument("path", metavar="FILE", type=click.Path(exists=True, path_type=Path))
+@click.option("--roll-back", is_flag=True, help="Take it back instead.")
+def recover(path: Path, roll_back: bool) -> None:
+    """Finish a rename in place that was interrupted; any other command on the file does so, too.
+
+    \b
+    Example:
+      ckpt recover training.ckpt
+      ckpt recover training.ckpt --roll-back
+    """
+    outcome = journal.recover(formats.located(path), roll_back=roll_back)
+    said = {"finished": "the rename in place is finished", "rolled back": "rolled back, it is as it was before"}
+    click.echo(f"{path}: {said[outcome] if outcome else 'nothing to recover'}")
+
+
+COMMANDS = {name.replace("_", "-"): _command(name) for name in EXAMPLES} | {
+    "convert": _convert(),
+    "recover": recover,
+}

@@ -68,6 +68,9 @@ SELECT = click.Option(
 )
 SOURCE = click.Argument(["in_path"], metavar="IN", type=click.Path(path_type=Path))
 OUT = click.Argument(["out"], type=click.Path(path_type=Path))
+# What may not be there; kept as it was typed, since it may be a pair of `rename --in-place`.
+OPTIONAL_OUT = click.Argument(["out"], type=click.Path(), required=False)
+STAY = click.Option(["--in-place"], is_flag=True, help="Rename in IN itself, without OUT; nothing else changes.")
 
 
 def output_options() -> list[click.Option]:
@@ -87,6 +90,7 @@ def output_options() -> list[click.Option]:
 def output(values: dict[str, object]) -> Output:
     """Take the values of :func:`output_options` out of a command's parameters."""
     taken = {name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "quiet")}
+    taken["out"] = Path(str(taken["out"]))
     return Output(**taken)  # type: ignore[arg-type]
 
 

@@ -27,7 +27,7 @@ from . import (
     torchscript,
     zip_archive,
 )
-from .contents import Contents
+from .contents import NEW_FILE, Contents, Index
 from .sink import Sink
 from .unpickle import Value
 
@@ -90,9 +90,8 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     "lost".  Raises NotACheckpoint (it is something else), BrokenFile (it is damaged), FileError (it cannot be
     opened).
     """
+    path = located(path)
     try:
-        if path.is_dir():
-            path = sharded.find(path)
         head = _head(path)
         for matches, reader in READERS:
             if matches(head):
@@ -100,6 +99,43 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     except OSError as error:
         raise _unopened(path, error) from error
     raise foreign.refuse(path, head, safetensors.broken(path, head))
+
+
+def located(path: Path) -> Path:
+    """The file that a path means: itself, or that in a folder.  Raises NotACheckpoint for a folder without one."""
+    try:
+        return sharded.find(path) if path.is_dir() else path
+    except OSError as error:
+        raise _unopened(path, error) from error
+
+
+def index_of(path: Path) -> Index:
+    """The index of a file, whose keys can be said anew where they lie.
+
+    Raises FileError for a container where they cannot, and what :func:`read` raises.
+    """
+    path = located(path)
+    try:
+        index = _index(path, _head(path))
+        listing = sharded.index_over(path)
+    except OSError as error:
+        raise _unopened(path, error) from error
+    if index is None:
+        container = read(path).container
+        raise FileError(path, f"is {container}: its keys cannot be changed where they lie", NEW_FILE)
+    if listing is not None:
+        raise FileError(path, f"is a shard, and two files, it and {listing.name}, cannot change in one step", NEW_FILE)
+    return index
+
+
+def _index(path: Path, head: bytes) -> Index | None:
+    if safetensors.matches(head):
+        return safetensors.Index(path)
+    if zip_archive.matches(head):
+        archive = zip_archive.read_archive(path)
+        if next((kind for kind in ZIPS if kind.holds(archive)), None) is torch_zip:
+            return torch_zip.Index(archive)
+    return None
 
 
 def read_shard(path: Path, *, salvage: bool = False) -> Contents:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+from ..errors import FileError
+from ..journal import Patch
 from .unpickle import Global, Value
+
+NEW_FILE = "write a new file instead: give OUT, not --in-place"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +28,32 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     globals: tuple[Global, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reindexed:
+    """A new index in the room of the old one: the bytes to change, what the file holds then, the bytes to spare."""
+
+    patches: tuple[Patch, ...]
+    contents: Contents
+    spare: int
+
+
+class Index(Protocol):
+    """A file's index as it can be rewritten where it lies: the names in it, each in its places, and the rest."""
+
+    contents: Contents
+
+    def places(self, node: Value, name: str) -> Sequence[Hashable]:
+        """Where the index says one key of one of its dicts; nowhere, where it says it in an odd way."""
+        ...
+
+    def rewritten(self, texts: Mapping[Hashable, str]) -> Reindexed:
+        """The index with these names in these places.  Raises FileError when it has no room for them."""
+        ...
+
+
+def no_room(path: Path, needed: int, room: int) -> FileError:
+    """The error for an index that is longer than the one that it should replace."""
+    problem = f"its new index needs {needed:,} bytes, {needed - room:,} more than the {room:,} that are there"
+    return FileError(path, problem, NEW_FILE)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 from ..dtypes import BY_CODE
 from ..errors import BrokenFile, EditError
+from ..journal import Patch
 from ..tensors import DIMENSIONS, ELEMENTS, ByteSpan, OpaqueTensor, Storage, StoredTensor, Tensor, row_major
-from .contents import Contents
+from .contents import Contents, Reindexed, no_room
 from .sink import Sink
 from .torch_objects import LOST
 from .unpickle import Value
@@ -63,12 +64,21 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
 
     Raises BrokenFile naming the rule of the format that is broken.
     """
+    return _contents(path, _header_bytes(path), salvage=salvage)
+
+
+def _header_bytes(path: Path) -> bytes:
     size = path.stat().st_size
     with open(path, "rb") as file:
         (length,) = _LENGTH.unpack(file.read(8))
         if 8 + length > size:
             raise BrokenFile(path, f"is truncated: its header should end at byte {8 + length:,} of {size:,}", AGAIN)
-        raw = file.read(length)
+        return file.read(length)
+
+
+def _contents(path: Path, raw: bytes, *, salvage: bool = False) -> Contents:
+    """What a header says of the file that it is, or will be, in."""
+    size, length = path.stat().st_size, len(raw)
     header = _parsed(path, raw)
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -166,6 +176,36 @@ def _tensor(path: Path, entry: _Entry, base: int, size: int) -> StoredTensor | O
     return StoredTensor(BY_CODE[entry.code], entry.shape, row_major(entry.shape), 0, storage)
 
 
+# -- renaming in place
+
+
+class Index:
+    """The header of a file, whose keys are their own places: see :class:`.contents.Index`.
+
+    What is shorter is padded with spaces, as the format allows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._raw = _header_bytes(path)
+        self.contents = _contents(path, self._raw)
+
+    def places(self, node: Value, name: str) -> Sequence[Hashable]:
+        """The key itself."""
+        return [name]
+
+    def rewritten(self, texts: Mapping[Hashable, str]) -> Reindexed:
+        """The header with other keys.  Raises FileError when it has no room for them."""
+        path, room = self.contents.path, len(self._raw)
+        if METADATA in texts.values():
+            raise EditError([f"safetensors cannot hold a tensor called {METADATA!r}"])
+        header = {texts.get(key, key): value for key, value in _parsed(path, self._raw).items()}
+        made = _dumped(header)
+        if len(made) > room:
+            raise no_room(path, len(made), room)
+        padded = made.ljust(room)
+        return Reindexed((Patch(_LENGTH.size, self._raw, padded),), _contents(path, padded), room - len(made))
+
+
 # -- writing
 
 
@@ -226,7 +266,11 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple
         packed = tensor.dtype.code == _PACKED and tensor.shape
         shape = (*tensor.shape[:-1], tensor.shape[-1] * 2) if packed else tensor.shape
         entries[key] = {"dtype": tensor.dtype.code, "shape": shape, "data_offsets": offsets}
-    return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8"), order
+    return _dumped(entries), order
+
+
+def _dumped(header: Mapping[str, Value]) -> bytes:
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
 def _runs(tensors: Iterator[Tensor]) -> Iterator[ByteSpan | Tensor]:

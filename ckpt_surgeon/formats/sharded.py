@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..dtypes import BY_NAME
-from ..errors import BrokenFile, NotACheckpoint, listed
+from ..errors import BrokenFile, CheckpointError, NotACheckpoint, listed
 from ..tensors import OpaqueTensor, StoredTensor
 from .contents import Contents
 from .torch_objects import LOST
@@ -170,6 +170,19 @@ def is_shard_of(path: Path, name: str) -> bool:
 def index_name(path: Path) -> Path:
     """The name of the index of an output: ``model.safetensors.index.json``."""
     return path.with_name(path.name + SUFFIX)
+
+
+def index_over(path: Path) -> Path | None:
+    """The index beside a file that lists it as a shard, if there is one."""
+    for name in sorted(os.listdir(path.parent)):
+        if name.endswith(SUFFIX):
+            try:
+                listed_files = _index(path.with_name(name))[0].values()
+            except (CheckpointError, OSError):
+                continue
+            if path.name in listed_files:
+                return path.with_name(name)
+    return None
 
 
 def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:

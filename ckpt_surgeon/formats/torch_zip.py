@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from ..errors import BrokenFile, EditError
+from ..errors import BrokenFile, EditError, FileError
+from ..journal import Patch
 from ..tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major
 from . import numpy_objects
-from .contents import Contents
+from .contents import NEW_FILE, Contents, Reindexed, no_room
 from .sink import Sink
+from .spotting import Place, Spotter
 from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
 from .unpickle import Global, Object, PickleError, Unpickler, Value, spelled
-from .zip_archive import ALIGNMENT, TRUNCATED, Archive, Directory
+from .zip_archive import ALIGNMENT, TRUNCATED, Archive, Directory, Member, checksum_places
 
 CONTAINER = "torch zip"
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -47,7 +49,10 @@ def read(archive: Archive, *, salvage: bool = False) -> Contents:
     pickle = main_pickle(archive)
     folder = pickle.removesuffix("data.pkl")
     find = storages(archive, folder, folder + "data/{}", salvage=salvage)
-    root, names = load(archive, pickle, find)
+    return _contents(archive, *load(archive, pickle, find))
+
+
+def _contents(archive: Archive, root: Value, names: tuple[Global, ...]) -> Contents:
     notes = () if archive.has_checksums else ("saved without checksums: damage cannot be told",)
     return Contents(archive.path, CONTAINER, root, notes=notes, globals=names)
 
@@ -80,7 +85,11 @@ def truncated(found: Archive, error: BrokenFile) -> BrokenFile:
 
 def load(archive: Archive, pickle: str, find: Callable[[Value], Value]) -> tuple[Value, tuple[Global, ...]]:
     """The object of one pickle in an archive, and the names that it mentions."""
-    machine = Unpickler(archive.read(pickle), constructors=ALL_CONSTRUCTORS, persistent=find)
+    return loaded(archive, pickle, Unpickler(archive.read(pickle), constructors=ALL_CONSTRUCTORS, persistent=find))
+
+
+def loaded(archive: Archive, pickle: str, machine: Unpickler) -> tuple[Value, tuple[Global, ...]]:
+    """What a machine makes of the pickle that it was given, and the names."""
     try:
         return machine.load(), tuple(machine.globals.values())
     except PickleError as error:
@@ -126,6 +135,56 @@ def unknown_id(saved: Value) -> Value:
     if isinstance(saved, tuple) and saved and isinstance(saved[0], str) and saved[0] != "storage":
         return Object(Global("persistent", saved[0]), saved[1:])
     raise ValueError("a persistent id that is no storage")
+
+
+# -- renaming in place
+
+
+class Index:
+    """The pickle of a torch zip, its keys with the opcodes that say them: see :class:`.contents.Index`.
+
+    What is shorter leaves its room behind the STOP opcode, where no unpickler looks.  Raises FileError where the
+    pickle does not lie in the file as it is, or shares its bytes with another record.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._member = archive.members[main_pickle(archive)]
+        start, stop = self._member.start, self._member.start + self._member.packed
+        if self._member.packed != self._member.size or self._member.method:
+            raise FileError(archive.path, "its index is compressed, so its keys cannot be renamed in place", NEW_FILE)
+        if any(other.start < stop and start < other.start + other.packed for other in self._others()):
+            raise BrokenFile(archive.path, "another record shares bytes with its index", "fetch the file again")
+        self._raw = archive.read(self._member.name)
+        folder = self._member.name.removesuffix("data.pkl")
+        find = storages(archive, folder, folder + "data/{}")
+        self._machine = Spotter(self._raw, constructors=ALL_CONSTRUCTORS, persistent=find)
+        self.contents = _contents(archive, *loaded(archive, self._member.name, self._machine))
+
+    def _others(self) -> list[Member]:
+        return [member for member in self._archive.members.values() if member is not self._member]
+
+    def places(self, node: Value, name: str) -> Sequence[Hashable]:
+        """The opcodes that say a key."""
+        return self._machine.places(node, name)
+
+    def rewritten(self, texts: Mapping[Hashable, str]) -> Reindexed:
+        """The pickle with other keys, and its new checksums.  Raises FileError when it has no room for them."""
+        places = {place: text for place, text in texts.items() if isinstance(place, Place)}
+        room = len(self._raw)
+        made = self._machine.rewritten(places)
+        if len(made) > room:
+            made = self._machine.rewritten(places, lean=True)
+        if len(made) > room:
+            raise no_room(self._archive.path, len(made), room)
+        padded = made.ljust(room, b"\0")
+        patches = [Patch(self._member.start, self._raw, padded)]
+        if self._archive.has_checksums:
+            old, new = struct.pack("<I", self._member.crc32), struct.pack("<I", zlib.crc32(padded))
+            patches += [Patch(place, old, new) for place in checksum_places(self._archive.path, self._member)]
+        planned = Archive(self._archive.path, self._archive.members)
+        planned.replaced[self._member.name] = padded
+        return Reindexed(tuple(patches), read(planned), room - len(made))
 
 
 # -- writing

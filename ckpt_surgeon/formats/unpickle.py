@@ -100,13 +100,13 @@ class Inline:
 
 
 Constructor: TypeAlias = Callable[..., Value]
-_Handler: TypeAlias = "Callable[[Unpickler, int], int]"
-_HANDLERS: dict[int, _Handler] = {}
+Handler: TypeAlias = "Callable[[Unpickler, int], int]"  # the position after its opcode -> that of the next one
+HANDLERS: dict[int, Handler] = {}
 
 
-def _on(*opcodes: bytes) -> Callable[[_Handler], _Handler]:
-    def register(handler: _Handler) -> _Handler:
-        _HANDLERS.update({opcode[0]: handler for opcode in opcodes})
+def _on(*opcodes: bytes) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update({opcode[0]: handler for opcode in opcodes})
         return handler
 
     return register
@@ -130,6 +130,7 @@ class Unpickler:
     """
 
     GLOBAL_LIMIT: ClassVar[int] = 100_000  # distinct names; real checkpoints have dozens
+    handlers: ClassVar[Mapping[int, Handler]] = HANDLERS
 
     def __init__(
         self,
@@ -157,8 +158,8 @@ class Unpickler:
     def load(self, start: int = 0) -> Value:
         """Run the machine from ``start`` to the STOP opcode.  Raises PickleError when it is damaged."""
         self.stack, self.marks, self.memo, self.skipped = [], [], {}, bytearray()
-        table: list[_Handler] = [_unknown] * 256
-        for opcode, handler in _HANDLERS.items():
+        table: list[Handler] = [_unknown] * 256
+        for opcode, handler in self.handlers.items():
             table[opcode] = handler
         data = self.data
         at = position = start
@@ -273,6 +274,8 @@ def spelled(value: Value) -> str:
     """
     if type(value) is str:
         return value
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, bytes):
         return python2_name(value)
     if isinstance(value, int) and value.bit_length() >= 256:

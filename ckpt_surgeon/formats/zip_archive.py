@@ -72,12 +72,15 @@ class Archive:
     def __init__(self, path: Path, members: dict[str, Member]) -> None:
         self.path = path
         self.members = members
+        self.replaced: dict[str, bytes] = {}  # records as they are planned to be
         self._left = READ_LIMIT
         # torch can be told to write no checksums (set_crc32_options(False)); they are all zero then
         self.has_checksums = any(member.crc32 for member in members.values())
 
     def read(self, name: str) -> bytes:
         """The bytes of one small member, checked.  Raises BrokenFile when its CRC does not match."""
+        if name in self.replaced:
+            return self.replaced[name]
         member = self.members[name]
         self._left -= member.size
         if self._left < 0:
@@ -182,6 +185,38 @@ def _start(path: Path, file: BinaryIO, name: str, header: int) -> int:
     return header + _LOCAL.size + raw[26] + (raw[27] << 8) + raw[28] + (raw[29] << 8)
 
 
+def checksum_places(path: Path, member: Member) -> list[int]:
+    """Where in a file the CRC of a stored record is written: its local header, its data descriptor, the directory."""
+    crc32 = struct.pack("<I", member.crc32)
+    end = member.start + member.packed
+    with open(path, "rb") as file:
+
+        def at(position: int) -> bytes:
+            file.seek(position)
+            return file.read(4)
+
+        places = [member.header + 14, _entry(file, path, member.name) + 16]
+        if at(member.header + 6)[0] & _DESCRIBED:
+            places.append(end + 4 if at(end) == b"PK\x07\x08" else end)
+        return [place for place in places if at(place) == crc32]
+
+
+def _entry(file: BinaryIO, path: Path, name: str) -> int:
+    """Where in a file the directory's entry of a record begins."""
+    _, where, length = _find_directory(path, file, path.stat().st_size)
+    file.seek(where)
+    directory = file.read(length)
+    wanted = name.encode("utf-8", "surrogateescape")
+    at = 0
+    while at < length:
+        name_length, extra_length, comment_length = struct.unpack_from("<3H", directory, at + 28)
+        at += _CENTRAL.size
+        if directory[at : at + name_length] == wanted:
+            return where + at - _CENTRAL.size
+        at += name_length + extra_length + comment_length
+    raise BrokenFile(path, f"has changed: record {name!r} is gone")
+
+
 def scan_archive(path: Path) -> Archive:
     """Find the whole records of a zip without its directory, one after another from the beginning.
 
@@ -194,7 +229,7 @@ def scan_archive(path: Path) -> Archive:
             _, _, flags, method, _, _, crc32, packed, size, name_length, extra_length = _LOCAL.unpack_from(data, at)
             name = str(data[at + _LOCAL.size : at + _LOCAL.size + name_length], "utf-8", "surrogateescape")
             start = at + _LOCAL.size + name_length + extra_length
-            if flags & 8 and not packed:
+            if flags & _DESCRIBED and not packed:
                 described = _descriptor(data, start)
                 if described is None:
                     break
@@ -290,4 +325,5 @@ class Directory:
 
 
 _UTF8 = 0x0800  # flag: names are UTF-8
+_DESCRIBED = 8  # flag: a data descriptor follows the record
 _DAY_ZERO = 0x21  # 1980-01-01, the first day that a zip can say: outputs do not depend on the clock

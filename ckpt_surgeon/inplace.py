@@ -1,0 +1,310 @@
+"""Renaming keys where they lie: only a file's index is rewritten, in its own room, whatever the size of the rest.
+
+An edit that renames and does nothing else says which keys change.  Here each of them is led back to the names in the
+file that it is made of (a dict's, where dicts are nested also those of the dicts around it; torch's ``_metadata`` has
+module paths of its own), the container's :class:`~ckpt_surgeon.formats.contents.Index` says them anew, and what a
+reader would then find is compared with what was asked for, before :mod:`ckpt_surgeon.journal` touches the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from . import journal
+from .checkpoint import Checkpoint
+from .edits import Change, renamed_modules
+from .errors import EditError, FileError, listed
+from .formats.contents import NEW_FILE, Index
+from .formats.torch_objects import TypedStorage
+from .formats.unpickle import Object, Ordered, Value, spelled
+from .journal import Patch
+from .opening import index_of
+from .selecting import Step, continues, followed
+from .selecting import select as select_state_dict
+from .tensors import OpaqueTensor, StoredTensor
+from .tree import CONTAINERS, TENSORS, children, is_module
+
+Holder = tuple[Value, str]  # a dict and one of its names
+
+
+class Edit(Protocol):
+    """What can be planned on a checkpoint: a :class:`~ckpt_surgeon.recipe.Step` or a ``Recipe``."""
+
+    def plan(self, state_dict: Checkpoint, /) -> Change[Checkpoint]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class InPlace:
+    """What a renaming in place will do: the change, the bytes to rewrite, and how many bytes of room are left then."""
+
+    path: Path
+    change: Change[Checkpoint]
+    patches: tuple[Patch, ...]
+    spare: int
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes will be rewritten."""
+        return sum(len(patch.new) for patch in self.patches)
+
+
+def plan_in_place(path: str | Path, edit: Edit, *, select: str | None = None) -> InPlace:
+    """Plan to rename keys in a file without writing another one; nothing is touched.
+
+    ``edit`` is a step or a recipe that renames and does nothing else; ``select`` the dotted path of the state_dict
+    where the file holds several.  Everything else in the file stays as it is.  Raises FileError where the container
+    or the room that its index has does not allow it, and what the edit raises.
+
+    >>> import ckpt_surgeon, torch
+    >>> torch.save({"module.fc.bias": torch.ones(3)}, "parallel.pth")
+    >>> plan = ckpt_surgeon.plan_in_place("parallel.pth", ckpt_surgeon.step("strip_prefix"))
+    >>> dict(plan.change.origins), plan.spare
+    ({'fc.bias': ('module.fc.bias',)}, 7)
+    """
+    index = index_of(path)
+    contents = index.contents
+    checkpoint = select_state_dict(contents, select)
+    change = _change(edit, checkpoint)
+    names = _names(contents.path, change)
+    if all(old == new for old, new in names.items()):
+        return InPlace(contents.path, change, (), 0)
+    if (links := contents.path.stat().st_nlink) > 1:  # whoever opens another of its names finds no journal
+        raise FileError(contents.path, f"has {links} names (hard links), and all would change", NEW_FILE)
+    place = followed(contents.root, checkpoint.selected)
+    assert place is not None
+    made = index.rewritten(_Texts(index, checkpoint, names).below(place[0]))
+    problem = _problem(change, select_state_dict(made.contents, checkpoint.selected or "."))
+    if not problem and place[1]:
+        differs = _first_difference(contents.root, made.contents.root, place[1][-1])
+        problem = f"{differs} in it has the same dict, and would change too" if differs is not None else ""
+    if problem:
+        raise FileError(contents.path, problem, NEW_FILE)
+    return InPlace(contents.path, change, made.patches, made.spare)
+
+
+def rename_in_place(path: str | Path, edit: Edit, *, select: str | None = None) -> InPlace:
+    """Rename keys in a file without writing another one; returns the plan that was carried out.
+
+    See :func:`plan_in_place` for the arguments and errors.  A crash on the way leaves a journal beside the file, with
+    which the next :func:`ckpt_surgeon.open` or :func:`ckpt_surgeon.recover` finishes it.
+
+    >>> import ckpt_surgeon, torch
+    >>> torch.save({"model": {"module.fc.bias": torch.ones(3)}, "epoch": 7}, "training.pth")
+    >>> plan = ckpt_surgeon.rename_in_place("training.pth", ckpt_surgeon.step("strip_prefix"))
+    >>> torch.load("training.pth")
+    {'model': {'fc.bias': tensor([1., 1., 1.])}, 'epoch': 7}
+    """
+    planned = plan_in_place(path, edit, select=select)
+    carry_out(planned)
+    return planned
+
+
+def carry_out(planned: InPlace) -> None:
+    """Do what :func:`plan_in_place` planned.  Raises FileError where the file has changed since or may not be written.
+
+    >>> carry_out(InPlace(Path("as-it-is.pth"), Change(Checkpoint({}), Checkpoint({}), {}), (), 0))
+    """
+    if planned.patches:
+        journal.apply(planned.path, planned.patches)
+
+
+def _change(edit: Edit, checkpoint: Checkpoint) -> Change[Checkpoint]:
+    """What an edit does; where it cannot, and a rename that was interrupted has been finished, that may be why."""
+    try:
+        return edit.plan(checkpoint)
+    except EditError as error:
+        if checkpoint.notes:
+            error.args = (f"{error} ({'; '.join(checkpoint.notes)})",)
+        raise
+
+
+def _names(path: Path, change: Change[Checkpoint]) -> dict[str, str]:
+    """The new name of each key.  Raises FileError for a change that is more than names."""
+    if change.dropped:
+        raise FileError(path, f"dropping keys ({listed(change.dropped, 3)}) cannot be done in place", NEW_FILE)
+    if change.edited:
+        raise FileError(path, "only names can be changed in place, not tensors", NEW_FILE)
+    names = {olds[0]: new for new, olds in change.origins.items()}
+    return {old: names[old] for old in change.before}
+
+
+class _Texts:
+    """What to say at which places of an index so that the keys of a state_dict have their new names."""
+
+    def __init__(self, index: Index, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+        self._index = index
+        self._path = index.contents.path
+        self._names = names
+        self._versions = checkpoint.versions or {}
+        self._modules = renamed_modules(self._versions, names)
+        self._holders: dict[int, Value] = {}
+        self._chosen: dict[tuple[int, str], str] = {}  # by a dict's identity and the name in it
+        self._texts: dict[Hashable, str] = {}
+
+    def below(self, node: Value) -> Mapping[Hashable, str]:
+        """The texts for the state_dict that a node is.  Raises FileError where names cannot be said anew."""
+        for steps in self._steps(node, (), (id(node),)):
+            self._choose(steps)
+        for identity, holder in self._holders.items():
+            self._check(identity, holder)
+        for (identity, name), text in self._chosen.items():
+            self._say(self._holders[identity], name, text)
+        self._say_modules(node, "", "", {id(node)})
+        return self._texts
+
+    def _steps(self, node: Value, above: tuple[Holder, ...], within: tuple[int, ...]) -> Iterator[tuple[Holder, ...]]:
+        """For each tensor the names that its key is made of, as :func:`ckpt_surgeon.open` joins them."""
+        if is_module(node):
+            raise FileError(self._path, "is, or has in it, a module saved whole, whose names are attributes", NEW_FILE)
+        for name, child in children(node):
+            steps = (*above, (node, name))
+            if isinstance(child, TENSORS):
+                yield steps
+            elif continues(name, child) and id(child) not in within:
+                yield from self._steps(child, steps, (*within, id(child)))
+
+    def _choose(self, steps: tuple[Holder, ...]) -> None:
+        olds = [name for _, name in steps]
+        key = ".".join(olds)
+        if key not in self._names:
+            raise FileError(self._path, f"has {key!r} in a place that cannot be told for certain", NEW_FILE)
+        new = self._names[key]
+        parts, counts = new.split("."), [name.count(".") + 1 for name in olds]
+        if new == key:
+            news = olds
+        elif len(olds) == 1:
+            news = [new]
+        elif len(parts) == sum(counts):
+            news = [".".join(parts[sum(counts[:depth]) : sum(counts[: depth + 1])]) for depth in range(len(counts))]
+        else:
+            raise self._other_nesting(key, new)
+        for (holder, old), text in zip(steps, news, strict=True):
+            self._holders[id(holder)] = holder
+            if self._chosen.setdefault((id(holder), old), text) != text:
+                raise self._other_nesting(key, new)
+
+    def _other_nesting(self, key: str, new: str) -> FileError:
+        problem = f"its dicts are nested, and {key!r} cannot become {new!r} without another nesting"
+        return FileError(self._path, problem, NEW_FILE)
+
+    def _check(self, identity: int, holder: Value) -> None:
+        """Beside the tensors, a dict may hold other things, under names that tensors cannot have too."""
+        seen: dict[str, str] = {}
+        for old, _ in children(holder):
+            new = self._chosen.get((identity, old), old)
+            if seen.setdefault(new, old) != old:
+                raise FileError(self._path, f"{seen[new]!r} and {old!r} would both become {new!r}", NEW_FILE)
+
+    def _say(self, holder: Value, name: str, text: str) -> None:
+        if name == text:
+            return
+        places = self._index.places(holder, name)
+        if not places:
+            raise FileError(self._path, f"says {name!r} in a way that cannot be changed in place", NEW_FILE)
+        self._texts.update(dict.fromkeys(places, text))
+
+    # -- torch's _metadata
+
+    def _say_modules(self, node: Value, old: str, new: str, seen: set[int]) -> None:
+        """Rename the module paths of a dict, at the path ``old`` and later ``new``, and of those in it."""
+        attributes = node.attributes if isinstance(node, Ordered) else None
+        saved = attributes.get("_metadata") if isinstance(attributes, dict) else None
+        if isinstance(saved, dict):
+            for name, text in self._module_names(saved, old, new).items():
+                self._say(saved, name, text)
+        for name, child in children(node):
+            if (id(node), name) in self._chosen and not isinstance(child, TENSORS) and id(child) not in seen:
+                seen.add(id(child))
+                text = self._chosen[id(node), name]
+                self._say_modules(child, _joined(old, name), _joined(new, text), seen)
+
+    def _module_names(self, saved: Mapping[Value, Value], old: str, new: str) -> dict[str, str]:
+        """The new name of each module path of one dict; those that go hide behind the next that stays."""
+        made: dict[str, str] = {}
+        gone: list[str] = []
+        for name, version in saved.items():
+            if not isinstance(name, str) or not isinstance(version, dict):
+                continue
+            path = self._modules.get(_joined(old, name))
+            if path is None:
+                gone.append(name)
+                continue
+            if path != new and new and not path.startswith(new + "."):
+                raise self._other_nesting(_joined(old, name), path)
+            made[name] = path.removeprefix(new).removeprefix(".") if new else path
+            made |= dict.fromkeys(gone, made[name])
+            gone = []
+        return made
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name
+
+
+# -- what a reader would find
+
+
+def _problem(change: Change[Checkpoint], made: Checkpoint) -> str:
+    """What is not as it was asked for in the checkpoint that the new index would give; empty where all is."""
+    asked = change.result
+    if list(asked) != list(made):
+        odd = next((f"{a!r} became {b!r}" for a, b in zip(asked, made, strict=False) if a != b), "keys are missing")
+        return f"its index cannot be rewritten: {odd}"
+    moved = [key for key in asked if _facts(asked[key]) != _facts(made[key])]
+    if moved:
+        return f"its index cannot be rewritten: {listed(moved)} would be other tensors"
+    if _version_numbers(asked) != _version_numbers(made):
+        return "torch's _metadata in it cannot follow the names"
+    if [(left.what, left.nbytes) for left in asked.left_out] != [(left.what, left.nbytes) for left in made.left_out]:
+        return "what lies beside its tensors would change"
+    return ""
+
+
+def _version_numbers(checkpoint: Checkpoint) -> dict[str, object]:
+    return {module: version.get("version") for module, version in (checkpoint.versions or {}).items()}
+
+
+def _first_difference(old: Value, new: Value, apart: Step) -> str | None:
+    """The path of something that differs between two object trees, outside what one step leads to."""
+    seen: set[tuple[int, int]] = set()
+    ahead = [("", old, new)]
+    while ahead:
+        path, one, other = ahead.pop()
+        if (id(one), id(other)) in seen:
+            continue
+        if isinstance(one, CONTAINERS):
+            seen.add((id(one), id(other)))
+        ours, theirs = list(_inside(one)), list(_inside(other))
+        if _facts(one) != _facts(other) or [name for name, _ in ours] != [name for name, _ in theirs]:
+            return path or "the rest"
+        pairs = zip(ours, theirs, strict=True)
+        ahead += [(_joined(path, name), a, b) for (name, a), (_, b) in pairs if (id(one), name) != apart]
+    return None
+
+
+def _inside(node: Value) -> Iterator[tuple[str, Value]]:
+    yield from children(node)
+    if isinstance(node, Ordered) and node.attributes is not None:
+        yield "(attributes)", node.attributes
+
+
+def _facts(node: Value) -> tuple[object, ...]:
+    """What is to be said of a node without its children."""
+    if isinstance(node, StoredTensor):
+        place = (node.stride, node.offset, node.storage.span, node.conjugate, node.negative)
+        return (node.dtype, node.shape, node.device, *place)
+    if isinstance(node, OpaqueTensor):
+        return (node.dtype, node.shape, node.device, node.kind)
+    if isinstance(node, TypedStorage):
+        return (node.dtype, node.base, node.storage.span)
+    if isinstance(node, Object):
+        plain = [spelled(arg) for arg in node.args if not isinstance(arg, (*CONTAINERS, *TENSORS))]
+        return (type(node), node.class_name, *plain)
+    if isinstance(node, (set, frozenset)):
+        return (type(node), *sorted(map(spelled, node)))
+    if isinstance(node, CONTAINERS):
+        return (type(node),)
+    return (str, str(node)) if isinstance(node, str) else (type(node), repr(node))
