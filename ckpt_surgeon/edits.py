@@ -348,25 +348,18 @@ def rename_versions(versions: Versions, renamed: Mapping[str, str]) -> Versions:
     parent that has a new name, and goes where none has.  Where a wrapper's path and the wrapped module's become
     one, the wrapped module's version stays.  The root stays where no key tells otherwise.
     """
-    return {new: versions[old] for old, new in renamed_modules(versions, renamed).items()}
-
-
-def renamed_modules(modules: Iterable[str], renamed: Mapping[str, str]) -> dict[str, str]:
-    """The new path of each module that stays, as :func:`rename_versions` tells it.
-
-    >>> renamed_modules(["", "module", "module.fc"], {"module.fc.bias": "fc.bias"})
-    {'module': '', 'module.fc': 'fc'}
-    """
-    modules = list(modules)
     moved: dict[str, str] = {}
     for old, new in renamed.items():
         for path, target in _moved_paths(old, new):
             if moved.setdefault(path, target) == path != target:
                 moved[path] = target
-    new_paths = {path: _new_path(path, moved) for path in modules}
-    kept = {path: new_path for path, new_path in new_paths.items() if new_path is not None}
-    if "" in modules and "" not in moved and "" not in kept.values():
-        return {"": "", **kept}
+    kept: dict[str, Mapping[str, object]] = {}
+    for path, version in versions.items():
+        new_path = _new_path(path, moved)
+        if new_path is not None:
+            kept[new_path] = version
+    if "" in versions and "" not in moved and "" not in kept:
+        return {"": versions[""], **kept}
     return kept
 
 

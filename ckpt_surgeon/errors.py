@@ -4,7 +4,8 @@
     ├── FileError                   one file is the trouble: .path, .problem, .remedy
     │   ├── NotACheckpoint          the bytes are something else (HTML, a git-lfs pointer, empty …)
     │   ├── BrokenFile              a checkpoint that is damaged (truncated, wrong offsets, CRC …)
-    │   └── OutputExists            the output is there already and replacing it was not allowed
+    │   ├── OutputExists            the output is there already and replacing it was not allowed
+    │   └── NoRoom                  a new index is longer than the old one in whose place it should go: .needed, .room
     ├── SelectionError              which dict of tensors is meant is open: .candidates
     ├── EditError                   an edit that would lose or invent something: .problems, all at once
     │   ├── KeyCollision            several keys land on one name: .collisions
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+NEW_FILE = "write a new file instead: give OUT, not --in-place"
 SHOWN = 5  # how many keys an error names before it says how many more there are
 
 
@@ -63,6 +65,16 @@ class OutputExists(FileError):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path, "exists already, nothing was written", "use --force (force=True) to replace it")
+
+
+class NoRoom(FileError):
+    """A new index is longer than the old one in whose place it should go; ``why`` may say what makes it long."""
+
+    def __init__(self, path: str | Path, needed: int, room: int, why: str = "") -> None:
+        self.needed = needed
+        self.room = room
+        problem = f"its new index needs {needed:,} bytes, {needed - room:,} more than the {room:,} that are there"
+        super().__init__(path, f"{problem} ({why})" if why else problem, NEW_FILE)
 
 
 class SelectionError(CheckpointError):

@@ -8,21 +8,21 @@ reader would then find is compared with what was asked for, before :mod:`ckpt_su
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from . import journal
 from .checkpoint import Checkpoint
-from .edits import Change, renamed_modules
-from .errors import EditError, FileError, listed
-from .formats.contents import NEW_FILE, Index
+from .edits import Change
+from .errors import NEW_FILE, EditError, FileError, NoRoom, SelectionError, listed
+from .formats.contents import Contents, Index, Reindexed
 from .formats.torch_objects import TypedStorage
 from .formats.unpickle import Object, Ordered, Value, spelled
 from .journal import Patch
 from .opening import index_of
-from .selecting import Step, continues, followed
+from .selecting import Step, Trail, continues, followed
 from .selecting import select as select_state_dict
 from .tensors import OpaqueTensor, StoredTensor
 from .tree import CONTAINERS, TENSORS, children, is_module
@@ -75,8 +75,8 @@ def plan_in_place(path: str | Path, edit: Edit, *, select: str | None = None) ->
         raise FileError(contents.path, f"has {links} names (hard links), and all would change", NEW_FILE)
     place = followed(contents.root, checkpoint.selected)
     assert place is not None
-    made = index.rewritten(_Texts(index, checkpoint, names).below(place[0]))
-    problem = _problem(change, select_state_dict(made.contents, checkpoint.selected or "."))
+    made = _rewritten(index, _Texts(index, names, _modules(change)).below(place[0]), names, place[1])
+    problem = _problem(change, made.contents, select)
     if not problem and place[1]:
         differs = _first_difference(contents.root, made.contents.root, place[1][-1])
         problem = f"{differs} in it has the same dict, and would change too" if differs is not None else ""
@@ -111,6 +111,17 @@ def carry_out(planned: InPlace) -> None:
         journal.apply(planned.path, planned.patches)
 
 
+def _rewritten(index: Index, texts: Mapping[Hashable, str], names: Mapping[str, str], trail: Trail) -> Reindexed:
+    """The rewritten index.  Raises NoRoom, which tells where else names are said, and so have to stay."""
+    try:
+        return index.rewritten(texts)
+    except NoRoom as error:
+        changed = {old for old, new in names.items() if old != new}
+        also = _saying(index.contents.root, changed, trail[-1]) if trail else []
+        why = f"because its names are also in {listed(also, 3)}, where they stay" if also else ""
+        raise NoRoom(error.path, error.needed, error.room, why) from None
+
+
 def _change(edit: Edit, checkpoint: Checkpoint) -> Change[Checkpoint]:
     """What an edit does; where it cannot, and a rename that was interrupted has been finished, that may be why."""
     try:
@@ -131,15 +142,20 @@ def _names(path: Path, change: Change[Checkpoint]) -> dict[str, str]:
     return {old: names[old] for old in change.before}
 
 
+def _modules(change: Change[Checkpoint]) -> dict[str, str]:
+    """The new path of each module in torch's ``_metadata`` that stays: edits move the versions as they are."""
+    paths = {id(version): path for path, version in (change.before.versions or {}).items()}
+    return {paths[id(version)]: path for path, version in (change.result.versions or {}).items()}
+
+
 class _Texts:
     """What to say at which places of an index so that the keys of a state_dict have their new names."""
 
-    def __init__(self, index: Index, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+    def __init__(self, index: Index, names: Mapping[str, str], modules: Mapping[str, str]) -> None:
         self._index = index
         self._path = index.contents.path
         self._names = names
-        self._versions = checkpoint.versions or {}
-        self._modules = renamed_modules(self._versions, names)
+        self._modules = modules
         self._holders: dict[int, Value] = {}
         self._chosen: dict[tuple[int, str], str] = {}  # by a dict's identity and the name in it
         self._texts: dict[Hashable, str] = {}
@@ -179,6 +195,8 @@ class _Texts:
             news = [new]
         elif len(parts) == sum(counts):
             news = [".".join(parts[sum(counts[:depth]) : sum(counts[: depth + 1])]) for depth in range(len(counts))]
+        elif new.endswith(rest := "." + ".".join(olds[1:])) and new != rest:
+            news = [new.removesuffix(rest), *olds[1:]]
         else:
             raise self._other_nesting(key, new)
         for (holder, old), text in zip(steps, news, strict=True):
@@ -247,9 +265,15 @@ def _joined(path: str, name: str) -> str:
 # -- what a reader would find
 
 
-def _problem(change: Change[Checkpoint], made: Checkpoint) -> str:
+def _problem(change: Change[Checkpoint], contents: Contents, select: str | None) -> str:
     """What is not as it was asked for in the checkpoint that the new index would give; empty where all is."""
     asked = change.result
+    try:
+        made = select_state_dict(contents, select)
+    except SelectionError:
+        return "with these names, it would be open which state_dict in it is meant"
+    if made.selected != asked.selected:
+        return f"with these names, {made.selected or 'the whole'!r} in it would be taken for the state_dict"
     if list(asked) != list(made):
         odd = next((f"{a!r} became {b!r}" for a, b in zip(asked, made, strict=False) if a != b), "keys are missing")
         return f"its index cannot be rewritten: {odd}"
@@ -283,6 +307,26 @@ def _first_difference(old: Value, new: Value, apart: Step) -> str | None:
         pairs = zip(ours, theirs, strict=True)
         ahead += [(_joined(path, name), a, b) for (name, a), (_, b) in pairs if (id(one), name) != apart]
     return None
+
+
+def _saying(root: Value, names: Collection[str], apart: Step) -> list[str]:
+    """What of a file's outermost entries says some names, as keys or strings, outside what one step leads to."""
+    found: dict[str, None] = {}
+    seen: set[int] = set()
+    ahead = [("", root)]
+    while ahead:
+        top, node = ahead.pop()
+        if isinstance(node, str) and node in names:
+            found[top] = None
+        if not isinstance(node, CONTAINERS) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        for name, child in _inside(node):
+            if (id(node), name) != apart:
+                if name in names:
+                    found[top or name] = None
+                ahead.append((top or name, child))
+    return sorted(found)
 
 
 def _inside(node: Value) -> Iterator[tuple[str, Value]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import FileError, NotACheckpoint
+from ..errors import NEW_FILE, FileError, NotACheckpoint
 from ..tensors import Tensor
 from . import (
     foreign,
@@ -27,7 +27,7 @@ from . import (
     torchscript,
     zip_archive,
 )
-from .contents import NEW_FILE, Contents, Index
+from .contents import Contents, Index
 from .sink import Sink
 from .unpickle import Value
 

@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import FileError
 from ..journal import Patch
 from .unpickle import Global, Value
-
-NEW_FILE = "write a new file instead: give OUT, not --in-place"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +46,5 @@ class Index(Protocol):
         ...
 
     def rewritten(self, texts: Mapping[Hashable, str]) -> Reindexed:
-        """The index with these names in these places.  Raises FileError when it has no room for them."""
+        """The index with these names in these places.  Raises NoRoom when it is longer then."""
         ...
-
-
-def no_room(path: Path, needed: int, room: int) -> FileError:
-    """The error for an index that is longer than the one that it should replace."""
-    problem = f"its new index needs {needed:,} bytes, {needed - room:,} more than the {room:,} that are there"
-    return FileError(path, problem, NEW_FILE)

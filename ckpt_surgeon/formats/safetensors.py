@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..dtypes import BY_CODE
-from ..errors import BrokenFile, EditError
+from ..errors import BrokenFile, EditError, NoRoom
 from ..journal import Patch
 from ..tensors import DIMENSIONS, ELEMENTS, ByteSpan, OpaqueTensor, Storage, StoredTensor, Tensor, row_major
-from .contents import Contents, Reindexed, no_room
+from .contents import Contents, Reindexed
 from .sink import Sink
 from .torch_objects import LOST
 from .unpickle import Value
@@ -194,14 +194,14 @@ class Index:
         return [name]
 
     def rewritten(self, texts: Mapping[Hashable, str]) -> Reindexed:
-        """The header with other keys.  Raises FileError when it has no room for them."""
+        """The header with other keys.  Raises NoRoom."""
         path, room = self.contents.path, len(self._raw)
         if METADATA in texts.values():
             raise EditError([f"safetensors cannot hold a tensor called {METADATA!r}"])
         header = {texts.get(key, key): value for key, value in _parsed(path, self._raw).items()}
         made = _dumped(header)
         if len(made) > room:
-            raise no_room(path, len(made), room)
+            raise NoRoom(path, len(made), room)
         padded = made.ljust(room)
         return Reindexed((Patch(_LENGTH.size, self._raw, padded),), _contents(path, padded), room - len(made))
 

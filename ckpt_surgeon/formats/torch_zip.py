@@ -10,11 +10,11 @@ import struct
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from ..errors import BrokenFile, EditError, FileError
+from ..errors import NEW_FILE, BrokenFile, EditError, FileError, NoRoom
 from ..journal import Patch
 from ..tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major
 from . import numpy_objects
-from .contents import NEW_FILE, Contents, Reindexed, no_room
+from .contents import Contents, Reindexed
 from .sink import Sink
 from .spotting import Place, Spotter
 from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
@@ -169,14 +169,14 @@ class Index:
         return self._machine.places(node, name)
 
     def rewritten(self, texts: Mapping[Hashable, str]) -> Reindexed:
-        """The pickle with other keys, and its new checksums.  Raises FileError when it has no room for them."""
+        """The pickle with other keys, and its new checksums.  Raises NoRoom."""
         places = {place: text for place, text in texts.items() if isinstance(place, Place)}
         room = len(self._raw)
         made = self._machine.rewritten(places)
         if len(made) > room:
             made = self._machine.rewritten(places, lean=True)
         if len(made) > room:
-            raise no_room(self._archive.path, len(made), room)
+            raise NoRoom(self._archive.path, len(made), room)
         padded = made.ljust(room, b"\0")
         patches = [Patch(self._member.start, self._raw, padded)]
         if self._archive.has_checksums:
