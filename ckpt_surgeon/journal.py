@@ -23,7 +23,8 @@ from .errors import FileError
 SUFFIX = ".ckpt-journal"
 TEMPORARY = ".tmp"
 LIMIT = 1 << 32  # bytes that a journal may have: an index is read into memory whole, and this is two of them
-_MAGIC = b"ckpt-journal 1\n"
+_NAME = b"ckpt-journal "
+_MAGIC = _NAME + b"1\n"
 _DIGEST = 32  # bytes of a SHA-256
 
 Outcome = Literal["finished", "rolled back"]
@@ -108,7 +109,7 @@ def recover(path: str | Path, *, roll_back: bool = False) -> Outcome | None:
 
 def _recovered(path: Path, descriptor: int, journal: Path, roll_back: bool) -> Outcome:
     """Write what a journal has, from which on it may go."""
-    found = _read_journal(journal)
+    found = _read_journal(path, journal)
     if found is None:
         return "rolled back"
     state = _state(descriptor, found.patches) if os.fstat(descriptor).st_size == found.size else "other"
@@ -214,15 +215,17 @@ def _packed(content: _Journal) -> bytes:
     return whole + hashlib.sha256(whole).digest()
 
 
-def _read_journal(journal: Path) -> _Journal | None:
+def _read_journal(path: Path, journal: Path) -> _Journal | None:
     """What a journal says; None where it is not whole, and so was never acted on."""
     status = os.lstat(journal)
     if not stat.S_ISREG(status.st_mode) or status.st_size > LIMIT:
         return None
     raw = journal.read_bytes()
     whole, digest = raw[:-_DIGEST], raw[-_DIGEST:]
-    if not whole.startswith(_MAGIC) or hashlib.sha256(whole).digest() != digest:
+    if not whole.startswith(_NAME) or hashlib.sha256(whole).digest() != digest:
         return None
+    if not whole.startswith(_MAGIC):
+        raise FileError(path, f"{journal.name} beside it is of another version of ckpt", "recover it with that one")
     head, _, body = whole[len(_MAGIC) :].partition(b"\n")
     try:
         said = json.loads(head)

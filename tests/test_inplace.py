@@ -381,7 +381,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor], Path], Path], ckpt_s
     "a dict that is said twice": (save_same_dict_twice, STRIP, "also.0.here in it has the same dict"),
     "a name that is taken": (save_with_a_name_beside, STRIP, "'module.epoch' and 'epoch' would both become 'epoch'"),
     "another nesting": (save_nested, step("strip_prefix", prefix="body"), "'fc.weight' without another nesting"),
-    "a name that is a model's": (save_nested, rename("^head=net.head"), "'net.head' in it would be taken for the state"),
+    "a name that is a model's": (save_nested, rename("^head=net.head"), "'net.head' in it would be taken for"),
     "names that are models'": (save_nested, rename("head=model", "body=ema"), "it would be open which state_dict"),
     "a dropped key": (save_zip, step("drop", patterns=["*.bias"]), r"dropping keys \('module.fc.bias'\)"),
     "a cast": (save_zip, step("cast", dtype="bf16"), "only names can be changed"),
