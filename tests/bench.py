@@ -185,7 +185,22 @@ STRIP_SAFETENSORS = (
         most_mib=40,
     ),
 )
-LARGE = (Group("in.pth", STRIP_PTH), Group("in.safetensors", STRIP_SAFETENSORS))
+# There and back, run for run, and last of all, since the file that others start from changes.
+IN_PLACE = (
+    Case("ckpt ls", "{ckpt} ls {source}"),
+    Case(
+        "ckpt rename --in-place",
+        "{ckpt} rename --in-place {source} ^module=eludom ^eludom=module --allow-unmatched",
+        2,
+        most_mib=40,
+    ),
+)
+LARGE = (
+    Group("in.pth", STRIP_PTH),
+    Group("in.safetensors", STRIP_SAFETENSORS),
+    Group("in.pth", IN_PLACE),
+    Group("in.safetensors", IN_PLACE),
+)
 ONE_GIB = (
     Group("in.pth", (*unhurried(STRIP_PTH), Case("torch.load + torch.save", "{python} -c {torch} {source} {out}"))),
     Group(

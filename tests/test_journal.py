@@ -324,7 +324,7 @@ def test_a_file_that_is_not_the_journal_s_is_left_alone(
     journal.place(path).unlink()
 
 
-def plan_in_place_of(path: Path) -> Patch:
+def journaled(path: Path) -> Patch:
     """The first patch of the journal beside a file."""
     found = journal._read_journal(path, journal.place(path))
     assert found is not None
