@@ -21,7 +21,7 @@ from .formats.contents import Contents, Index, Reindexed
 from .formats.torch_objects import TypedStorage
 from .formats.unpickle import Object, Ordered, Value, spelled
 from .journal import Patch
-from .opening import index_of
+from .opening import INTERRUPTED, index_of
 from .selecting import Step, Trail, continues, followed
 from .selecting import select as select_state_dict
 from .tensors import OpaqueTensor, StoredTensor
@@ -74,7 +74,8 @@ def plan_in_place(path: str | Path, edit: Edit, *, select: str | None = None) ->
     if (links := contents.path.stat().st_nlink) > 1:  # whoever opens another of its names finds no journal
         raise FileError(contents.path, f"has {links} names (hard links), and all would change", NEW_FILE)
     place = followed(contents.root, checkpoint.selected)
-    assert place is not None
+    if place is None:
+        raise FileError(contents.path, f"has {checkpoint.selected!r} in a place that cannot be told", NEW_FILE)
     made = _rewritten(index, _Texts(index, names, _modules(change)).below(place[0]), names, place[1])
     problem = _problem(change, made.contents, select)
     if not problem and place[1]:
@@ -127,8 +128,9 @@ def _change(edit: Edit, checkpoint: Checkpoint) -> Change[Checkpoint]:
     try:
         return edit.plan(checkpoint)
     except EditError as error:
-        if checkpoint.notes:
-            error.args = (f"{error} ({'; '.join(checkpoint.notes)})",)
+        for note in checkpoint.notes:
+            if note.startswith(INTERRUPTED):
+                error.args = (f"{error} ({note})",)
         raise
 
 
@@ -240,7 +242,11 @@ class _Texts:
                 self._say_modules(child, _joined(old, name), _joined(new, text), seen)
 
     def _module_names(self, saved: Mapping[Value, Value], old: str, new: str) -> dict[str, str]:
-        """The new name of each module path of one dict; those that go hide behind the next that stays."""
+        """The new name of each module path of one dict.
+
+        A path that goes takes the name of one that stays, so that the dict has it once: of the next, which overwrites
+        it, or of one that says the same.
+        """
         made: dict[str, str] = {}
         gone: list[str] = []
         for name, version in saved.items():
@@ -255,6 +261,9 @@ class _Texts:
             made[name] = path.removeprefix(new).removeprefix(".") if new else path
             made |= dict.fromkeys(gone, made[name])
             gone = []
+        for name in gone:
+            twin = next((other for other in made if saved[other] == saved[name]), name)
+            made[name] = made.get(twin, name)
         return made
 
 

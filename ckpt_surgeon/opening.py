@@ -13,6 +13,8 @@ from .checkpoint import Checkpoint
 from .formats.contents import Contents, Index
 from .selecting import select as select_state_dict
 
+INTERRUPTED = "a rename in place was interrupted"  # how the note on it begins
+
 
 def open(path: str | Path, *, select: str | None = None, salvage: bool = False) -> Checkpoint:
     """Open any checkpoint as a lazy :class:`Checkpoint`; nothing in it is run and no tensor is read.
@@ -55,7 +57,7 @@ def _told(contents: Contents, outcome: journal.Outcome | None) -> Contents:
     if outcome is None:
         return contents
     became = "was finished now" if outcome == "finished" else "had not begun to write, and was given up"
-    return replace(contents, notes=(*contents.notes, f"a rename in place was interrupted, and {became}"))
+    return replace(contents, notes=(*contents.notes, f"{INTERRUPTED}, and {became}"))
 
 
 @contextmanager

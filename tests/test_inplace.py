@@ -276,6 +276,26 @@ def test_wrappers_inside_go_with_their_versions(tmp_path: Path) -> None:
     assert everything(torch.load(path)) == everything(wanted)
 
 
+class Trained(nn.Module):
+    """A model in a module of a training framework, with losses and metrics beside it that have no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.model, self.loss, self.metric = nn.Identity(), network(), nn.MSELoss(), nn.Identity()
+
+
+def test_modules_without_tensors_beside_the_prefix_leave_torch_s_metadata(tmp_path: Path) -> None:
+    path = save_zip({"state_dict": Trained().state_dict()}, tmp_path)
+    before = torch.load(path)["state_dict"]
+    assert {"", "before", "model", "loss", "metric"} <= set(before._metadata)
+    edit = step("strip_prefix", prefix="model.")
+    rename_in_place(path, edit)
+    assert everything_in(torch.load(path)["state_dict"]) == everything_in(edited(before, edit))
+    assert dict(torch.load(path)["state_dict"]._metadata) == dict(network().state_dict()._metadata)  # type: ignore[attr-defined]
+    rename_in_place(path, add("model."))
+    assert list(torch.load(path)["state_dict"]) == list(before)
+
+
 # -- safetensors
 
 
