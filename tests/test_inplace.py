@@ -327,6 +327,12 @@ def test_a_tensor_cannot_be_called_as_the_metadata_is(tmp_path: Path) -> None:
         rename_in_place(path, rename("a_long_enough_name=__metadata__"))
 
 
+def test_a_key_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = save_safetensors({"a_long_enough_name": ramp(2)}, tmp_path)
+    with pytest.raises(EditError, match=r"cannot hold a key with '\\udcff'"):
+        rename_in_place(path, rename("a_long_enough_name=\udcff"))
+
+
 # -- room
 
 

@@ -270,7 +270,10 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple
 
 
 def _dumped(header: Mapping[str, Value]) -> bytes:
-    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    try:
+        return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise EditError([f"safetensors cannot hold a key with {error.object[error.start]!r}, only UTF-8"]) from None
 
 
 def _runs(tensors: Iterator[Tensor]) -> Iterator[ByteSpan | Tensor]:
