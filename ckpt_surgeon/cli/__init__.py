@@ -47,6 +47,8 @@ COMMANDS = {
     "convert": "editing",
     "align": "fitting",
     "fit": "fitting",
+    "freeze-plan": "training",
+    "groups": "training",
     "edit": "recipes",
     "apply": "recipes",
     "recipe": "recipes",
