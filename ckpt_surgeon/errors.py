@@ -10,6 +10,7 @@
     │   ├── KeyCollision            several keys land on one name: .collisions
     │   └── NothingMatched          a rule or pattern that no key answers to: .patterns
     ├── FrozenChanged               parameters or buffers that were frozen and changed: .keys
+    ├── RankFailed                  one of several processes could not go on: .rank, .shard, .problem
     ├── RecipeError                 a recipe file that cannot be read: .path, .problems with line numbers
     └── TargetError                 a target model that cannot be built: .target, .problem
 
@@ -121,6 +122,17 @@ class FrozenChanged(CheckpointError):
     def __init__(self, keys: Sequence[str], why: str = "") -> None:
         self.keys = tuple(keys)
         super().__init__(f"{listed(keys)} changed though frozen" + (f"; {why}" if why else ""))
+
+
+class RankFailed(CheckpointError):
+    """One process of several that write an output together failed; ``told_by`` is the rank that is to print it."""
+
+    def __init__(self, rank: int, shard: str, problem: str, *, told_by: int | None = None) -> None:
+        self.rank = rank
+        self.shard = shard
+        self.problem = problem
+        self.told_by = rank if told_by is None else told_by
+        super().__init__(f"rank {rank}{f' ({shard})' if shard else ''}: {problem}")
 
 
 class RecipeError(CheckpointError):

@@ -225,6 +225,27 @@ def test_by_class_every_batch_norm_is_frozen_and_by_name_two_kinds_are_missed() 
         assert {name for name, module in twin.named_modules() if not module.training} == norms
 
 
+class RegroupedNet(Regrouped):
+    """The regrouped ResNet-50 with its forward pass."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        found = self.convnet_4(self.convnet_3(self.convnet_2(self.convnet_1(pictures))))
+        made: torch.Tensor = self.fc(found.flatten(1))
+        return made
+
+
+def test_a_regrouped_resnet_50_trains_and_of_its_batch_norms_not_a_bit_moves() -> None:
+    torch.manual_seed(0)
+    model = RegroupedNet()
+    freeze(model, nn.BatchNorm2d, norm="eval")
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    before, seal = values(model), snapshot(model)
+    losses = train(model, torch.optim.SGD(param_groups(model, lr=0.01), momentum=0.9))
+    assert losses[0] != losses[1]
+    assert moved(model, before) == {key for key in before if key.rpartition(".")[0] not in norms}
+    assert len(verify_frozen(model, seal)) == 53 * 5
+
+
 # norm="eval" outlives everything that sets modes
 
 
