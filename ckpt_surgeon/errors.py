@@ -10,6 +10,8 @@
     ├── EditError                   an edit that would lose or invent something: .problems, all at once
     │   ├── KeyCollision            several keys land on one name: .collisions
     │   └── NothingMatched          a rule or pattern that no key answers to: .patterns
+    ├── FrozenChanged               parameters or buffers that were frozen and changed: .keys
+    ├── RankFailed                  one of several processes could not go on: .rank, .shard, .problem
     ├── RecipeError                 a recipe file that cannot be read: .path, .problems with line numbers
     └── TargetError                 a target model that cannot be built: .target, .problem
 
@@ -108,13 +110,41 @@ class KeyCollision(EditError):
 
 
 class NothingMatched(EditError):
-    """Patterns or rules that no key answers to."""
+    """Patterns or rules that no key answers to; ``hints`` say of each what would match."""
 
-    def __init__(self, patterns: Sequence[str], *, what: str = "pattern", examples: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        *,
+        what: str = "pattern",
+        examples: Iterable[str] = (),
+        hints: Mapping[str, str] | None = None,
+    ) -> None:
         self.patterns = tuple(patterns)
+        self.hints = dict(hints or {})
         keys = list(examples)
         there = f" (the keys are {listed(keys, 3)})" if keys else ""
-        super().__init__([f"{what} {pattern!r} matches no key{there}" for pattern in self.patterns])
+        told = {pattern: f": {hint}" for pattern, hint in self.hints.items()}
+        super().__init__([f"{what} {pattern!r} matches no key{told.get(pattern, there)}" for pattern in self.patterns])
+
+
+class FrozenChanged(CheckpointError):
+    """Parameters or buffers of a model that are frozen and have other values than before."""
+
+    def __init__(self, keys: Sequence[str], why: str = "") -> None:
+        self.keys = tuple(keys)
+        super().__init__(f"{listed(keys)} changed though frozen" + (f"; {why}" if why else ""))
+
+
+class RankFailed(CheckpointError):
+    """One process of several that write an output together failed; ``told_by`` is the rank that is to print it."""
+
+    def __init__(self, rank: int, shard: str, problem: str, *, told_by: int | None = None) -> None:
+        self.rank = rank
+        self.shard = shard
+        self.problem = problem
+        self.told_by = rank if told_by is None else told_by
+        super().__init__(f"rank {rank}{f' ({shard})' if shard else ''}: {problem}")
 
 
 class RecipeError(CheckpointError):

@@ -205,7 +205,7 @@ def _write_journal(journal: Path, content: _Journal) -> None:
     except BaseException:
         os.unlink(made)
         raise
-    sync_folder(journal.parent)
+    sync_directory(journal.parent)
 
 
 def _packed(content: _Journal) -> bytes:
@@ -246,10 +246,10 @@ def _remove(journal: Path) -> None:
     for path in (journal, _temporary(journal)):
         if os.path.lexists(path):
             os.unlink(path)
-    sync_folder(journal.parent)
+    sync_directory(journal.parent)
 
 
-def sync_folder(folder: Path) -> None:
+def sync_directory(folder: Path) -> None:
     """Have the names in a folder on the disk."""
     if os.name != "posix":
         return

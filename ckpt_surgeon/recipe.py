@@ -240,20 +240,20 @@ class Recipe:
         try:
             parsed = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(path, [_with_line(str(error), text)]) from error
-        problems = [f"line {_line(text, 0, name)}: unknown entry {name!r}" for name in parsed if name != "edit"]
+            raise RecipeError(path, [with_line(str(error), text)]) from error
+        problems = [f"line {line_of(text, 0, name)}: unknown entry {name!r}" for name in parsed if name != "edit"]
         tables = parsed.get("edit", [])
         if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-            raise RecipeError(path, [*problems, f"line {_line(text, 0, 'edit')}: edits are [[edit]] tables"])
+            raise RecipeError(path, [*problems, f"line {line_of(text, 0, 'edit')}: edits are [[edit]] tables"])
         steps = []
         for number, one in enumerate(tables, 1):
             name = one.get("do")
             arguments = {key.replace("-", "_"): value for key, value in one.items() if key != "do"}
             if not isinstance(name, str):
-                problems.append(f"line {_line(text, number)}: an edit needs do = '…'")
+                problems.append(f"line {line_of(text, number)}: an edit needs do = '…'")
                 continue
             found = list(_step_problems(name.replace("-", "_"), arguments))
-            problems += [f"line {_line(text, number, argument)}: {problem}" for argument, problem in found]
+            problems += [f"line {line_of(text, number, argument)}: {problem}" for argument, problem in found]
             if not found:
                 steps.append(step(name, **arguments))
         if problems:
@@ -338,12 +338,16 @@ def _toml(value: object) -> str:
     return repr(value)
 
 
-def _line(text: str, number: int, argument: str = "") -> int:
-    """The line of the ``number``-th ``[[edit]]`` table, or of one of its arguments."""
+def line_of(text: str, number: int, argument: str = "", *, table: str = "edit") -> int:
+    """The line of the ``number``-th ``[[edit]]`` (or other) table, or of one of its entries; 0 is what is above them.
+
+    >>> line_of("[[edit]]\\ndo = 'fold'", 1, "do")
+    2
+    """
     wanted = re.compile(rf"\s*(?:\[+\s*)?['\"]?{re.escape(argument)}['\"]?\s*[=\].]") if argument else None
     seen, header = 0, 1
     for index, line in enumerate(text.splitlines(), 1):
-        if re.match(r"\s*\[\[\s*edit\s*\]\]", line):
+        if re.match(rf"\s*\[\[\s*{table}\s*\]\]", line):
             seen += 1
             header = index if seen == number else header
         elif wanted and seen == number and wanted.match(line.replace("-", "_")):
@@ -351,8 +355,12 @@ def _line(text: str, number: int, argument: str = "") -> int:
     return header
 
 
-def _with_line(message: str, text: str) -> str:
-    """tomllib's message with the line number in front, as all others have it."""
+def with_line(message: str, text: str) -> str:
+    """tomllib's message with the line number in front, as all others have it.
+
+    >>> with_line("Invalid value (at line 3, column 1)", "")
+    'line 3: Invalid value'
+    """
     found = re.search(r"\(at (?:line (\d+), column \d+|end of document)\)", message)
     if found is None:
         return message

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FEW = 12  # lines that a list may take before it is cut, where it can be
 
-_RIGHT = {"bytes", "parameters", "keys", "count", "share", "tensors"}
+_RIGHT = {"bytes", "modules", "parameters", "keys", "count", "share", "tensors"}
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

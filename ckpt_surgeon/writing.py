@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from .tensors import BLOCK, Block, ByteSpan, StoredTensor, Tensor, outcomes
 CHUNK = 64 << 20  # bytes that one kernel call copies, so that progress and signals get their turn
 SMALL = 64 << 10  # bytes up to which a copy through memory costs less than a kernel call of its own
 PAGE = 4096
+THREADS = 8  # more at once than these wait for one another on most disks
 
 Progress = Callable[[int], object]  # is told how many more bytes are done
 
@@ -53,6 +55,19 @@ class Plan:
     def nbytes(self) -> int:
         """About how many bytes will be written."""
         return sum(self.writer.size_of(file.tensors) for file in self.files)
+
+    def in_the_way(self) -> list[Path]:
+        """What is there already and would be replaced."""
+        paths = [*filter(None, [self.index]), *(file.path for file in self.files), *self.stale_shards()]
+        return [path for path in paths if os.path.lexists(path)]
+
+    def stale_shards(self) -> list[Path]:
+        """Shards of an earlier output of this name that a new index no longer lists."""
+        if self.index is None:
+            return []
+        kept = {file.path.name for file in self.files}
+        names = os.listdir(self.out.parent)
+        return [self.out.parent / name for name in names if sharded.is_shard_of(self.out, name) and name not in kept]
 
 
 def plan(
@@ -84,10 +99,8 @@ def plan(
         files = tuple(PlannedFile(name, group) for name, group in zip(names, groups, strict=True))
         index = sharded.index_name(out)
     planned = Plan(out, checkpoint, files, writer, index)
-    if not force:
-        for path in [*([index] if index else []), *(file.path for file in files), *_stale_shards(planned)]:
-            if os.path.lexists(path):
-                raise OutputExists(path)
+    if not force and (there := planned.in_the_way()):
+        raise OutputExists(there[0])
     return planned
 
 
@@ -162,44 +175,93 @@ def source_bytes(checkpoint: Checkpoint) -> int:
 
 
 def write(
-    planned: Plan, *, progress: Progress | None = None, metadata: Mapping[str, str] | None = None
+    planned: Plan,
+    *,
+    progress: Progress | None = None,
+    metadata: Mapping[str, str] | None = None,
+    threads: int | None = None,
 ) -> tuple[str, ...]:
     """Carry out a plan: all its files appear, complete and verified, or none does.
 
     ``progress`` is called with the number of bytes done since its last call; ``metadata`` is added to what a
-    safetensors header carries.  Returns what turned out while values were computed and is worth saying.  Raises
-    FileError when the disk is full or refuses, BrokenFile when an input is damaged or the output does not read back
-    as planned, EditError for values that cannot be had as asked (a new inf), all of them at once.
+    safetensors header carries; ``threads`` (default: one a core, at most :data:`THREADS`) write shards at the same
+    time.  Returns what turned out while values were computed and is worth saying.  Raises FileError when the disk is
+    full or refuses, BrokenFile when an input is damaged or the output does not read back as planned, EditError for
+    values that cannot be had as asked (a new inf), all of them at once.
     """
-    tell = progress or (lambda _: None)
-    notes = {**planned.checkpoint.metadata, **(metadata or {})}
-    temporary: list[tuple[Path, Path]] = []
+    temporary = [_sibling(file.path) for file in planned.files]
     try:
-        for file in planned.files:
-            temporary.append(_sibling(file.path))
-            _write_file(temporary[-1][0], planned, file, tell, notes)
-        found = list(outcomes(planned.checkpoint.values()))
-        if problems := [outcome.problem for outcome in found if outcome.problem]:
-            raise EditError(problems)
-        for (made, _), file in zip(temporary, planned.files, strict=True):
-            _verify(made, file)
+        made = {path: file for (path, _), file in zip(temporary, planned.files, strict=True)}
+        _write_files(planned, made, progress or (lambda _: None), metadata, threads)
+        found = values_found(planned.checkpoint.values())
+        for path, file in made.items():
+            verify(path, file)
         if planned.index is not None:
             temporary.append(_sibling(planned.index))
-            _write_index(temporary[-1][0], planned)
-        stale = _stale_shards(planned)
-        for made, final in temporary:
-            os.replace(made, final)
+            write_index(temporary[-1][0], planned)
+        stale = planned.stale_shards()
+        for path, final in temporary:
+            os.replace(path, final)
             journal.discard(final)
     except OSError as error:
-        raise _refused(planned.out, error, {str(made): final for made, final in temporary}) from error
+        raise _refused(planned.out, error, {str(path): final for path, final in temporary}) from error
     finally:
-        for made, _ in temporary:
-            made.unlink(missing_ok=True)
+        for path, _ in temporary:
+            path.unlink(missing_ok=True)
     for shard in stale:
         shard.unlink(missing_ok=True)
     for folder in {final.parent for _, final in temporary}:
-        journal.sync_folder(folder)
+        journal.sync_directory(folder)
+    return found
+
+
+def values_found(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    """The notes on values that were computed; raises EditError with all that forbids them."""
+    found = list(outcomes(tensors))
+    if problems := [outcome.problem for outcome in found if outcome.problem]:
+        raise EditError(problems)
     return tuple(outcome.note for outcome in found if outcome.note)
+
+
+def _write_files(
+    planned: Plan,
+    made: Mapping[Path, PlannedFile],
+    tell: Progress,
+    metadata: Mapping[str, str] | None,
+    count: int | None,
+) -> None:
+    """Write all files, several at the same time; the first that fails stops the others."""
+    count = min(count or min(os.cpu_count() or 1, THREADS), len(made))
+    if count == 1:
+        for path, file in made.items():
+            write_file(path, planned, file, tell, metadata)
+        return
+    from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+    stopped, one_at_a_time = threading.Event(), threading.Lock()
+
+    def tell_or_stop(done: int) -> None:
+        if stopped.is_set():
+            raise _Stopped
+        with one_at_a_time:
+            tell(done)
+
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            waiting = [
+                pool.submit(write_file, path, planned, file, tell_or_stop, metadata) for path, file in made.items()
+            ]
+            wait(waiting, return_when=FIRST_EXCEPTION)
+        finally:  # a signal too ends here, in the main thread
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+    failed = [error for one in waiting if not one.cancelled() and (error := one.exception()) is not None]
+    for error in sorted(failed, key=lambda error: isinstance(error, _Stopped)):
+        raise error
+
+
+class _Stopped(Exception):
+    """Another file could not be written, so this one need not be."""
 
 
 def _sibling(path: Path) -> tuple[Path, Path]:
@@ -208,7 +270,11 @@ def _sibling(path: Path) -> tuple[Path, Path]:
     return final.with_name(f".{final.name}.{os.urandom(4).hex()}.tmp"), final
 
 
-def _write_file(made: Path, planned: Plan, file: PlannedFile, tell: Progress, notes: Mapping[str, str]) -> None:
+def write_file(
+    made: Path, planned: Plan, file: PlannedFile, tell: Progress, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write one file of a plan to ``made``, which must not exist, down to the disk."""
+    notes = {**planned.checkpoint.metadata, **(metadata or {})}
     descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with FileSink(descriptor, tell) as sink:
@@ -229,7 +295,8 @@ def _versions_for(
     return {module: version for module, version in versions.items() if module in modules or not module}
 
 
-def _write_index(made: Path, planned: Plan) -> None:
+def write_index(made: Path, planned: Plan) -> None:
+    """Write the index of a plan's shards to ``made``, which must not exist, down to the disk."""
     weight_map = {key: file.path.name for file in planned.files for key in file.tensors}
     ordered = {key: weight_map[key] for key in planned.checkpoint}
     total = sum(tensor.nbytes for tensor in planned.checkpoint.values())
@@ -239,7 +306,7 @@ def _write_index(made: Path, planned: Plan) -> None:
         os.fsync(file.fileno())
 
 
-def _verify(made: Path, file: PlannedFile) -> None:
+def verify(made: Path, file: PlannedFile) -> None:
     """Read an output's index back and compare it with the plan: keys, their order, dtypes, shapes."""
     written = select(formats.read(made), ".")
     asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
@@ -247,15 +314,6 @@ def _verify(made: Path, file: PlannedFile) -> None:
     if asked != found:
         odd = next((f"{a} became {b}" for a, b in zip(asked, found, strict=False) if a != b), "tensors are missing")
         raise BrokenFile(file.path, f"did not read back as planned ({odd}), nothing was replaced")
-
-
-def _stale_shards(planned: Plan) -> list[Path]:
-    """Shards of an earlier output of this name that a new index no longer lists."""
-    if planned.index is None:
-        return []
-    kept = {file.path.name for file in planned.files}
-    names = os.listdir(planned.out.parent)
-    return [planned.out.parent / name for name in names if sharded.is_shard_of(planned.out, name) and name not in kept]
 
 
 def _refused(out: Path, error: OSError, finals: Mapping[str, Path]) -> FileError:

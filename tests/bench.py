@@ -23,6 +23,7 @@ from pathlib import Path
 
 GIB = 1 << 30
 MIB = 1 << 20
+SHARD = 128 * MIB  # the output's
 
 # Programs that make the files and the rows to compare with, each run as a process of its own.
 
@@ -235,6 +236,26 @@ LOADS = tuple(
         ("legacy.pth", "torch.load + assign", "{python} -c {load_torch} {source}"),
     )
 )
+STRIP_SHARDS = "{ckpt} strip-prefix {source} {out}.safetensors --max-shard-size {shard} --threads "
+CAST_SHARDS = "-m ckpt_surgeon cast {source} {out}.safetensors --dtype bf16 --max-shard-size {shard} -q"
+SHARDED = (
+    Group(
+        "sharded",
+        (
+            Case("cp -r of 16 shards", "cp -r {source} {out}"),
+            Case("ckpt strip-prefix, shards → shards, 1 thread", STRIP_SHARDS + "1", most_mib=400),
+            Case("ckpt strip-prefix, shards → shards, 2 threads", STRIP_SHARDS + "2", 1, most_mib=400),
+        ),
+    ),
+    Group(
+        "sharded",
+        (
+            Case("1 rank: ckpt cast, shards → shards", "{torchrun} --nproc-per-node 1 " + CAST_SHARDS, most_mib=400),
+            Case("2 ranks: the same", "{torchrun} --nproc-per-node 2 " + CAST_SHARDS, 1 / 1.6, most_mib=400),
+            Case("2 ranks: ckpt --version", "{torchrun} --nproc-per-node 2 -m ckpt_surgeon --version"),
+        ),
+    ),
+)
 SMALL = (
     Group("small.pth", (Case("ckpt ls, 20 keys", "{ckpt} ls {source}", most_seconds=0.15, most_mib=40),), False),
     Group("many.pth", (Case("ckpt ls, 100,000 keys, .pth", "{ckpt} ls {source}", most_seconds=2),), False),
@@ -258,7 +279,10 @@ SMALL = (
 def run(command: Sequence[str]) -> tuple[float, int]:
     """Run a process to its end: seconds and peak resident bytes."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    environment = (
+        {**os.environ, "OMP_NUM_THREADS": "1"} if "-m" in command else None
+    )  # torchrun's own for several ranks
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -272,12 +296,16 @@ def words(case: Case, folder: Path, source: str) -> list[str]:
     places = {
         "ckpt": str(Path(sys.executable).with_name("ckpt")),
         "python": sys.executable,
+        "torchrun": f"{Path(sys.executable).with_name('torchrun')} --standalone",
+        "shard": str(SHARD),
         "source": str(folder / source),
         "out": str(folder / "out" / "file"),
         "rules": str(folder / "rules.txt"),
         **PROGRAMS,
     }
-    return [word.format_map(places) for word in shlex.split(case.command)]
+    torchrun = places["torchrun"].split()
+    split = shlex.split(case.command)
+    return [one for word in split for one in (torchrun if word == "{torchrun}" else [word.format_map(places)])]
 
 
 def measured(group: Group, folder: Path, rounds: int) -> list[Measured]:
@@ -348,11 +376,18 @@ def workspace(nbytes: int) -> Iterator[Path]:
 def bench_large(folder: Path, gib: float, groups: Sequence[Group], rounds: int) -> None:
     """Make the large files, measure, and remove them."""
     run([sys.executable, "-c", MAKE_LARGE, str(folder), str(int(gib * GIB))])
+    if SHARDED[0] in groups:
+        convert = [str(Path(sys.executable).with_name("ckpt")), "convert", str(folder / "in.safetensors")]
+        (folder / "sharded").mkdir()
+        run([*convert, str(folder / "sharded" / "in.safetensors"), "--max-shard-size", str(int(gib * GIB / 15.5))])
+        (folder / "in.pth").unlink()
+        (folder / "in.safetensors").unlink()
     if VALUES[0] in groups:
         shutil.copy(folder / "in.safetensors", folder / "in.safetensors.copy")
     report(f"{gib:g} GiB in 288 float32 tensors", groups, folder, rounds)
     for path in folder.glob("in.*"):
         path.unlink()
+    shutil.rmtree(folder / "sharded", ignore_errors=True)
 
 
 def main() -> None:
@@ -363,6 +398,7 @@ def main() -> None:
     options = parser.parse_args()
     with workspace(int(3.2 * max(options.gib, 1) * GIB)) as folder:
         bench_large(folder, options.gib, LARGE, options.rounds)
+        bench_large(folder, options.gib, SHARDED, options.rounds)
         bench_large(folder, min(options.gib, 1), (*ONE_GIB, *VALUES), options.rounds)
         run([sys.executable, "-c", MAKE_MODEL, str(folder)])
         report("a model of 1 GiB on the meta device, loaded", LOADS, folder, options.rounds)

@@ -1,10 +1,11 @@
-"""The cookbook: published conversions end to end, its commands and Python run as they stand on the page.
+"""The cookbook and the story of fine-tuning: their commands and Python run as they stand on the page.
 
-``python tests/test_conversion.py`` writes what the commands print today, and the recipes, into the page.
+``python tests/test_conversion.py`` writes what they print today, and the recipes, into the pages.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -26,9 +28,10 @@ from ckpt_surgeon import Recipe
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 COOKBOOK = DOCS / "cookbook.md"
+FINE_TUNING = DOCS / "fine_tuning.md"
 RECIPES = sorted((DOCS / "recipes").glob("*.toml"))
 
-BLOCK = re.compile(r"^```(console|python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(console|python|toml|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STATUS = re.compile(r"  # exit status (\d+)$")
 
 Command = Callable[[str], tuple[int, str]]
@@ -53,14 +56,29 @@ def recipe(body: str) -> str:
 
 
 def played(text: str, run: Command, names: dict[str, object]) -> str:
-    """The page after everything on it was run, in order; Python's names are shared by its blocks."""
+    """The page after everything on it was run, in order; Python's names are shared by its blocks.
+
+    A text block is what the Python block before it prints.
+    """
+    printed = ""
+
+    def python(body: str) -> str:
+        nonlocal printed
+        out = io.StringIO()
+        with redirect_stdout(out):
+            exec(body, names)
+        printed = "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
+        return body
 
     def play(found: re.Match[str]) -> str:
         language, body = found[1], found[2]
-        if language == "python":
-            exec(body, names)
-        made = {"console": lambda: console(body, run), "toml": lambda: recipe(body)}.get(language, lambda: body)()
-        return f"```{language}\n{made}```"
+        make: dict[str, Callable[[], str]] = {
+            "console": lambda: console(body, run),
+            "toml": lambda: recipe(body),
+            "python": lambda: python(body),
+            "text": lambda: printed,
+        }
+        return f"```{language}\n{make[language]()}```"
 
     return BLOCK.sub(play, text)
 
@@ -107,6 +125,16 @@ def test_the_cookbook_is_what_happens(kitchen: Path, ckpt: Run) -> None:
     for part, name in zip(fused.chunk(3), "qkv", strict=True):
         assert elements(loaded[f"vit.layers.0.attention.{name}_proj.weight"]) == elements(part)
     assert_same(torch.load("once.pth"), torch.load("today.pth"))
+
+
+def test_the_story_of_fine_tuning_is_what_happens(kitchen: Path, ckpt: Run) -> None:
+    def run(line: str) -> tuple[int, str]:
+        ran = ckpt(*shlex.split(line)[1:])
+        return ran.status, ran.out + ran.err
+
+    text = FINE_TUNING.read_text(encoding="utf-8")
+    with torch.random.fork_rng():
+        assert played(text, run, {}) == text, "to write what happens into the page: python tests/test_conversion.py"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -167,7 +195,8 @@ def main() -> None:
         for one in RECIPES:
             shutil.copy(one, folder)
         os.chdir(folder)
-        COOKBOOK.write_text(played(COOKBOOK.read_text(encoding="utf-8"), run, {}), encoding="utf-8")
+        for page in (COOKBOOK, FINE_TUNING):
+            page.write_text(played(page.read_text(encoding="utf-8"), run, {}), encoding="utf-8")
 
 
 if __name__ == "__main__":

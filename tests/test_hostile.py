@@ -520,10 +520,10 @@ for _name, _raw in {
 
 def doubled(empty: bytes, join: Callable[[bytes], bytes], levels: int = 60) -> bytes:
     """An object that holds the one before twice, sixty times over."""
-    raw = empty + put(0)
+    raw = empty + put(0) + op.POP
     for level in range(levels):
-        raw += join(get(level)) + put(level + 1)
-    return raw
+        raw += join(get(level)) + put(level + 1) + op.POP
+    return raw + get(levels)
 
 
 def _two(before: bytes) -> bytes:

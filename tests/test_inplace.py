@@ -501,6 +501,7 @@ def test_pairs_reach_rename_as_they_were_typed(ckpt: Run, tmp_path: Path) -> Non
         (["strip-prefix", "IN", "--in-place", "--force"], "--in-place and --force exclude each other"),
         (["strip-prefix", "IN", "--in-place", "--salvage"], "--in-place and --salvage exclude each other"),
         (["rename", "IN", "a=b", "--in-place", "--max-shard-size", "1GB"], "--in-place and --max-shard-size exclude"),
+        (["strip-prefix", "IN", "--in-place", "--threads", "2"], "--in-place and --threads exclude each other"),
         (["cast", "IN", "--in-place", "--dtype", "bf16"], "No such option '--in-place'"),
     ],
 )  # fmt: skip

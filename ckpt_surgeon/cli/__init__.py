@@ -48,6 +48,8 @@ COMMANDS = {
     "recover": "editing",
     "align": "fitting",
     "fit": "fitting",
+    "freeze-plan": "training",
+    "groups": "training",
     "edit": "recipes",
     "apply": "recipes",
     "recipe": "recipes",
@@ -114,7 +116,7 @@ def _run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except CheckpointError as error:
-        return _trouble(visible(str(error)))
+        return _trouble(visible(str(error)), told_by=getattr(error, "told_by", 0))
     except MemoryError:
         return _trouble("not enough memory")
     except Exception as error:  # a traceback helps nobody at a terminal; who wants it asks for it
@@ -125,8 +127,10 @@ def _run() -> int:
     return code if isinstance(code, int) else 0
 
 
-def _trouble(message: str, code: int = 2) -> int:
-    click.echo(f"ckpt: {message}", err=True)
+def _trouble(message: str, code: int = 2, *, told_by: int = 0) -> int:
+    """Say what is wrong; of several processes one does."""
+    if int(os.environ.get("RANK", "0")) == told_by:
+        click.echo(f"ckpt: {message}", err=True)
     return code
 
 

@@ -11,7 +11,7 @@ import click
 
 from .. import edits, formats, inplace, journal, recipe, report
 from ..errors import FileError
-from .options import OPTIONAL_OUT, OUT, SOURCE, STAY, opened, output, output_options
+from .options import OPTIONAL_OUT, OUT, SOURCE, STAY, is_speaker, opened, output, output_options
 
 # What only renames and so can be done in place, too.
 IN_PLACE = ("strip_prefix", "add_prefix", "rename")
@@ -183,7 +183,7 @@ def _step(name: str, values: dict[str, object]) -> recipe.Step:
 def _run_in_place(name: str, values: dict[str, object]) -> None:
     """Rename in IN itself; what stands where OUT would is the first pair of ``rename``, or one too many."""
     taken = {option: values.pop(option) for option in ("in_path", "out", "select", "dry_run", "quiet")}
-    refused = [option for option in ("force", "salvage", "max_shard_size") if values.pop(option)]
+    refused = [option for option in ("force", "salvage", "max_shard_size", "threads") if values.pop(option)]
     if refused:
         raise click.UsageError(f"--in-place and --{refused[0].replace('_', '-')} exclude each other")
     if taken["out"] is not None:
@@ -191,6 +191,8 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
         if not isinstance(given, tuple) or "=" not in str(taken["out"]):
             raise click.UsageError("--in-place changes IN itself: give OUT or --in-place, not both")
         values["pairs"] = (taken["out"], *given)
+    if not is_speaker():  # of several processes, one does it
+        return
     path, select = Path(str(taken["in_path"])), taken["select"]
     planned = inplace.plan_in_place(path, _step(name, values), select=None if select is None else str(select))
     if taken["dry_run"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -46,19 +47,38 @@ class Output:
     dry_run: bool
     force: bool
     max_shard_size: int | None
+    threads: int | None
     quiet: bool
 
-    def write(self, change: Change[Checkpoint], *, metadata: Mapping[str, str] | None = None, say: bool = True) -> None:
-        """Plan, and either say so or do it."""
+    def write(
+        self,
+        change: Change[Checkpoint],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        say: bool = True,
+        job: str = "",
+    ) -> None:
+        """Plan, and either say so or do it; ``job`` tells what the words of the command leave open (a recipe)."""
+        say = say and is_speaker()
+        shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ  # torchrun's
         planned = writing.plan(
-            change.result, self.out, force=self.force or self.dry_run, max_shard_size=self.max_shard_size
+            change.result,
+            self.out,
+            force=self.force or self.dry_run or shared,
+            max_shard_size=self.max_shard_size,
         )
         if self.dry_run:
             if say:
                 click.echo(report.plan_text(planned, change))
             return
-        with _progress(planned.nbytes, self.quiet) as tell:
-            remarks = writing.write(planned, progress=tell, metadata=metadata)
+        with _progress(planned.nbytes, self.quiet or not is_speaker()) as tell:
+            if shared:
+                from .. import distributed
+
+                asked = " ".join([*sys.argv[1:], job])
+                remarks = distributed.write(planned, job=asked, force=self.force, progress=tell, metadata=metadata)
+            else:
+                remarks = writing.write(planned, progress=tell, metadata=metadata, threads=self.threads)
         if say and not self.quiet:
             click.echo(report.summary(planned, change, remarks))
 
@@ -83,13 +103,18 @@ def output_options() -> list[click.Option]:
         click.Option(
             ["--max-shard-size"], type=Size(), metavar="SIZE", help="Write shards of SIZE (5GB) and an index."
         ),
+        click.Option(
+            ["--threads"],
+            type=click.IntRange(1),
+            help="Shards written at the same time.  [default: one a core, up to 8]",
+        ),
         click.Option(["--quiet", "-q"], is_flag=True, help="Print nothing unless something is wrong."),
     ]
 
 
 def output(values: dict[str, object]) -> Output:
     """Take the values of :func:`output_options` out of a command's parameters."""
-    taken = {name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "quiet")}
+    taken = {name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet")}
     taken["out"] = Path(str(taken["out"]))
     return Output(**taken)  # type: ignore[arg-type]
 
@@ -98,6 +123,11 @@ def opened(values: dict[str, object]) -> Checkpoint:
     """Open what a command's IN, --select and --salvage name, and take them out of its parameters."""
     taken = {name: values.pop(name) for name in ("in_path", "select", "salvage")}
     return open_checkpoint(taken["in_path"], select=taken["select"], salvage=taken["salvage"])  # type: ignore[arg-type]
+
+
+def is_speaker(told_by: int = 0) -> bool:
+    """Whether this process is the one of several (torchrun's) that prints; by itself it always is."""
+    return int(os.environ.get("RANK", "0")) == told_by
 
 
 @contextmanager

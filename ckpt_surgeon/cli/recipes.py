@@ -162,7 +162,9 @@ def _apply(
     written = output(values)
     loaded = Recipe.load(recipe)
     written.write(
-        loaded.plan(open_checkpoint(in_path, select=select, salvage=salvage)), metadata=_noted(loaded, no_provenance)
+        loaded.plan(open_checkpoint(in_path, select=select, salvage=salvage)),
+        metadata=_noted(loaded, no_provenance),
+        job=loaded.digest,
     )
 
 
