@@ -186,21 +186,20 @@ STRIP_SAFETENSORS = (
         most_mib=40,
     ),
 )
-# There and back, run for run, and last of all, since the file that others start from changes.
-IN_PLACE = (
-    Case("ckpt ls", "{ckpt} ls {source}"),
-    Case(
-        "ckpt rename --in-place",
-        "{ckpt} rename --in-place {source} ^module=eludom ^eludom=module --allow-unmatched",
-        2,
-        most_mib=40,
-    ),
-)
+
+
+def in_place(suffix: str) -> Group:
+    """Names changed there and back, run for run; last of all, since it is the file that others start from."""
+    renaming = "{ckpt} rename --in-place {source} ^module=eludom ^eludom=module --allow-unmatched"
+    listing = Case(f"ckpt ls {suffix}", "{ckpt} ls {source}")
+    return Group(f"in{suffix}", (listing, Case(f"ckpt rename --in-place {suffix}", renaming, 2, most_mib=40)))
+
+
 LARGE = (
     Group("in.pth", STRIP_PTH),
     Group("in.safetensors", STRIP_SAFETENSORS),
-    Group("in.pth", IN_PLACE),
-    Group("in.safetensors", IN_PLACE),
+    in_place(".pth"),
+    in_place(".safetensors"),
 )
 ONE_GIB = (
     Group("in.pth", (*unhurried(STRIP_PTH), Case("torch.load + torch.save", "{python} -c {torch} {source} {out}"))),

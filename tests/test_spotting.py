@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import tracemalloc
 from collections import OrderedDict
 
 import pytest
@@ -103,7 +104,6 @@ def test_what_the_memo_does_not_need_makes_room(protocol: int) -> None:
 # Made by hand, as no pickler of today writes them: the pickle, and the same with "old" called "new".
 ODD: dict[str, tuple[bytes, dict[str, object]]] = {
     "a key that is set again": (b"\x80\x02}X\x03\0\0\0oldK\x01sX\x03\0\0\0oldK\x02s.", {"new": 2}),
-    "a duplicated key": (b"\x80\x02}(X\x03\0\0\0old2u.", {"new": "old"}),
     "a memo number used again": (
         b"\x80\x02}(X\x03\0\0\0oldq\x01h\x01X\x01\0\0\0aq\x01h\x01u.",
         {"new": "old", "a": "a"},
@@ -127,6 +127,22 @@ def test_odd_pickles_are_said_anew(name: str, lean: bool) -> None:
     node = spotter.load()
     made = spotter.rewritten(dict.fromkeys(spotter.places(node, "old"), "new"), lean=lean)
     assert list(pickle.loads(made).items()) == list(wanted.items())
+
+
+def test_one_opcode_that_says_two_keys_is_in_no_place_of_either() -> None:
+    spotter = Spotter(b"\x80\x02}(X\x03\0\0\0old2u.")
+    assert spotter.places(spotter.load(), "old") == []
+
+
+def test_a_long_string_that_is_fetched_often_is_there_once() -> None:
+    long = "x" * (1 << 20)
+    raw = pickle.dumps({"model": {long: 1}, "names": [long] * 10_000}, 2)
+    tracemalloc.start()
+    try:
+        Spotter(raw).load()
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_bytes_are_no_names() -> None:

@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 from .unpickle import HANDLERS, Constructor, Handler, Unpickler, Value
 
-UNNUMBERED = -1
-
 
 class Place(NamedTuple):
     """An opcode with its argument: where it begins, and where the next one does."""
@@ -27,17 +25,11 @@ class Place(NamedTuple):
     stop: int
 
 
-class Said(str):
+class _Said(NamedTuple):
     """A string on the stack, and the opcode that put it there."""
 
-    __slots__ = ("place",)
+    text: str
     place: Place
-
-
-def _said(text: str, place: Place) -> Said:
-    made = Said(text)
-    made.place = place
-    return made
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +38,7 @@ class _Kept:
 
     place: Place
     number: int
-    said: Said | None
+    said: _Said | None
     fetches: list[Place] = field(default_factory=list)
 
 
@@ -69,6 +61,7 @@ class Spotter(Unpickler):
         super().__init__(data, constructors=constructors, persistent=persistent)
         self.shortcuts = False  # they would pass by the memo
         self._raw = data
+        self._said: dict[tuple[int, int], _Said] = {}  # by the number of marks, and the place on the stack above
         self._keys: dict[int, tuple[Value, dict[str, list[Place]]]] = {}  # by the identity of a dict, which is held
         self._kept: list[_Kept] = []
         self._latest: dict[int, _Kept] = {}
@@ -96,9 +89,9 @@ class Spotter(Unpickler):
             at = place.stop
         return b"".join([*pieces, self._raw[at : self.position]])
 
-    def _said_anew(self, kept: _Kept, said: Said, texts: Mapping[Place, str]) -> dict[Place, bytes]:
+    def _said_anew(self, kept: _Kept, said: _Said, texts: Mapping[Place, str]) -> dict[Place, bytes]:
         """What replaces the fetches of an entry whose string is no longer what they want."""
-        old = str(said)
+        old = said.text
         now = texts.get(said.place, old)
         ahead = Counter(texts.get(place, old) for place in kept.fetches)
         changes = {}
@@ -108,7 +101,7 @@ class Spotter(Unpickler):
             if wanted == now:
                 continue
             changes[place] = self._string(wanted, place)
-            if ahead[wanted] and kept.number != UNNUMBERED:
+            if ahead[wanted]:
                 changes[place] += _put(kept.number)
                 now = wanted
         return changes
@@ -122,38 +115,54 @@ class Spotter(Unpickler):
     # -- what the handlers below tell
 
     def push(self, place: Place) -> None:
-        """The string on top was put there by the opcode at ``place``."""
+        """The opcode at ``place`` put what is on top there."""
         top = self.stack[-1]
         if isinstance(top, str):
-            self.stack[-1] = _said(top, place)
+            self._said[len(self.marks), len(self.stack) - 1] = _Said(top, place)
 
     def keep(self, place: Place, number: int) -> None:
         """The opcode at ``place`` made a memo entry of what is on top."""
-        top = self.stack[-1]
-        self._kept.append(_Kept(place, number, top if isinstance(top, Said) else None))
+        self._kept.append(_Kept(place, number, self._at(len(self.stack) - 1)))
         self._latest[number] = self._kept[-1]
+
+    def memoize(self, place: Place) -> None:
+        """The same, the entry's number being how many there were; only strings matter then."""
+        self._counts_memo = True
+        number = len(self.memo) - 1
+        self._latest.pop(number, None)
+        if isinstance(self.stack[-1], str):
+            self.keep(place, number)
 
     def fetch(self, place: Place, number: int) -> None:
         """The opcode at ``place`` fetched a memo entry."""
-        self._latest[number].fetches.append(place)
+        if number in self._latest:
+            self._latest[number].fetches.append(place)
         self.push(place)
+
+    def double(self) -> None:
+        """What is on top was put there twice by one opcode: it cannot be said anew in one place."""
+        self._said.pop((len(self.marks), len(self.stack) - 1), None)
 
     def frame(self, place: Place) -> None:
         """The opcode at ``place`` is a FRAME."""
         self._frames.append(place)
 
-    def memoize(self, at: int) -> None:
-        """An entry is kept under the number of entries before it."""
-        self._counts_memo = True
-        self.keep(Place(at, at + 1), len(self.memo) - 1)
+    def keys_from(self, first: int) -> list[_Said]:
+        """Every second string of those on the stack, from ``first`` on."""
+        found = (self._at(index) for index in range(max(first, 0), len(self.stack), 2))
+        return [said for said in found if said is not None]
 
-    def fill(self, keys: Iterable[Value]) -> None:
+    def fill(self, keys: Iterable[_Said]) -> None:
         """The dict on top was given these keys."""
         node = self.stack[-1]
         _, names = self._keys.setdefault(id(node), (node, {}))
-        for key in keys:
-            if isinstance(key, Said):
-                names.setdefault(str(key), []).append(key.place)
+        for said in keys:
+            names.setdefault(said.text, []).append(said.place)
+
+    def _at(self, index: int) -> _Said | None:
+        """The string at an index of the stack, if it is still the one that an opcode put there."""
+        said = self._said.get((len(self.marks), index))
+        return said if said is not None and said.text is self.stack[index] else None
 
 
 # -- the plain unpickler's handlers, told on
@@ -192,11 +201,10 @@ def _filling(handler: Handler, *, whole: bool = True) -> Handler:
     """For the opcodes that set items of a dict: all above the mark, or the two on top."""
 
     def run(machine: Unpickler, at: int) -> int:
-        first = 0 if whole else max(len(machine.stack) - 2, 0)
-        items = machine.stack[first:]
-        machine.stack[first:] = [str(item) if isinstance(item, Said) else item for item in items]
+        spotter = _spotter(machine)
+        keys = spotter.keys_from(0 if whole else len(machine.stack) - 2)
         stop = handler(machine, at)
-        _spotter(machine).fill(items[::2])
+        spotter.fill(keys)
         return stop
 
     return run
@@ -204,17 +212,13 @@ def _filling(handler: Handler, *, whole: bool = True) -> Handler:
 
 def _memoize(machine: Unpickler, at: int) -> int:
     stop = HANDLERS[0x94](machine, at)
-    _spotter(machine).memoize(at - 1)
+    _spotter(machine).memoize(Place(at - 1, stop))
     return stop
 
 
 def _dup(machine: Unpickler, at: int) -> int:
-    """A fetch of what is on top, from an entry that has no number."""
-    spotter, place = _spotter(machine), Place(at - 1, at)
-    stop = HANDLERS[0x32](machine, at)
-    spotter.keep(place, UNNUMBERED)
-    spotter.fetch(place, UNNUMBERED)
-    return stop
+    _spotter(machine).double()
+    return HANDLERS[0x32](machine, at)
 
 
 def _frame(machine: Unpickler, at: int) -> int:

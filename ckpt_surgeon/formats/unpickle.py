@@ -274,8 +274,6 @@ def spelled(value: Value) -> str:
     """
     if type(value) is str:
         return value
-    if isinstance(value, str):
-        return str(value)
     if isinstance(value, bytes):
         return python2_name(value)
     if isinstance(value, int) and value.bit_length() >= 256:
