@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ class Contents:
 
     ``container`` is the name of the format as people say it; ``metadata`` the free text that safetensors keeps.
     ``notes`` are remarks on the file that ``ckpt ls`` passes on; ``globals`` every name that its pickles mention.
+    ``globals_inside`` reads the pickles that listing has no need of, and gives the names in those.
     """
 
     path: Path
@@ -23,3 +24,4 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     globals: tuple[Global, ...] = ()
+    globals_inside: Callable[[], Iterable[Global]] = tuple

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +27,14 @@ from .zip_archive import PAGE, PAGE_WORTH, TRUNCATED
 CONTAINER = "safetensors"
 SUFFIXES = (".safetensors",)
 METADATA = "__metadata__"
+SHARDING = "DCP_SHARDING_INFO"  # where torch.distributed.checkpoint says which pieces of tensors a file has
 SHOWN = 100  # characters of an odd value that a message repeats
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 AGAIN = "fetch it again and compare its size with the original's"
 
 _LENGTH = struct.Struct("<Q")
 _PACKED = "F4"
+_OF_PIECES = (SHARDING, "DCP_VERSION")
 
 
 # -- reading
@@ -58,11 +61,25 @@ def broken(path: Path, head: bytes) -> BrokenFile | None:
     return BrokenFile(path, f"its header begins with {head[8:9]!r} where JSON has a brace", AGAIN)
 
 
+def has_pieces(path: Path) -> bool:
+    """Whether a file was written by torch.distributed.checkpoint, and may have pieces of tensors."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+        return matches(head) and f'"{SHARDING}"'.encode() in file.read(_LENGTH.unpack_from(head)[0])
+
+
 def read(path: Path, *, salvage: bool = False) -> Contents:
     """Read and verify a header; with ``salvage``, elements may be cut off.
 
     Raises BrokenFile naming the rule of the format that is broken.
     """
+    contents = read_pieces(path, salvage=salvage)
+    texts = {key: value for key, value in contents.metadata.items() if key not in _OF_PIECES}
+    return replace(contents, metadata=texts)
+
+
+def read_pieces(path: Path, *, salvage: bool = False) -> Contents:
+    """The same, with what the metadata says of pieces."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         (length,) = _LENGTH.unpack(file.read(8))
