@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..dtypes import DType
-from ..errors import BrokenFile, listed
+from ..errors import BrokenFile, EditError, listed
 from ..tensors import DIMENSIONS, ELEMENTS, Block, ByteSpan, ComputedTensor, OpaqueTensor, Tensor
 from . import dcp_torch, torch_objects, torch_zip
 from .contents import Contents
@@ -300,21 +300,27 @@ def tree(path: Path, entries: Mapping[str, tuple[tuple[str | int, ...], Value]])
     root: dict[Value, Value] = {}
     for key, (steps, entry) in entries.items():
         node = root
-        for step in steps[:-1]:
+        *above, last = steps
+        for step in above:
             below = node.setdefault(step, {})
             if type(below) is not dict:
                 raise BrokenFile(path, f"has {key!r} inside of something that is no dict", _AGAIN)
             node = below
-        if steps[-1] in node:
+        if last in node:
             raise BrokenFile(path, f"has two entries at the place of {key!r}", _AGAIN)
-        node[steps[-1]] = entry
+        node[last] = entry
+    _make_lists(root)
+    return root
+
+
+def _make_lists(root: dict[Value, Value]) -> None:
+    """Turn dicts from 0, 1, 2 … into the lists that they were."""
     dicts: list[tuple[dict[Value, Value], Value, dict[Value, Value]]] = [({}, None, root)]
-    for _, _, node in dicts:
+    for _, _, node in dicts:  # grows on the way
         dicts += [(node, step, below) for step, below in node.items() if type(below) is dict]
     for above, step, node in reversed(dicts[1:]):
         if all(type(one) is int for one in node) and node.keys() == set(range(len(node))):
             above[step] = [node[index] for index in range(len(node))]
-    return root
 
 
 def _names_inside(places: Iterable[ByteSpan]) -> Iterator[Global]:
@@ -348,6 +354,9 @@ def is_part(name: str) -> bool:
 def check(tensors: Mapping[str, Tensor]) -> None:
     """Raise EditError naming the tensors that cannot be written."""
     torch_zip.check(tensors)
+    bits = [f"{key!r} ({tensor.dtype})" for key, tensor in tensors.items() if tensor.dtype.name.startswith("bits")]
+    if bits:
+        raise EditError([f"torch's distributed checkpoints cannot hold {', '.join(bits)}; write a .pth"])
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:

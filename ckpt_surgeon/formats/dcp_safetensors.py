@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import BrokenFile
-from ..tensors import DIMENSIONS, StoredTensor, Tensor
+from ..tensors import StoredTensor, Tensor
 from . import safetensors
 from .contents import Contents
 from .dcp import in_pieces

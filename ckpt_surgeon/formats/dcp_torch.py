@@ -7,8 +7,8 @@ the right dtype and shape, with the right checksum.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -22,8 +22,9 @@ from .zip_archive import read_archive
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed.checkpoint import DefaultLoadPlanner, StorageReader
     from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import LoadPlanner, SavePlan, SavePlanner, WriteItem
+    from torch.distributed.checkpoint.storage import StorageReader
 
 
 # -- reading
@@ -52,8 +53,8 @@ def _fill(
     slab: torch.Tensor, start: int, whole: Pieced, metadata: Metadata, reader: StorageReader, checked: set[Piece]
 ) -> None:
     """Read the rows of a tensor from ``start`` on."""
-    from torch.distributed.checkpoint import LoadPlan
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+    from torch.distributed.checkpoint.planner import LoadPlan
     from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
     offsets = (start, *(0 for _ in whole.shape[1:])) if whole.shape else ()
@@ -63,7 +64,9 @@ def _fill(
         _check(whole, piece)
         checked.add(piece)
     try:
-        reader.read_data(LoadPlan(items), _planner()(slab)).wait()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*support is experimental")  # complex32, which is only copied
+            reader.read_data(LoadPlan(items), _planner(slab)).wait()
     except (RuntimeError, ValueError, AssertionError, EOFError) as error:
         raise BrokenFile(whole.pieces[0].place.path, f"torch cannot read {whole.key!r} ({error})") from error
 
@@ -112,7 +115,7 @@ def _stored_safetensors(whole: Pieced, piece: Piece) -> object:
 
 
 def _reader() -> StorageReader:
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     return FileSystemReader(Path())
 
@@ -125,23 +128,18 @@ def _hf_reader() -> StorageReader:
     return HuggingFaceStorageReader(".")
 
 
-@cache
-def _planner() -> type[DefaultLoadPlanner]:
-    """torch's planner, made to put pieces into one slab; made once, since torch is imported late."""
-    from torch.distributed.checkpoint import DefaultLoadPlanner
+def _planner(slab: torch.Tensor) -> LoadPlanner:
+    """torch's planner, made to put pieces into one slab."""
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
-    class SlabPlanner(DefaultLoadPlanner):
-        def __init__(self, slab: torch.Tensor) -> None:
-            super().__init__()
-            self._slab = slab
+    planner = DefaultLoadPlanner()
+    planner.lookup_tensor = lambda index: slab  # type: ignore[method-assign]
+    planner.load_bytes = _refuse_pickle  # type: ignore[assignment, method-assign]  # torch's own would run it
+    return planner
 
-        def lookup_tensor(self, index: object) -> torch.Tensor:
-            return self._slab
 
-        def load_bytes(self, read_item: object, value: object) -> None:
-            raise ValueError("a pickle where a tensor should be")  # torch would run it
-
-    return SlabPlanner
+def _refuse_pickle(*_: object) -> None:
+    raise ValueError("a pickle where a tensor should be")
 
 
 # -- writing
@@ -160,17 +158,18 @@ def write(
     folder: Path, tensors: Mapping[str, Tensor], tell: Callable[[int], object], max_file_size: int | None
 ) -> None:
     """Write a checkpoint as one process of torch's own would; several files are those of several processes."""
-    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.metadata import StorageMeta
 
     limit = min(SLAB, max_file_size or SLAB)
     boxes = [box for key, tensor in tensors.items() for box in _boxes(key, tensor, limit)]
-    planner = _save_planner()(tensors, boxes, tell)
+    shares = _shares(boxes, max_file_size)
+    planner = _save_planner(tensors, boxes, tell)
     writer = FileSystemWriter(folder, per_thread_copy_ahead=0)  # pieces are made in order, when they are written
     writer.storage_meta = StorageMeta  # type: ignore[method-assign]  # neither the folder's name of today nor a random id
     writer.set_up_storage_writer(True)
-    shares = _shares(boxes, max_file_size)
-    local = [writer.prepare_local_plan(planner.plan_of(share, is_first=share is shares[0])) for share in shares]
+    paths = [{key: (key,) for key in tensors}, *({} for _ in shares[1:])]
+    local = [writer.prepare_local_plan(_plan(tensors, *one)) for one in zip(shares, paths, strict=True)]
     plans, metadata = planner.create_global_plan(local)
     results = [writer.write_data(plan, planner).wait() for plan in writer.prepare_global_plan(plans)]
     writer.finish(metadata, results)
@@ -225,38 +224,36 @@ def _values(tensors: Mapping[str, Tensor], boxes: Iterable[_Box], tell: Callable
             raise EditError([f"{key!r} of {tensors[key].nbytes:,} bytes made more"])
 
 
-@cache
-def _save_planner() -> Any:
-    """torch's planner, made to plan without values and to make each when it is written."""
-    import torch
-    from torch.distributed.checkpoint import DefaultSavePlanner, SavePlan
+def _plan(tensors: Mapping[str, Tensor], share: Sequence[_Box], paths: Mapping[str, tuple[str, ...]]) -> SavePlan:
+    """What one process would write; ``paths`` are those of the keys in the state_dict."""
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-    from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+    from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-    class Planner(DefaultSavePlanner):
-        def __init__(self, tensors: Mapping[str, Tensor], boxes: Sequence[_Box], tell: Callable[[int], object]) -> None:
-            super().__init__()
-            self._tensors = tensors
-            self._values = zip(boxes, _values(tensors, boxes, tell), strict=True)
+    items = []
+    for key, offsets, sizes, _ in share:
+        tensor = tensors[key]
+        chunk = ChunkStorageMetadata(_size(offsets), _size(sizes))
+        data = TensorWriteData(chunk, TensorProperties(_dtype(tensor)), _size(tensor.shape))
+        kind = WriteItemType.TENSOR if sizes == tensor.shape else WriteItemType.SHARD
+        items.append(WriteItem(MetadataIndex(key, offsets), kind, tensor_data=data))
+    return SavePlan(items, planner_data=dict(paths))
 
-        def plan_of(self, share: Sequence[_Box], *, is_first: bool) -> SavePlan:
-            paths = {key: (key,) for key in self._tensors} if is_first else {}
-            return SavePlan([self._item(box) for box in share], planner_data=paths)
 
-        def _item(self, box: _Box) -> WriteItem:
-            tensor = self._tensors[box.key]
-            chunk = ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes))
-            data = TensorWriteData(chunk, TensorProperties(_dtype(tensor)), torch.Size(tensor.shape))
-            kind = WriteItemType.TENSOR if box.sizes == tensor.shape else WriteItemType.SHARD
-            return WriteItem(MetadataIndex(box.key, box.offsets), kind, tensor_data=data)
+def _save_planner(tensors: Mapping[str, Tensor], boxes: Sequence[_Box], tell: Callable[[int], object]) -> SavePlanner:
+    """torch's planner, made to make each value when it is written."""
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-        def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
-            box, raw = next(self._values)
-            if (box.key, box.offsets) != (write_item.index.fqn, write_item.index.offset):
-                raise AssertionError("torch writes in another order than it was told")
-            return _typed(raw, self._tensors[box.key], box.sizes)
+    values = zip(boxes, _values(tensors, boxes, tell), strict=True)
 
-    return Planner
+    def resolve(item: WriteItem) -> torch.Tensor:
+        box, raw = next(values)
+        if (box.key, box.offsets) != (item.index.fqn, item.index.offset):
+            raise AssertionError("torch writes in another order than it was told")
+        return _typed(raw, tensors[box.key], box.sizes)
+
+    planner = DefaultSavePlanner()
+    planner.resolve_data = resolve  # type: ignore[assignment, method-assign]
+    return planner
 
 
 # -- torch's types
