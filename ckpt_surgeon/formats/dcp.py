@@ -369,7 +369,7 @@ def write_folder(
 ) -> None:
     """Write every tensor, under each of its keys, into a new folder; ``tell`` hears of the bytes done.
 
-    Takes the memory of one piece of at most some 64 MiB; large tensors are written in several.
+    Takes the memory of two pieces; large tensors are written in several, of about SLAB bytes.
     """
     check(tensors)
     folder.mkdir()

@@ -8,10 +8,11 @@ the right dtype and shape, with the right checksum.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BrokenFile, EditError
@@ -23,14 +24,14 @@ from .zip_archive import read_archive
 if TYPE_CHECKING:
     import torch
     from torch.distributed.checkpoint.metadata import Metadata
-    from torch.distributed.checkpoint.planner import LoadPlanner, SavePlan, SavePlanner, WriteItem
+    from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
     from torch.distributed.checkpoint.storage import StorageReader
 
 
 # -- reading
 
 
-def blocks(whole: Pieced, *, safetensors: bool = False) -> Iterator[memoryview]:
+def blocks(whole: Pieced, *, safetensors: bool = False) -> Iterator[bytes]:
     """Yield a tensor's elements in row-major order, put together slab by slab.
 
     Takes the memory of one slab and of one piece.  Raises BrokenFile when a piece is not what it should be.
@@ -40,35 +41,48 @@ def blocks(whole: Pieced, *, safetensors: bool = False) -> Iterator[memoryview]:
     metadata = _metadata(whole, safetensors)
     reader = _hf_reader() if safetensors else _reader()
     reader.set_up_storage_reader(metadata, True)
-    checked: set[Piece] = set(whole.pieces) if safetensors else set()
+    unchecked = {} if safetensors else {piece.offsets: piece for piece in whole.pieces}
     for start, stop in slabs(whole):
-        sizes = (stop - start, *whole.shape[1:]) if whole.shape else ()
-        raw = bytearray(prod(sizes) * whole.dtype.itemsize)
-        _fill(_typed(raw, whole, sizes), start, whole, metadata, reader, checked)
-        view = memoryview(raw)
-        yield from (view[low : low + BLOCK] for low in range(0, len(raw), BLOCK))
+        items = _read_items(whole, metadata, start, stop)
+        for offsets in {tuple(item.storage_index.offset or ()) for item in items} & unchecked.keys():
+            _check(whole, unchecked.pop(offsets))
+        # torch keeps a piece until it has read the next, unless the next is asked for by itself
+        plans = [items] if safetensors else [[item] for item in items]
+        yield from _read(reader, whole, plans, stop - start)
 
 
-def _fill(
-    slab: torch.Tensor, start: int, whole: Pieced, metadata: Metadata, reader: StorageReader, checked: set[Piece]
-) -> None:
-    """Read the rows of a tensor from ``start`` on."""
-    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
-    from torch.distributed.checkpoint.planner import LoadPlan
+def _read_items(whole: Pieced, metadata: Metadata, start: int, stop: int) -> list[ReadItem]:
+    """What torch has to read for some rows of a tensor."""
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
     from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+    described = metadata.state_dict_metadata[whole.key]
+    assert isinstance(described, TensorStorageMetadata)
     offsets = (start, *(0 for _ in whole.shape[1:])) if whole.shape else ()
-    rows = ChunkStorageMetadata(_size(offsets), slab.shape)
-    items = create_read_items_for_chunk_list(whole.key, metadata.state_dict_metadata[whole.key], [rows])  # type: ignore[arg-type]
-    for piece in {whole.pieces[item.storage_index.index or 0] for item in items} - checked:
-        _check(whole, piece)
-        checked.add(piece)
+    rows = ChunkStorageMetadata(_size(offsets), _size(_rows(whole, stop - start)))
+    return create_read_items_for_chunk_list(whole.key, described, [rows])
+
+
+def _read(reader: StorageReader, whole: Pieced, plans: list[list[ReadItem]], rows: int) -> Iterator[bytes]:
+    """Have torch read a slab; it is forgotten with this generator."""
+    from torch.distributed.checkpoint.planner import LoadPlan
+
+    sizes = _rows(whole, rows)
+    slab = bytearray(prod(sizes) * whole.dtype.itemsize)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*support is experimental")  # complex32, which is only copied
-            reader.read_data(LoadPlan(items), _planner(slab)).wait()
-    except (RuntimeError, ValueError, AssertionError, EOFError) as error:
+            planner = _planner(_typed(slab, whole, sizes))
+            for items in plans:
+                reader.read_data(LoadPlan(items), planner).wait()
+    except (RuntimeError, ValueError, AssertionError, EOFError, UnpicklingError) as error:
         raise BrokenFile(whole.pieces[0].place.path, f"torch cannot read {whole.key!r} ({error})") from error
+    view = memoryview(slab)
+    yield from (bytes(view[low : low + BLOCK]) for low in range(0, len(slab), BLOCK))
+
+
+def _rows(whole: Pieced, count: int) -> Sizes:
+    return (count, *whole.shape[1:]) if whole.shape else ()
 
 
 def _check(whole: Pieced, piece: Piece) -> None:
@@ -202,13 +216,19 @@ def _shares(boxes: Sequence[_Box], max_file_size: int | None) -> list[list[_Box]
     return shares
 
 
-def _values(tensors: Mapping[str, Tensor], boxes: Iterable[_Box], tell: Callable[[int], object]) -> Iterator[bytearray]:
-    """The elements of each box, in order; a tensor is read once, from its first box to its last."""
+def _values(
+    tensors: Mapping[str, Tensor], boxes: Sequence[_Box], tell: Callable[[int], object]
+) -> Iterator[memoryview]:
+    """The elements of each box, in order; a tensor is read once, from its first box to its last.
+
+    All are views of one buffer: torch keeps every tensor until its file is complete, though it has written it.
+    """
+    buffer = memoryview(bytearray(max((box.nbytes for box in boxes), default=0)))
     for key, own in groupby(boxes, key=lambda box: box.key):
         blocks = (memoryview(block) for block in tensors[key].blocks() if len(block))
         rest = memoryview(b"")
         for box in own:
-            raw = bytearray(box.nbytes)
+            raw = buffer[: box.nbytes]
             done = 0
             while done < len(raw):
                 rest = rest or next(blocks, memoryview(b""))
@@ -259,11 +279,11 @@ def _save_planner(tensors: Mapping[str, Tensor], boxes: Sequence[_Box], tell: Ca
 # -- torch's types
 
 
-def _typed(raw: bytearray, like: Pieced | Tensor, sizes: Sizes) -> torch.Tensor:
+def _typed(raw: bytearray | memoryview, like: Pieced | Tensor, sizes: Sizes) -> torch.Tensor:
     """Bytes as a tensor of a record's dtype that shares their memory."""
     import torch
 
-    if not raw:
+    if not len(raw):
         return torch.empty(sizes, dtype=_dtype(like))
     return torch.frombuffer(raw, dtype=torch.uint8).view(_dtype(like)).view(sizes)
 

@@ -15,7 +15,7 @@ from math import ceil, prod
 from ..dtypes import DType
 from ..tensors import ByteSpan
 
-SLAB = 64 << 20  # bytes of a tensor that are put together at a time
+SLAB = 32 << 20  # bytes of a tensor that are put together at a time
 READINGS = 8  # how often a piece is read at most so that slabs stay small
 CORNERS = 1 << 20  # how many corners the pieces of one tensor may have
 
