@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -118,9 +119,7 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     """
     try:
         if path.is_dir():
-            if dcp_safetensors.holds(path):
-                return dcp_safetensors.read(path)
-            path = _found(path)
+            return _read_folder(path, salvage=salvage)
         if path.name == dcp.METADATA:
             return dcp.read(path, salvage=salvage)
         head = _head(path)
@@ -130,6 +129,16 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     except OSError as error:
         raise _unopened(path, error) from error
     raise foreign.refuse(path, head, safetensors.broken(path, head))
+
+
+def _read_folder(folder: Path, *, salvage: bool) -> Contents:
+    if dcp_safetensors.holds(folder):
+        return dcp_safetensors.read(folder)
+    contents = read(_found(folder), salvage=salvage)
+    pieces = folder / "sharded"
+    if not pieces.is_dir() or not dcp_safetensors.holds(pieces):
+        return contents
+    return replace(contents, notes=(*contents.notes, f"{pieces} has the same tensors in pieces, not read"))
 
 
 def _found(folder: Path) -> Path:

@@ -98,14 +98,14 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
 
 
 def _unpickled(path: Path) -> tuple[Value, tuple[Global, ...]]:
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            machine = Unpickler(data, constructors=CONSTRUCTORS)
+    if not path.stat().st_size:
+        raise BrokenFile(path, "is empty", _AGAIN)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        machine = Unpickler(data, constructors=CONSTRUCTORS)
+        try:
             return machine.load(), tuple(machine.globals.values())
-    except PickleError as error:
-        raise BrokenFile(path, f"is truncated or damaged: {error}", _AGAIN) from error
-    except ValueError as error:  # an empty file cannot be mapped
-        raise BrokenFile(path, f"cannot be read ({error})", _AGAIN) from error
+        except PickleError as error:
+            raise BrokenFile(path, f"is truncated or damaged: {error}", _AGAIN) from error
 
 
 def _state(value: Value, *kinds: str) -> Mapping[Value, Value]:
@@ -243,18 +243,18 @@ class _Reading:
         boxes = [(_sizes(state.get("offsets")), _sizes(state.get("sizes"))) for state in states]
         if problem := flaw(shape, boxes):
             raise ValueError(problem)
-        pieces = []
-        for offsets, sizes in boxes:
-            if 0 in sizes:  # the share of a process for which nothing was left
-                continue
-            span, packed, is_lost = self._place(key, offsets)
-            if packed or is_lost:
-                return OpaqueTensor(f"packed by {packed}" if packed else LOST, dtype, shape)
-            if len(span) < prod(sizes) * dtype.itemsize:
-                problem = f"its piece at {list(offsets)} has {len(span):,} bytes, fewer than {list(sizes)} of {dtype}"
-                raise ValueError(problem)
-            pieces.append(Piece(offsets, sizes, span))
-        self._pickled += [piece.place for piece in pieces]
+        # a process for which nothing was left has an empty piece
+        placed = [(*box, self._place(key, box[0])) for box in boxes if 0 not in box[1]]
+        for offsets, sizes, place in placed:
+            if place.packed:
+                return OpaqueTensor(f"packed by {place.packed}", dtype, shape)
+            if len(place.span) < prod(sizes) * dtype.itemsize:
+                where = f"its piece at {list(offsets)}"
+                raise ValueError(f"{where} has {len(place.span):,} bytes, fewer than {list(sizes)} of {dtype}")
+        if any(place.is_lost for _, _, place in placed):
+            return OpaqueTensor(LOST, dtype, shape)
+        self._pickled += [place.span for _, _, place in placed]
+        pieces = (Piece(offsets, sizes, place.span) for offsets, sizes, place in placed)
         return in_pieces(Pieced(key, dtype, shape, tuple(pieces)))
 
     def _place(self, key: str, offsets: Sizes | None) -> _Place:
@@ -324,19 +324,21 @@ def _make_lists(root: dict[Value, Value]) -> None:
 
 
 def _names_inside(places: Iterable[ByteSpan]) -> Iterator[Global]:
-    """The names in the pickles of all entries: torch.distributed.checkpoint runs those that are no tensors'."""
+    """The names in the pickles of all entries; torch.distributed.checkpoint runs those that are no tensors'."""
     for place in places:
-        head = next(place.blocks(len(MAGIC)), b"")
-        if head == MAGIC:
-            yield from torch_zip.read(read_archive(place.path, place)).globals
-        else:
-            yield from _names_in_a_row(place)
+        if next(place.blocks(len(MAGIC)), b"") != MAGIC:  # torch takes it for its old format
+            with place.mapped() as (view, _):
+                yield from _names_in_a_row(bytes(view[:READ_LIMIT]))
+            continue
+        archive = read_archive(place.path, place)
+        for name in archive.members:
+            if name.endswith(".pkl"):
+                yield from _names_in_a_row(archive.read(name))
 
 
-def _names_in_a_row(place: ByteSpan) -> Iterator[Global]:
-    """The names in what torch takes for its old format: pickles one after another."""
-    with place.mapped() as (view, _):
-        machine = Unpickler(bytes(view[:READ_LIMIT]), persistent=spelled)
+def _names_in_a_row(pickles: bytes) -> Iterator[Global]:
+    """The names in pickles one after another, up to where they are damaged."""
+    machine = Unpickler(pickles, persistent=spelled)
     with suppress(PickleError):
         while machine.position < machine.size:
             machine.load(machine.position)

@@ -185,7 +185,12 @@ def write(
     paths = [{key: (key,) for key in tensors}, *({} for _ in shares[1:])]
     local = [writer.prepare_local_plan(_plan(tensors, *one)) for one in zip(shares, paths, strict=True)]
     plans, metadata = planner.create_global_plan(local)
-    results = [writer.write_data(plan, planner).wait() for plan in writer.prepare_global_plan(plans)]
+    try:
+        results = [writer.write_data(plan, planner).wait() for plan in writer.prepare_global_plan(plans)]
+    except RuntimeError as error:  # what torch's zip writer makes of a full disk
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
     writer.finish(metadata, results)
 
 

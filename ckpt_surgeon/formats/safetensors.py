@@ -8,6 +8,7 @@ memory, so it serves as the oracle of the tests instead.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -35,6 +36,8 @@ AGAIN = "fetch it again and compare its size with the original's"
 _LENGTH = struct.Struct("<Q")
 _PACKED = "F4"
 _OF_PIECES = (SHARDING, "DCP_VERSION")
+_ELSEWHERE = re.compile(r"\[[^\]]*[1-9]")  # an offset that is not zero
+_SHARE = "what one process wrote, pieces of tensors among it: give the folder for whole ones"
 
 
 # -- reading
@@ -74,8 +77,10 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     Raises BrokenFile naming the rule of the format that is broken.
     """
     contents = read_pieces(path, salvage=salvage)
-    texts = {key: value for key, value in contents.metadata.items() if key not in _OF_PIECES}
-    return replace(contents, metadata=texts)
+    texts = dict(contents.metadata)
+    where, _ = (texts.pop(key, "") for key in _OF_PIECES)
+    is_share = where and (path.name.startswith("shard-") or _ELSEWHERE.search(where))
+    return replace(contents, metadata=texts, notes=(_SHARE,) if is_share else ())
 
 
 def read_pieces(path: Path, *, salvage: bool = False) -> Contents:
