@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise, product
@@ -21,7 +22,6 @@ from pathlib import Path
 import dcp_worker
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from conftest import Run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
 
 import ckpt_surgeon
 from ckpt_surgeon import CheckpointError, folders
@@ -245,7 +246,7 @@ def weights_of(name: str) -> StateDict:
     return {key: tensor.detach() for key, tensor in TABLE[name]().items()}
 
 
-@pytest.mark.filterwarnings("ignore:.*support is experimental")
+@pytest.mark.filterwarnings("ignore:.*support is experimental", "ignore:torch.distributed is .*uninitialized")
 @pytest.mark.parametrize("name", [name for name in NAMES if not (dtype_of(name) or "").startswith("bits")])
 def test_torch_reads_what_is_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dcp_torch, "SLAB", 64)  # so that tensors of this table are cut too
@@ -254,7 +255,7 @@ def test_torch_reads_what_is_written(name: str, tmp_path: Path, monkeypatch: pyt
     assert_same(ckpt_surgeon.load(out), state)
     assert_same(torchs_own(out, tmp_path / "theirs.pth"), state)  # type: ignore[arg-type]
     empty = {key: torch.zeros_like(tensor.resolve_conj().contiguous()) for key, tensor in state.items()}
-    dcp.load(empty, storage_reader=FileSystemReader(out), no_dist=True)
+    load(empty, storage_reader=FileSystemReader(out), no_dist=True)
     assert_same(empty, state)
 
 
@@ -530,12 +531,12 @@ def folder(tmp_path: Path) -> Path:
 
 def add_entry(folder: Path, key: str, raw: bytes) -> None:
     """Put an entry that is no tensor into a checkpoint."""
-    (folder / "__9_0.distcp").write_bytes(raw)
+    (folder / f"__{key}_0.distcp").write_bytes(raw)
 
     def change(metadata: Metadata) -> None:
         metadata.state_dict_metadata[key] = BytesStorageMetadata()
         some = next(iter(metadata.storage_data.values()))
-        metadata.storage_data[MetadataIndex(key)] = type(some)("__9_0.distcp", 0, len(raw))
+        metadata.storage_data[MetadataIndex(key)] = type(some)(f"__{key}_0.distcp", 0, len(raw))
 
     change_metadata(folder, change)
 
@@ -583,8 +584,6 @@ def test_an_entry_that_is_no_tensor_is_named_by_scan_and_never_run(
 
 def zipped(whole: bytes, payload: bytes) -> bytes:
     """A save of torch's with another pickle in it."""
-    import zipfile
-
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(made, "w") as new:
         for info in old.infolist():
@@ -607,23 +606,21 @@ def test_a_piece_that_is_no_tensor_is_refused_before_torch_sees_it(
 
     change_metadata(folder, longer)
     monkeypatch.setattr(torch, "load", None)
-    with pytest.raises(BrokenFile, match="__0_0.distcp"):
+    with pytest.raises(BrokenFile, match=r"__0_0\.distcp"):
         ckpt_surgeon.hash(folder)
     assert not marker.exists()
 
 
 def _chunks(metadata: Metadata) -> list[ChunkStorageMetadata]:
-    described = metadata.state_dict_metadata["w"]
-    assert isinstance(described, TensorStorageMetadata)
-    return described.chunks
+    return _described(metadata).chunks
 
 
 def _first(metadata: Metadata) -> object:
     return metadata.storage_data[MetadataIndex("w", (0, 0))]
 
 
-def _described(metadata: Metadata) -> TensorStorageMetadata:
-    described = metadata.state_dict_metadata["w"]
+def _described(metadata: Metadata, key: str = "w") -> TensorStorageMetadata:
+    described = metadata.state_dict_metadata[key]
     assert isinstance(described, TensorStorageMetadata)
     return described
 
@@ -677,7 +674,7 @@ DAMAGED: dict[str, tuple[Callable[[Metadata], object], str]] = {
     ),
     "no pieces": (lambda metadata: setattr(_described(metadata), "chunks", None), "no list of its pieces"),
     "another class": (
-        lambda metadata: metadata.state_dict_metadata.__setitem__("w", StorageMeta := torch.Size([1])),  # type: ignore[misc]
+        lambda metadata: metadata.state_dict_metadata.__setitem__("w", torch.Size([1])),  # type: ignore[assignment]
         "where a TensorStorageMetadata should be",
     ),
     "no entries": (lambda metadata: setattr(metadata, "state_dict_metadata", None), "no state_dict_metadata"),
@@ -750,7 +747,7 @@ def test_a_piece_of_another_kind_is_refused(other: object, folder: Path) -> None
 
 def test_what_is_whole_can_be_salvaged(folder: Path) -> None:
     (folder / "__0_0.distcp").unlink()
-    with pytest.raises(BrokenFile, match="missing files: '__0_0.distcp'"):
+    with pytest.raises(BrokenFile, match=r"missing files: '__0_0\.distcp'"):
         ckpt_surgeon.open(folder)
     opened = ckpt_surgeon.open(folder, salvage=True)
     assert opened.notes == ("lost, cut off or missing: 1 of 2 tensors ('w')",)
@@ -764,9 +761,8 @@ def test_files_that_the_metadata_does_not_name_are_told(folder: Path) -> None:
 
 def test_what_only_torch_can_unpack_is_named(folder: Path, ckpt: Run) -> None:
     change_metadata(folder, lambda metadata: setattr(_first(metadata), "transform_descriptors", ["stream.zstd"]))
-    change_metadata(
-        folder, lambda metadata: setattr(metadata.state_dict_metadata["b"].properties, "layout", torch.sparse_coo)
-    )  # type: ignore[union-attr]
+    layout = torch.sparse_coo
+    change_metadata(folder, lambda metadata: setattr(_described(metadata, "b").properties, "layout", layout))
     listed = ckpt("ls", folder).out
     assert "(packed by stream.zstd)" in listed
     assert "(sparse_coo)" in listed
