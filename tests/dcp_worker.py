@@ -6,6 +6,7 @@ Beside each folder NAME lies NAME.pth: the whole model, gathered.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,11 +29,11 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5), nn.Linear(5, 3), nn.Linear(3, 1))
 
 
-def whole(state: State) -> State:
+def whole(state: Mapping[str, object]) -> dict[str, object]:
     return {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in state.items()}
 
 
-def keep(out: Path, name: str, state: State) -> None:
+def keep(out: Path, name: str, state: Mapping[str, object]) -> None:
     """Gather a state_dict and have one process save it."""
     gathered = whole(state)
     if dist.get_rank() == 0:
