@@ -639,7 +639,7 @@ DAMAGED: dict[str, tuple[Callable[[Metadata], object], str]] = {
     ),
     "a negative piece": (
         lambda metadata: _chunks(metadata).append(ChunkStorageMetadata(torch.Size([-1, 0]), torch.Size([1, 3]))),
-        "reaches outside",
+        "no tuple of at most 64 numbers",
     ),
     "a piece of other dimensions": (
         lambda metadata: _chunks(metadata).append(ChunkStorageMetadata(torch.Size([0]), torch.Size([3]))),
@@ -675,7 +675,14 @@ DAMAGED: dict[str, tuple[Callable[[Metadata], object], str]] = {
     "a dtype that is none": (
         lambda metadata: setattr(_described(metadata).properties, "dtype", torch.strided), "no dtype|strided"
     ),
-    "a negative shape": (lambda metadata: setattr(_described(metadata), "size", torch.Size([-4, 3])), "no tensor has"),
+    "a size of many digits": (
+        lambda metadata: setattr(_described(metadata), "size", (1 << (1 << 20), 3)),
+        "no tuple of at most 64 numbers",
+    ),
+    "a negative shape": (
+        lambda metadata: setattr(_described(metadata), "size", torch.Size([-4, 3])),
+        "no tuple of at most 64 numbers",
+    ),
     "an immense shape": (
         lambda metadata: setattr(_described(metadata), "size", torch.Size([1 << 62, 1 << 62])), "no tensor has"
     ),

@@ -117,15 +117,28 @@ def _state(value: Value, *kinds: str) -> Mapping[Value, Value]:
 
 
 def _sizes(value: Value) -> Sizes:
-    if not isinstance(value, tuple) or len(value) > DIMENSIONS or any(type(one) is not int for one in value):
-        raise ValueError("a shape or an offset that is no tuple of integers")
+    if not isinstance(value, tuple) or len(value) > DIMENSIONS or not all(map(_is_count, value)):
+        raise ValueError("a shape or an offset that is no tuple of at most 64 numbers from 0 to 2**63")
     return value
 
 
 def _number(value: Value) -> int:
-    if type(value) is int and value >= 0:
+    if isinstance(value, int) and _is_count(value):
         return value
     raise ValueError(f"an offset or a length of {spelled(value)}")
+
+
+def _is_count(value: Value) -> bool:
+    return type(value) is int and 0 <= value <= ELEMENTS
+
+
+def _is_path(value: Value) -> bool:
+    """Whether a value is the path of an entry: the keys and indices that lead to it."""
+    return (
+        isinstance(value, tuple)
+        and 0 < len(value) <= STEPS
+        and all(type(step) is str or _is_count(step) for step in value)
+    )
 
 
 class _Place(NamedTuple):
@@ -180,8 +193,11 @@ class _Reading:
         strays = [name for name in names if name.endswith(DATA_SUFFIX) and name not in self._files]
         return (f"not named in {METADATA}, not read: {listed(strays)}",) if strays else ()
 
-    def _storage_data(self) -> Iterator[tuple[tuple[Value, Value], Mapping[Value, Value]]]:
-        """Where each piece lies: by its entry's key and, for a tensor, its offset in that."""
+    def _storage_data(self) -> Iterator[tuple[tuple[str, str], Mapping[Value, Value]]]:
+        """Where each piece lies: by its entry's key and, for a tensor, its offset in that.
+
+        As text, whose hashes nobody can choose.
+        """
         stored = self._metadata.get("storage_data")
         if not isinstance(stored, dict):
             raise ValueError("no storage_data")
@@ -190,7 +206,7 @@ class _Reading:
             offset = named.get("offset")
             key = named.get("fqn")
             if type(key) is str:
-                yield (key, None if offset is None else _sizes(offset)), _state(info, "_StorageInfo")
+                yield (key, "" if offset is None else str(_sizes(offset))), _state(info, "_StorageInfo")
 
     def _paths(self, described: Mapping[Value, Value]) -> dict[str, tuple[str | int, ...]]:
         """The path of each entry in the state_dict, in the state_dict's order where that is known."""
@@ -198,11 +214,7 @@ class _Reading:
         paths: dict[str, tuple[str | int, ...]] = {}
         for key, path in given.items() if isinstance(given, dict) else ():
             if key in described and type(key) is str:
-                if (
-                    not isinstance(path, tuple)
-                    or not 0 < len(path) <= STEPS
-                    or not {str, int}.issuperset(map(type, path))
-                ):
+                if not isinstance(path, tuple) or not _is_path(path):
                     raise BrokenFile(self._path, f"its planner_data has no proper path for {key!r}", _AGAIN)
                 paths[key] = path
         for key in described:
@@ -219,12 +231,11 @@ class _Reading:
         state = _state(described, "TensorStorageMetadata")
         dtype, layout = self._properties(state.get("properties"))
         shape = _sizes(state.get("size"))
-        if min(shape, default=0) < 0 or prod(shape) > ELEMENTS:
+        if prod(shape) > ELEMENTS:
             raise ValueError(f"a shape {list(shape)} that no tensor has")
-        if layout != "torch.strided" or dtype.quantized:
-            return OpaqueTensor(
-                "quantized" if dtype.quantized else spelled(layout).removeprefix("torch."), dtype, shape
-            )
+        kind = "quantized" if dtype.quantized else spelled(layout).removeprefix("torch.")
+        if kind != "strided":
+            return OpaqueTensor(kind, dtype, shape)
         return self._tensor(key, dtype, shape, state.get("chunks"))
 
     @staticmethod
@@ -258,7 +269,7 @@ class _Reading:
         return in_pieces(Pieced(key, dtype, shape, tuple(pieces)))
 
     def _place(self, key: str, offsets: Sizes | None) -> _Place:
-        info = self._stored.get((key, offsets))
+        info = self._stored.get((key, "" if offsets is None else str(offsets)))
         if info is None:
             where = f"its piece at {list(offsets)}" if offsets is not None else "it"
             raise ValueError(f"{where} is in no file")

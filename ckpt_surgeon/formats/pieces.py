@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
 from math import ceil, prod
+from operator import mul
 
 from ..dtypes import DType
 from ..tensors import ByteSpan
@@ -64,12 +65,12 @@ def flaw(shape: Sizes, boxes: Sequence[tuple[Sizes, Sizes]]) -> str:
     cut = [axis for axis, whole in enumerate(shape) if any(sizes[axis] != whole for _, sizes in filled)]
     if len(filled) << len(cut) > CORNERS:
         return f"it is cut into {len(filled):,} pieces along {len(cut)} dimensions, more than can be checked"
-    odd: set[Sizes] = set()
-    for offsets, sizes in filled:
-        odd ^= set(product(*((offsets[axis], offsets[axis] + sizes[axis]) for axis in cut)))
-    if filled and odd != set(product(*((0, shape[axis]) for axis in cut))):
-        return "its pieces overlap and leave gaps"
-    return ""
+    steps = list(accumulate((shape[axis] + 1 for axis in cut), mul, initial=1))  # a corner as one number
+    odd: set[int] = set()
+    for offsets, sizes in [*filled, ((0,) * len(shape), shape)]:
+        sides = ((offsets[axis] * step, (offsets[axis] + sizes[axis]) * step) for axis, step in zip(cut, steps))  # noqa: B905
+        odd ^= set(map(sum, product(*sides)))
+    return "its pieces overlap and leave gaps" if odd and filled else ""
 
 
 def slabs(whole: Pieced, limit: int = SLAB) -> list[tuple[int, int]]:
