@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import CheckpointError, EditError, FileError, OutputExists, RankFailed, listed
+from .formats import FolderWriter
 from .journal import discard, sync_directory
-from .tensors import ByteSpan, ComputedTensor, StoredTensor, Tensor, outcomes
+from .tensors import ComputedTensor, StoredTensor, Tensor, outcomes
 from .writing import Plan, PlannedFile, Progress, verify, write_file, write_index
+from .writing import write as write_whole
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -71,6 +73,9 @@ def write(
     with _joined() as group:
         digest = _digest(planned, job, metadata or {})
         group.agree(digest, planned.out)
+        if isinstance(planned.writer, FolderWriter):
+            notes = _write_alone(planned, group, force=force, progress=progress, metadata=metadata)
+            return (*notes, "one process wrote the folder; only shards with an index are shared out")
         staging = planned.out.with_name(f".{planned.out.name}.parts")
         if group.rank == 0:
             _prepare(planned, staging, digest, force=force)
@@ -87,6 +92,22 @@ def write(
             group.says(f"the index of {planned.out.name}")
             _put_in_place(planned, staging)
         group.wait()
+    if len(planned.files) == 1 and not planned.max_shard_size:
+        return (*notes, "one file is written by one process; --max-shard-size shares the work out")
+    return notes
+
+
+def _write_alone(
+    planned: Plan, group: _Group, *, force: bool, progress: Progress | None, metadata: Mapping[str, str] | None
+) -> tuple[str, ...]:
+    """An output that is no set of files is written by the first process, while the others wait."""
+    notes: tuple[str, ...] = ()
+    if group.rank == 0:
+        group.says(planned.out.name)
+        if not force and (there := planned.in_the_way()):
+            raise OutputExists(there[0])
+        notes = write_whole(planned, progress=progress, metadata=metadata)
+    group.wait()
     return notes
 
 
@@ -174,13 +195,13 @@ def _sources(tensor: Tensor) -> Iterator[Path]:
     ahead, seen = [tensor], set()
     while ahead:
         one = ahead.pop()
-        if isinstance(one, StoredTensor) and one.storage.source is not None:
-            one = one.storage.source
+        if isinstance(one, StoredTensor):
+            yield from one.storage.files
+            one = one.storage.source or one
         if isinstance(one, ComputedTensor) and id(one) not in seen:
             seen.add(id(one))
             ahead.extend(one.inputs)
-        elif isinstance(one, StoredTensor) and isinstance(one.storage.span, ByteSpan):
-            yield one.storage.span.path
+            yield from one.files
 
 
 def _prepare(planned: Plan, staging: Path, digest: str, *, force: bool) -> None:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import folders
 from .checkpoint import LeftOut
 from .errors import BrokenFile, NotACheckpoint, NothingMatched
 from .formats.contents import Contents
@@ -144,12 +145,9 @@ def _part(candidate: Candidate) -> Part:
 
 def _file_bytes(path: Path, tensors: Mapping[str, Tensor]) -> int:
     """The size of the file, or of all the shards behind an index."""
-    shards = {
-        tensor.storage.span.path
-        for tensor in tensors.values()
-        if isinstance(tensor, StoredTensor) and tensor.storage.span is not None
-    }
-    return sum(file.stat().st_size for file in shards or {path})
+    stored = (tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor))
+    shards = {file for tensor in stored for file in tensor.storage.files}
+    return sum(folders.nbytes(file) for file in shards or {path})
 
 
 def matching(tensors: Mapping[str, Tensor], patterns: list[str]) -> Mapping[str, Tensor]:

@@ -37,9 +37,8 @@ def open(path: str | Path, *, select: str | None = None, salvage: bool = False) 
 def read(path: str | Path, *, salvage: bool = False) -> Contents:
     """Everything a file holds, before a state_dict is selected; a rename in place that was interrupted is finished."""
     with _paused_collector():
-        place = formats.located(Path(path))
-        outcome = journal.recover(place)
-        return _told(formats.read(place, salvage=salvage), outcome)
+        outcome = journal.recover(formats.located(Path(path)))
+        return _told(formats.read(Path(path), salvage=salvage), outcome)
 
 
 def index_of(path: str | Path) -> Index:

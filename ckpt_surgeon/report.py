@@ -8,9 +8,10 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from . import folders
 from .checkpoint import Checkpoint, LeftOut
 from .edits import is_derivable
-from .formats import sharded
+from .formats import WRITERS, sharded
 from .key_patterns import fold
 from .tensors import Storage, StoredTensor, Tensor
 from .writing import source_bytes
@@ -153,7 +154,8 @@ def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
     if len(listing.beside) > FEW:
         lines.append(f"  beside: {len(listing.beside) - FEW:,} more entries")
     if listing.prefix == "module.":
-        out = listing.path.with_name(f"clean{listing.path.suffix}")
+        suffix = listing.path.suffix if listing.path.suffix.lower() in WRITERS else ".pth"
+        out = listing.path.parent / f"clean{suffix}"
         remedy = command("strip-prefix", listing.path, out)
         lines.append(f"  every key begins with 'module.' (DataParallel); to take it off: {remedy}")
     for key, value in listing.metadata.items():
@@ -577,7 +579,7 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         what.append(f"{len(change.dropped):,} dropped")
     if len(plan.files) > 1:
         what.append(plural(len(plan.files), "shard"))
-    before, after = source_bytes(change.before), sum(file.path.stat().st_size for file in plan.files)
+    before, after = source_bytes(change.before), sum(folders.nbytes(file.path) for file in plan.files)
     lines = [f"wrote {plan.index or plan.out}: {', '.join(what)}, {size(before)} → {size(after)}"]
     lines += [f"note: {note}" for note in (*plan.checkpoint.notes, *change.notes, *remarks)]
     if plan.index is None and sharded.index_name(plan.out).exists():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .dtypes import BY_NAME, BY_STORAGE
-from .formats import numpy_objects, torch_objects
+from .formats import dcp, numpy_objects, torch_objects
 from .formats.unpickle import Global
 from .opening import read
 
@@ -19,6 +19,7 @@ _BUILTINS = ("bytearray", "bytes", "str", "bool", "int", "float", "complex", "tu
 _DATA = (
     set(torch_objects.CONSTRUCTORS)
     | set(numpy_objects.CONSTRUCTORS)
+    | set(dcp.CONSTRUCTORS)
     | {("torch", name) for name in BY_NAME}
     | {(module, name) for module in ("torch", "torch.cuda", "torch.storage") for name in BY_STORAGE}
     | {(module, name.replace("Storage", "Tensor")) for module in ("torch", "torch.cuda") for name in BY_STORAGE}
@@ -72,7 +73,8 @@ def scan(path: str | Path) -> Scan:
     ('torch.nn.modules.linear.Linear',)
     """
     contents = read(path)
-    names = tuple(Name(str(one), _is_data(one)) for one in contents.globals)
+    found = dict.fromkeys((*contents.globals, *contents.globals_inside()))
+    names = tuple(Name(str(one), _is_data(one)) for one in found)
     return Scan(contents.path, contents.container, names)
 
 

@@ -141,6 +141,13 @@ class Storage:
         """The span, if its bytes can be copied as they are."""
         return None if self.deflated or self.big_endian else self.span
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that its bytes come from."""
+        if self.span is not None:
+            return (self.span.path,)
+        return self.source.files if self.source is not None else ()
+
     def blocks(self) -> Iterator[bytes]:
         """Yield all the bytes, unpacked, in stored byte order.
 
@@ -336,7 +343,8 @@ class ComputedTensor:
     """A tensor whose bytes are made from ``inputs`` when they are written, block by block.
 
     ``make`` is called with the inputs and yields the elements in row-major order, little-endian; what it finds out
-    on the way it leaves in ``outcome``, where the writer looks before anything is replaced.
+    on the way it leaves in ``outcome``, where the writer looks before anything is replaced.  ``files`` are those that
+    it reads itself, beside the inputs.
     """
 
     dtype: DType
@@ -344,6 +352,7 @@ class ComputedTensor:
     inputs: tuple[Tensor, ...]
     make: Callable[[tuple[Tensor, ...]], Iterator[Block]]
     outcome: Outcome | None = None
+    files: tuple[Path, ...] = ()
 
     device = "cpu"
     span = None

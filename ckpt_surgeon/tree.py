@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from .errors import SelectionError, listed
+from .formats.dcp import Pickled
 from .formats.numpy_objects import NumpyArray, NumpyScalar
 from .formats.torch_objects import TypedStorage
 from .formats.unpickle import Global, Inline, Object, Value, spelled
@@ -362,6 +363,8 @@ def describe(value: Value, *, training: bool = False) -> str:
         return f"{'module' if is_module(value) else 'object'} of class {value.class_name}"
     if isinstance(value, Global):
         return f"class {value}"
+    if isinstance(value, Pickled):
+        return f"pickle of {len(value):,} bytes"
     if isinstance(value, Inline):
         return f"bytes of {len(value):,}"
     if isinstance(value, TypedStorage):

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import formats, journal
+from . import folders, formats, journal
 from .checkpoint import Checkpoint
-from .errors import BrokenFile, EditError, FileError, OutputExists
-from .formats import Writer, sharded
+from .errors import BrokenFile, EditError, FileError, OutputExists, listed
+from .formats import FolderWriter, Writer, sharded
 from .opening import open as open_checkpoint
 from .selecting import select
 from .tensors import BLOCK, Block, ByteSpan, StoredTensor, Tensor, outcomes
@@ -35,7 +35,7 @@ _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EP
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """One file of an output and the tensors that go into it."""
+    """One file (or folder) of an output and the tensors that go into it."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -43,13 +43,17 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a write will do: its files, the index beside them (for shards), and the checkpoint they come from."""
+    """What a write will do: its files, the index beside them (for shards), and the checkpoint they come from.
+
+    Where the output is a folder, it is the one file, and ``max_shard_size`` that of the files in it.
+    """
 
     out: Path
     checkpoint: Checkpoint
     files: tuple[PlannedFile, ...]
-    writer: Writer
+    writer: Writer | FolderWriter
     index: Path | None = None
+    max_shard_size: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +94,8 @@ def plan(
     if not out.parent.is_dir():
         raise FileError(out, f"its directory {out.parent} does not exist", f"make it: mkdir -p {out.parent}")
     writer.check(checkpoint.tensors)
-    groups = _groups(checkpoint.tensors, max_shard_size) if max_shard_size else [dict(checkpoint.tensors)]
+    is_split = max_shard_size is not None and not isinstance(writer, FolderWriter)
+    groups = _groups(checkpoint.tensors, max_shard_size or 0) if is_split else [dict(checkpoint.tensors)]
     if len(groups) == 1:
         files: tuple[PlannedFile, ...] = (PlannedFile(out, groups[0]),)
         index = None
@@ -98,10 +103,20 @@ def plan(
         names = (sharded.shard_name(out, number, len(groups)) for number in range(1, len(groups) + 1))
         files = tuple(PlannedFile(name, group) for name, group in zip(names, groups, strict=True))
         index = sharded.index_name(out)
-    planned = Plan(out, checkpoint, files, writer, index)
+    planned = Plan(out, checkpoint, files, writer, index, max_shard_size)
     if not force and (there := planned.in_the_way()):
         raise OutputExists(there[0])
+    if isinstance(writer, FolderWriter):
+        _refuse_other_folder(out)
     return planned
+
+
+def _refuse_other_folder(out: Path) -> None:
+    """A folder is only replaced when all that is in it would be written again."""
+    others = [name for name in sorted(os.listdir(out)) if not formats.dcp.is_part(name)] if out.is_dir() else []
+    if others:
+        problem = f"is a folder with more than a distributed checkpoint in it ({listed(others)})"
+        raise FileError(out, problem, "write elsewhere, or move those away")
 
 
 def _groups(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
@@ -169,9 +184,9 @@ def convert(
 
 def source_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the files that a checkpoint's tensors lie in."""
-    storages = (tensor.storage.span for tensor in checkpoint.values() if isinstance(tensor, StoredTensor))
-    paths = {span.path for span in storages if span is not None}
-    return sum(path.stat().st_size for path in paths)
+    stored = (tensor for tensor in checkpoint.values() if isinstance(tensor, StoredTensor))
+    paths = {path for tensor in stored for path in tensor.storage.files}
+    return sum(path.stat().st_size for path in paths if path.exists())  # OUT may have been IN
 
 
 def write(
@@ -201,13 +216,13 @@ def write(
             write_index(temporary[-1][0], planned)
         stale = planned.stale_shards()
         for path, final in temporary:
-            os.replace(path, final)
+            folders.put(path, final)
             journal.discard(final)
     except OSError as error:
         raise _refused(planned.out, error, {str(path): final for path, final in temporary}) from error
     finally:
         for path, _ in temporary:
-            path.unlink(missing_ok=True)
+            folders.remove(path)
     for shard in stale:
         shard.unlink(missing_ok=True)
     for folder in {final.parent for _, final in temporary}:
@@ -274,6 +289,10 @@ def write_file(
     made: Path, planned: Plan, file: PlannedFile, tell: Progress, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write one file of a plan to ``made``, which must not exist, down to the disk."""
+    if isinstance(planned.writer, FolderWriter):
+        planned.writer.write_folder(made, file.tensors, tell, max_file_size=planned.max_shard_size)
+        journal.sync_directory(made)
+        return
     notes = {**planned.checkpoint.metadata, **(metadata or {})}
     descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
@@ -318,8 +337,9 @@ def verify(made: Path, file: PlannedFile) -> None:
 
 def _refused(out: Path, error: OSError, finals: Mapping[str, Path]) -> FileError:
     """What the system's refusal means; ``finals`` tells the files that temporary ones were to become."""
-    where = finals.get(str(error.filename), out)
-    if error.filename and str(error.filename) not in finals:
+    name = str(error.filename)
+    where = finals.get(name) or finals.get(os.path.dirname(name)) or out
+    if error.filename and not {name, os.path.dirname(name)} & finals.keys():
         return FileError(error.filename, f"cannot be read ({error.strerror}), nothing was replaced", "check the path")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FileError(out, "no space is left on its disk, nothing was replaced", "free some or write elsewhere")

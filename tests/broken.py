@@ -777,7 +777,7 @@ for _name, _names, _words in (
     ("empty", (), ("directory without a checkpoint",)),
     ("of other files", ("config.json", "vocab.txt"), ("directory without a checkpoint",)),
     ("of several", ("a.pth", "b.pth"), ("directory with 2 checkpoints", "'a.pth', 'b.pth'", "name one")),
-    ("distributed", (".metadata", "__0_0.distcp"), ("distributed checkpoint", "dcp_to_torch")),
+    ("of DeepSpeed's", ("zero_to_fp32.py", "latest"), ("DeepSpeed ZeRO", "python zero_to_fp32.py")),
 ):
     broken("directory", _name, partial(_folder, names=_names), *_words, error=NotACheckpoint)
 

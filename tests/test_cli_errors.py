@@ -155,12 +155,6 @@ def test_a_directory_with_several_checkpoints_asks_for_one(ckpt: Run, tmp_path: 
     assert_trouble(ckpt("ls", tmp_path), "'legacy.pth', 'model.pth'", "name one")
 
 
-def test_a_distributed_checkpoint_says_how_it_becomes_one_file(ckpt: Run, tmp_path: Path) -> None:
-    (tmp_path / ".metadata").write_bytes(b"\x80\x02}.")
-    (tmp_path / "__0_0.distcp").write_bytes(b"PK")
-    assert_trouble(ckpt("ls", tmp_path), "distributed checkpoint", "dcp_to_torch")
-
-
 @pytest.mark.parametrize(
     ("index", "words"),
     [

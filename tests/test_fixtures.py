@@ -11,6 +11,7 @@ import pytest
 import torch
 from model import SmallNet
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 FIXTURES = Path(make_fixtures.__file__).parent
 NAMES = ["ema.pth", "legacy.pth", "parallel.pth", "parallel.safetensors", "positions.pth", "training.ckpt"]
@@ -46,6 +47,12 @@ def assert_same(one: object, other: object) -> None:
             assert_same(one[key], other[key])
     else:
         assert one == other
+
+
+def test_remaking_gives_the_same_distributed_checkpoint(remade: Path, tmp_path: Path) -> None:
+    for name, folder in (("ours.pth", FIXTURES), ("theirs.pth", remade)):
+        dcp_to_torch_save(folder / "distributed", tmp_path / name)
+    assert_same(content(tmp_path / "theirs.pth"), content(tmp_path / "ours.pth"))
 
 
 @pytest.mark.parametrize("name", NAMES)

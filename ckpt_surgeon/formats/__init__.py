@@ -9,12 +9,15 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..errors import NEW_FILE, FileError, NotACheckpoint
 from ..tensors import Tensor
 from . import (
+    dcp,
+    dcp_safetensors,
     foreign,
     plain_pickle,
     safetensors,
@@ -53,6 +56,27 @@ class Writer(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class FolderWriter(Protocol):
+    """What a module offers whose container is a folder."""
+
+    CONTAINER: str
+    SUFFIXES: tuple[str, ...]
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+    def size_of(self, tensors: Mapping[str, Tensor]) -> int: ...
+
+    def write_folder(
+        self,
+        folder: Path,
+        tensors: Mapping[str, Tensor],
+        tell: Callable[[int], object],
+        *,
+        max_file_size: int | None = None,
+    ) -> None: ...
+
+
 class Reader(Protocol):
     """Reads one container."""
 
@@ -65,6 +89,7 @@ READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
     (torch_legacy.matches, torch_legacy.read),
     (sharded.matches, lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage)),
     (torch_tar.matches, torch_tar.read),
+    (dcp.matches, dcp.read),
     (plain_pickle.matches, plain_pickle.read),
 )
 
@@ -80,7 +105,9 @@ class ZipKind(Protocol):
 # What a zip may be, told by its members.
 ZIPS: tuple[ZipKind, ...] = (torch_export, torchscript, torch_package, torch_zip)
 
-WRITERS: dict[str, Writer] = {suffix: writer for writer in (torch_zip, safetensors) for suffix in writer.SUFFIXES}
+WRITERS: dict[str, Writer | FolderWriter] = {
+    suffix: writer for writer in (torch_zip, safetensors, dcp) for suffix in writer.SUFFIXES
+}
 
 
 def read(path: Path, *, salvage: bool = False) -> Contents:
@@ -90,8 +117,11 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     "lost".  Raises NotACheckpoint (it is something else), BrokenFile (it is damaged), FileError (it cannot be
     opened).
     """
-    path = located(path)
     try:
+        if path.is_dir():
+            return _read_folder(path, salvage=salvage)
+        if path.name == dcp.METADATA:
+            return dcp.read(path, salvage=salvage)
         head = _head(path)
         for matches, reader in READERS:
             if matches(head):
@@ -104,7 +134,7 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
 def located(path: Path) -> Path:
     """The file that a path means: itself, or that in a folder.  Raises NotACheckpoint for a folder without one."""
     try:
-        return sharded.find(path) if path.is_dir() else path
+        return _found(path) if path.is_dir() and not dcp_safetensors.holds(path) else path
     except OSError as error:
         raise _unopened(path, error) from error
 
@@ -136,6 +166,31 @@ def _index(path: Path, head: bytes) -> Index | None:
         if next((kind for kind in ZIPS if kind.holds(archive)), None) is torch_zip:
             return torch_zip.Index(archive)
     return None
+
+
+def _read_folder(folder: Path, *, salvage: bool) -> Contents:
+    if dcp_safetensors.holds(folder):
+        return dcp_safetensors.read(folder)
+    contents = read(_found(folder), salvage=salvage)
+    pieces = folder / "sharded"
+    if not pieces.is_dir() or not dcp_safetensors.holds(pieces):
+        return contents
+    return replace(contents, notes=(*contents.notes, f"{pieces} has the same tensors in pieces, not read"))
+
+
+def _found(folder: Path) -> Path:
+    """The file of a folder that says what is in it.  Raises NotACheckpoint when there is none, or several."""
+    names = os.listdir(folder)
+    try:
+        found = sharded.find(folder)
+    except NotACheckpoint as error:
+        if dcp.METADATA in names:
+            return folder / dcp.METADATA
+        raise foreign.refuse_folder(folder, names) or error from None
+    if dcp.METADATA not in names:
+        return found
+    problem = f"holds a distributed checkpoint ({dcp.METADATA}) and {found.name!r}"
+    raise NotACheckpoint(folder, problem, f"name one: {folder / dcp.METADATA} or {found}")
 
 
 def read_shard(path: Path, *, salvage: bool = False) -> Contents:
@@ -179,7 +234,7 @@ def _unopened(path: Path, error: OSError) -> FileError:
     return FileError(path, f"cannot be opened ({error.strerror})", "check the path")
 
 
-def writer_for(path: Path) -> Writer:
+def writer_for(path: Path) -> Writer | FolderWriter:
     """The writer for an output's extension.  Raises NotACheckpoint for one that names no container."""
     try:
         return WRITERS[path.suffix.lower()]

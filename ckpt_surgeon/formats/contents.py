@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ class Contents:
 
     ``container`` is the name of the format as people say it; ``metadata`` the free text that safetensors keeps.
     ``notes`` are remarks on the file that ``ckpt ls`` passes on; ``globals`` every name that its pickles mention.
+    ``globals_inside`` reads the pickles that listing has no need of, and gives the names in those.
     """
 
     path: Path
@@ -25,6 +26,7 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     globals: tuple[Global, ...] = ()
+    globals_inside: Callable[[], Iterable[Global]] = tuple
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,49 @@ _PROTOBUF = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x3a]|\n[\x05-\xff][\x01\x02]?
 _LFS = b"version https://git-lfs"
 
 
+# Folders that other tools leave, by the names in them: how many of those there must be, what it is, what to do.
+_LAYOUTS: tuple[tuple[re.Pattern[str], int, str, str], ...] = (
+    (
+        re.compile(r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt|global_step\d+|zero_to_fp32\.py"),
+        1,
+        "is a DeepSpeed ZeRO checkpoint, in which each process has a part of the weights",
+        "join them with DeepSpeed's own script, beside global_step…: python zero_to_fp32.py . OUT",
+    ),
+    (
+        re.compile(r"mp_rank_\d+(_\d+)*|latest_checkpointed_iteration\.txt|iter_\d{7}"),
+        1,
+        "is a Megatron-LM checkpoint, in which each mp_rank_… has a part of the weights",
+        "join them with Megatron's tools/checkpoint/convert.py, or name the file of one rank",
+    ),
+    (
+        re.compile(r"__\d+\.metadata"),
+        1,
+        "is a distributed checkpoint whose processes wrote their metadata each for itself",
+        "save it with use_collectives=True, or name the metadata of one process",
+    ),
+    (
+        re.compile(r".+\.distcp"),
+        1,
+        "has the files of a distributed checkpoint without its .metadata",
+        "copy .metadata too (ls -a shows it); if there is none, the save did not finish",
+    ),
+    (
+        re.compile(r"(.*[_.-])?rank[_-]?\d+([_.-].*)?\.(pt|pth|bin|ckpt)"),
+        2,
+        "has a file of each process (FSDP's local or sharded state_dicts), in which each has a part of the weights",
+        "load them as they were saved and save with torch.distributed.checkpoint, or name one file",
+    ),
+)
+
+
+def refuse_folder(folder: Path, names: list[str]) -> NotACheckpoint | None:
+    """The error for a folder of another tool's, None for any other folder."""
+    for pattern, least, what, remedy in _LAYOUTS:
+        if sum(pattern.fullmatch(name) is not None for name in names) >= least:
+            return NotACheckpoint(folder, what, remedy)
+    return None
+
+
 def refuse(path: Path, head: bytes, broken: FileError | None = None) -> FileError:
     """The error for a file that no reader knows: names it, as far as its first bytes tell.
 

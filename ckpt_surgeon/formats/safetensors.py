@@ -8,8 +8,10 @@ memory, so it serves as the oracle of the tests instead.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -27,12 +29,16 @@ from .zip_archive import PAGE, PAGE_WORTH, TRUNCATED
 CONTAINER = "safetensors"
 SUFFIXES = (".safetensors",)
 METADATA = "__metadata__"
+SHARDING = "DCP_SHARDING_INFO"  # where torch.distributed.checkpoint says which pieces of tensors a file has
 SHOWN = 100  # characters of an odd value that a message repeats
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 AGAIN = "fetch it again and compare its size with the original's"
 
 _LENGTH = struct.Struct("<Q")
 _PACKED = "F4"
+_OF_PIECES = (SHARDING, "DCP_VERSION")
+_ELSEWHERE = re.compile(r"\[[^\]]*[1-9]")  # an offset that is not zero
+_SHARE = "what one process wrote, pieces of tensors among it: give the folder for whole ones"
 
 
 # -- reading
@@ -59,11 +65,27 @@ def broken(path: Path, head: bytes) -> BrokenFile | None:
     return BrokenFile(path, f"its header begins with {head[8:9]!r} where JSON has a brace", AGAIN)
 
 
+def has_pieces(path: Path) -> bool:
+    """Whether a file was written by torch.distributed.checkpoint, and may have pieces of tensors."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+        return matches(head) and f'"{SHARDING}"'.encode() in file.read(_LENGTH.unpack_from(head)[0])
+
+
 def read(path: Path, *, salvage: bool = False) -> Contents:
     """Read and verify a header; with ``salvage``, elements may be cut off.
 
     Raises BrokenFile naming the rule of the format that is broken.
     """
+    contents = read_pieces(path, salvage=salvage)
+    texts = dict(contents.metadata)
+    where, _ = (texts.pop(key, "") for key in _OF_PIECES)
+    is_share = where and (path.name.startswith("shard-") or _ELSEWHERE.search(where))
+    return replace(contents, metadata=texts, notes=(_SHARE,) if is_share else ())
+
+
+def read_pieces(path: Path, *, salvage: bool = False) -> Contents:
+    """The same, with what the metadata says of pieces."""
     return _contents(path, _header_bytes(path), salvage=salvage)
 
 

@@ -52,12 +52,6 @@ def find(folder: Path) -> Path:
         return folder / files[0]
     if files:
         raise NotACheckpoint(folder, f"is a directory with {len(files)} checkpoints ({listed(files)})", "name one")
-    if ".metadata" in names:
-        raise NotACheckpoint(
-            folder,
-            "is a distributed checkpoint (torch.distributed.checkpoint), which is not read yet",
-            "turn it into one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.pth",
-        )
     raise NotACheckpoint(folder, "is a directory without a checkpoint", "name the file")
 
 
@@ -138,7 +132,7 @@ def _index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise NotACheckpoint(path, "is a JSON file without a weight_map", "give the checkpoint's index")
-    outside = [name for name in weight_map.values() if not isinstance(name, str) or not _stays(name)]
+    outside = [name for name in weight_map.values() if not isinstance(name, str) or not stays_inside(name)]
     if outside:
         names = dict.fromkeys(name if isinstance(name, str) else f"a {type(name).__name__}" for name in outside)
         raise BrokenFile(path, f"names shards outside its directory ({listed(names)})", "do not use it")
@@ -148,7 +142,8 @@ def _index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     return weight_map, {key: value for key, value in texts.items() if isinstance(value, str)}
 
 
-def _stays(name: str) -> bool:
+def stays_inside(name: str) -> bool:
+    """Whether a relative path leads to no place outside of its folder."""
     parts = Path(name).parts
     return bool(parts) and not Path(name).is_absolute() and ".." not in parts
 

@@ -261,6 +261,8 @@ def hashable(key: Value) -> Value:
         return key
     if isinstance(key, int) and abs(key) <= _HASHED:
         return key
+    if type(key).__hash__ is object.__hash__:  # a record of ours, hashed by its identity
+        return key
     if isinstance(key, tuple) and len(key) <= 8 and all(type(item) is str for item in key):
         return key
     return Object(Global("builtins", type(key).__name__), (key,))

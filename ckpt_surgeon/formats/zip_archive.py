@@ -95,26 +95,29 @@ class Archive:
         return raw
 
 
-def read_archive(path: Path) -> Archive:
-    """Read a zip's directory.  Raises BrokenFile when it is truncated or its offsets point outside."""
-    size = path.stat().st_size
+def read_archive(path: Path, place: ByteSpan | None = None) -> Archive:
+    """Read the directory of a zip: a whole file, or one that lies at ``place`` in it.
+
+    Raises BrokenFile when it is truncated or its offsets point outside.
+    """
+    base, size = (place.start, len(place)) if place is not None else (0, path.stat().st_size)
     with open(path, "rb") as file:
-        count, where, length = _find_directory(path, file, size)
-        file.seek(where)
+        count, where, length = _find_directory(path, file, base, size)
+        file.seek(base + where)
         directory = file.read(length)
         members = {}
-        for member in _members(path, file, directory, count, size):
+        for member in _members(path, file, directory, count, base, size):
             if member.name in members:
                 raise BrokenFile(path, f"has two records called {member.name!r}")
             members[member.name] = member
     return Archive(path, members)
 
 
-def _find_directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, int]:
+def _find_directory(path: Path, file: BinaryIO, base: int, size: int) -> tuple[int, int, int]:
     """Entries, offset and length of the central directory."""
     tail_start = max(size - _END.size - _FULL16 - _LOCATOR.size, 0)
-    file.seek(tail_start)
-    tail = file.read()
+    file.seek(base + tail_start)
+    tail = file.read(size - tail_start)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > len(tail):
         raise Truncated(path, f"is a truncated zip: it ends after {size:,} bytes without its directory", TRUNCATED)
@@ -123,7 +126,7 @@ def _find_directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, in
         locator = at - _LOCATOR.size
         if locator >= 0 and tail.startswith(b"PK\x06\x07", locator):
             end64 = _LOCATOR.unpack_from(tail, locator)[2]
-            file.seek(end64)
+            file.seek(base + end64)
             raw = file.read(_END64.size)
             if len(raw) < _END64.size or not raw.startswith(b"PK\x06\x06"):
                 raise BrokenFile(path, "is a damaged zip: its zip64 directory is not where it should be")
@@ -134,7 +137,7 @@ def _find_directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, in
     return count, where, length
 
 
-def _members(path: Path, file: BinaryIO, directory: bytes, count: int, file_size: int) -> Iterator[Member]:
+def _members(path: Path, file: BinaryIO, directory: bytes, count: int, base: int, file_size: int) -> Iterator[Member]:
     at = 0
     for index in range(count):
         if directory[at : at + 4] != b"PK\x01\x02" or at + _CENTRAL.size > len(directory):
@@ -155,10 +158,10 @@ def _members(path: Path, file: BinaryIO, directory: bytes, count: int, file_size
             raise BrokenFile(path, f"record {name!r} is stored but claims two sizes ({packed:,} and {size:,} bytes)")
         if size > packed * DEFLATE_RATIO:
             raise BrokenFile(path, f"record {name!r} claims {size:,} bytes unpacked, more than {packed:,} can hold")
-        start = _start(path, file, name, header)
-        if start + packed > file_size:
+        start = _start(path, file, name, base + header)
+        if start + packed > base + file_size:
             raise BrokenFile(path, f"is truncated: record {name!r} ends at byte {start + packed:,} of {file_size:,}")
-        yield Member(name, method, crc32, packed, size, header, start)
+        yield Member(name, method, crc32, packed, size, base + header, start)
 
 
 def _wide(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int, int]:
@@ -203,7 +206,7 @@ def checksum_places(path: Path, member: Member) -> list[int]:
 
 def _entry(file: BinaryIO, path: Path, name: str) -> int:
     """Where in a file the directory's entry of a record begins."""
-    _, where, length = _find_directory(path, file, path.stat().st_size)
+    _, where, length = _find_directory(path, file, 0, path.stat().st_size)
     file.seek(where)
     directory = file.read(length)
     wanted = name.encode("utf-8", "surrogateescape")
