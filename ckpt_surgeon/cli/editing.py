@@ -228,7 +228,9 @@ def _convert() -> click.Command:
         written, checkpoint = output(values), opened(values)
         written.write(edits.rekeyed(checkpoint, {key: key for key in checkpoint}))
 
-    text = """Write any checkpoint as .pth or .safetensors, by OUT's extension; only the weights, all on the cpu.
+    text = """Write any checkpoint as .pth, .safetensors or .dcp, by OUT's extension; only the weights, all on the cpu.
+
+    A .dcp is a folder for torch.distributed.checkpoint.
 
     \b
     Example:
@@ -238,7 +240,7 @@ def _convert() -> click.Command:
     """
     return click.Command(
         "convert",
-        short_help="Write .pth or .safetensors from anything.",
+        short_help="Write .pth, .safetensors or .dcp from anything.",
         params=[SOURCE, OUT, *output_options()],
         callback=run,
         help=inspect.cleandoc(text),
