@@ -369,11 +369,11 @@ SLOWLY = textwrap.dedent(
     from ckpt_surgeon import writing
     from ckpt_surgeon.cli import main
     write = writing.write
-    def slowly(planned, *, progress=None, metadata=None):
+    def slowly(planned, *, progress=None, **others):
         def step(count):
             print("step", flush=True)
             time.sleep(0.01)
-        return write(planned, progress=step, metadata=metadata)
+        return write(planned, progress=step, **others)
     writing.write = slowly
     main()
     """
