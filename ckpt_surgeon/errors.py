@@ -20,6 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .remote import Place
 
 SHOWN = 5  # how many keys an error names before it says how many more there are
 
@@ -43,8 +47,8 @@ class CheckpointError(Exception):
 class FileError(CheckpointError):
     """One file is the trouble."""
 
-    def __init__(self, path: str | Path, problem: str, remedy: str = "") -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Place, problem: str, remedy: str = "") -> None:
+        self.path = Path(path) if isinstance(path, str) else path
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{path}: {problem}" + (f"; {remedy}" if remedy else ""))
@@ -61,15 +65,15 @@ class BrokenFile(FileError):
 class OutputExists(FileError):
     """The output exists and replacing it was not allowed."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Place) -> None:
         super().__init__(path, "exists already, nothing was written", "use --force (force=True) to replace it")
 
 
 class SelectionError(CheckpointError):
     """Several dicts of tensors could be meant, or the one asked for is not there."""
 
-    def __init__(self, path: str | Path, problem: str, candidates: Sequence[str] = ()) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Place, problem: str, candidates: Sequence[str] = ()) -> None:
+        self.path = Path(path) if isinstance(path, str) else path
         self.problem = problem
         self.candidates = tuple(candidates)
         hint = f": choose one of {'; '.join(self.candidates)}" if self.candidates else ""
@@ -108,8 +112,8 @@ class NothingMatched(EditError):
 class RecipeError(CheckpointError):
     """A recipe that cannot be read; problems carry their line numbers."""
 
-    def __init__(self, path: str | Path, problems: Sequence[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Place, problems: Sequence[str]) -> None:
+        self.path = Path(path) if isinstance(path, str) else path
         self.problems = tuple(problems)
         super().__init__(f"{path}: {'; '.join(self.problems)}")
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from . import formats
 from .checkpoint import Checkpoint
 from .formats.contents import Contents
+from .places import AnyPath, place
 from .selecting import select as select_state_dict
 
 
-def open(path: str | Path, *, select: str | None = None, salvage: bool = False) -> Checkpoint:
+def open(path: AnyPath, *, select: str | None = None, salvage: bool = False) -> Checkpoint:
     """Open any checkpoint as a lazy :class:`Checkpoint`; nothing in it is run and no tensor is read.
 
     ``path`` is a file (told by content: torch zip or legacy, safetensors, TorchScript, pickle …), an index of
-    shards, or a folder; ``select`` the dotted path of the state_dict where the file holds several.  With ``salvage``
-    a truncated file gives the tensors that are whole; the notes name those that are lost.  Raises NotACheckpoint,
-    BrokenFile, FileError or SelectionError.
+    shards, or a folder, local or at a URL that fsspec knows; ``select`` the dotted path of the state_dict where the
+    file holds several.  With ``salvage`` a truncated file gives the tensors that are whole; the notes name those that
+    are lost.  Raises NotACheckpoint, BrokenFile, FileError or SelectionError.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}, "epoch": 7}, "training.pth")
@@ -31,10 +31,10 @@ def open(path: str | Path, *, select: str | None = None, salvage: bool = False) 
         return select_state_dict(read(path, salvage=salvage), select)
 
 
-def read(path: str | Path, *, salvage: bool = False) -> Contents:
+def read(path: AnyPath, *, salvage: bool = False) -> Contents:
     """Everything a file holds, before a state_dict is selected."""
     with _paused_collector():
-        return formats.read(Path(path), salvage=salvage)
+        return formats.read(place(path), salvage=salvage)
 
 
 @contextmanager

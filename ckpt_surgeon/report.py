@@ -12,6 +12,9 @@ from .checkpoint import Checkpoint, LeftOut
 from .edits import is_derivable
 from .formats import sharded
 from .key_patterns import fold
+from .places import is_there
+from .places import size as size_of_file
+from .remote import RemotePath
 from .tensors import Storage, StoredTensor, Tensor
 from .writing import source_bytes
 
@@ -152,7 +155,8 @@ def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
     if len(listing.beside) > FEW:
         lines.append(f"  beside: {len(listing.beside) - FEW:,} more entries")
     if listing.prefix == "module.":
-        out = listing.path.with_name(f"clean{listing.path.suffix}")
+        name = f"clean{listing.path.suffix}"
+        out = name if isinstance(listing.path, RemotePath) else listing.path.with_name(name)
         remedy = command("strip-prefix", listing.path, out)
         lines.append(f"  every key begins with 'module.' (DataParallel); to take it off: {remedy}")
     for key, value in listing.metadata.items():
@@ -576,10 +580,10 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         what.append(f"{len(change.dropped):,} dropped")
     if len(plan.files) > 1:
         what.append(plural(len(plan.files), "shard"))
-    before, after = source_bytes(change.before), sum(file.path.stat().st_size for file in plan.files)
+    before, after = source_bytes(change.before), sum(size_of_file(file.path) for file in plan.files)
     lines = [f"wrote {plan.index or plan.out}: {', '.join(what)}, {size(before)} → {size(after)}"]
     lines += [f"note: {note}" for note in (*plan.checkpoint.notes, *change.notes, *remarks)]
-    if plan.index is None and sharded.index_name(plan.out).exists():
+    if plan.index is None and is_there(sharded.index_name(plan.out)):
         beside = sharded.index_name(plan.out).name
         lines.append(f"note: {beside} is still beside it; whoever opens the folder reads the shards that it lists")
     left = plan.checkpoint.left_out

@@ -9,16 +9,18 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import formats
+from . import formats, remote_writing
 from .checkpoint import Checkpoint
 from .errors import BrokenFile, EditError, FileError, OutputExists
 from .formats import Writer, sharded
 from .opening import open as open_checkpoint
+from .places import AnyPath, is_there, names, place, remove, size
+from .remote import Place, RemotePath
 from .selecting import select
 from .tensors import BLOCK, Block, ByteSpan, StoredTensor, Tensor, outcomes
 
@@ -35,7 +37,7 @@ _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EP
 class PlannedFile:
     """One file of an output and the tensors that go into it."""
 
-    path: Path
+    path: Place
     tensors: Mapping[str, Tensor]
 
 
@@ -43,11 +45,11 @@ class PlannedFile:
 class Plan:
     """What a write will do: its files, the index beside them (for shards), and the checkpoint they come from."""
 
-    out: Path
+    out: Place
     checkpoint: Checkpoint
     files: tuple[PlannedFile, ...]
     writer: Writer
-    index: Path | None = None
+    index: Place | None = None
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +59,7 @@ class Plan:
 
 def plan(
     checkpoint: Checkpoint,
-    out: str | Path,
+    out: AnyPath,
     *,
     force: bool = False,
     max_shard_size: int | None = None,
@@ -68,11 +70,13 @@ def plan(
     Raises OutputExists (without ``force``), NotACheckpoint (unknown extension), EditError (tensors that the
     container cannot hold, or none at all).
     """
-    out = Path(out)
+    out = place(out)
     writer = formats.writer_for(out)
     if not checkpoint.tensors:
         raise EditError([f"{out}: no tensor is left to write"])
-    if not out.parent.is_dir():
+    if isinstance(out, RemotePath):
+        remote_writing.check_writable(out)
+    elif not out.parent.is_dir():
         raise FileError(out, f"its directory {out.parent} does not exist", f"make it: mkdir -p {out.parent}")
     writer.check(checkpoint.tensors)
     groups = _groups(checkpoint.tensors, max_shard_size) if max_shard_size else [dict(checkpoint.tensors)]
@@ -86,7 +90,7 @@ def plan(
     planned = Plan(out, checkpoint, files, writer, index)
     if not force:
         for path in [*([index] if index else []), *(file.path for file in files), *_stale_shards(planned)]:
-            if os.path.lexists(path):
+            if is_there(path):
                 raise OutputExists(path)
     return planned
 
@@ -110,7 +114,7 @@ def _groups(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]
 
 def save(
     state_dict: Mapping[str, object],
-    out: str | Path,
+    out: AnyPath,
     *,
     force: bool = False,
     max_shard_size: int | None = None,
@@ -137,8 +141,8 @@ def save(
 
 
 def convert(
-    source: str | Path,
-    out: str | Path,
+    source: AnyPath,
+    out: AnyPath,
     *,
     select: str | None = None,
     force: bool = False,
@@ -158,7 +162,7 @@ def source_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the files that a checkpoint's tensors lie in."""
     storages = (tensor.storage.span for tensor in checkpoint.values() if isinstance(tensor, StoredTensor))
     paths = {span.path for span in storages if span is not None}
-    return sum(path.stat().st_size for path in paths)
+    return sum(size(path) for path in paths)
 
 
 def write(
@@ -173,14 +177,14 @@ def write(
     """
     tell = progress or (lambda _: None)
     notes = {**planned.checkpoint.metadata, **(metadata or {})}
+    if isinstance(planned.out, RemotePath):
+        return _write_remotely(planned, tell, notes)
     temporary: list[tuple[Path, Path]] = []
     try:
         for file in planned.files:
             temporary.append(_sibling(file.path))
             _write_file(temporary[-1][0], planned, file, tell, notes)
-        found = list(outcomes(planned.checkpoint.values()))
-        if problems := [outcome.problem for outcome in found if outcome.problem]:
-            raise EditError(problems)
+        remarks = _remarks(planned)
         for (made, _), file in zip(temporary, planned.files, strict=True):
             _verify(made, file)
         if planned.index is not None:
@@ -195,14 +199,66 @@ def write(
         for made, _ in temporary:
             made.unlink(missing_ok=True)
     for shard in stale:
-        shard.unlink(missing_ok=True)
+        remove(shard)
     for folder in {final.parent for _, final in temporary}:
         _sync_directory(folder)
+    return remarks
+
+
+def _write_remotely(planned: Plan, tell: Progress, notes: Mapping[str, str]) -> tuple[str, ...]:
+    """The same for a URL: streamed where files stay invisible until they are complete, else made here and sent.
+
+    What has become visible is read back; all of it is removed again when that, or anything before it, fails.
+    """
+    from tempfile import TemporaryDirectory
+
+    with remote_writing.Uploads(tell) as uploads, TemporaryDirectory(prefix="ckpt-") as folder:
+        stale = _stale_shards(planned)
+        if remote_writing.takes_parts(planned.out):
+            for file in planned.files:
+                with uploads.file(file.path, planned.writer.size_of(file.tensors)) as sink:
+                    versions = _versions_for(planned.checkpoint.versions, planned, file)
+                    planned.writer.write(sink, file.tensors, versions, notes)
+            remarks = _remarks(planned)
+            if planned.index is not None:
+                with uploads.file(planned.index, 0) as sink:
+                    sink.literal(_index_bytes(planned))
+            uploads.commit()
+        else:
+            here = _moved(planned, Path(folder))
+            remarks = write(here, progress=tell, metadata=notes)
+            for made, path in zip(_places(here), _places(planned), strict=True):
+                uploads.send(made, path)
+        for file in planned.files:
+            _verify(file.path, file)
+    for shard in stale:
+        remove(shard)
+    return remarks
+
+
+def _moved(planned: Plan, folder: Path) -> Plan:
+    """The same plan for another folder."""
+    files = tuple(PlannedFile(folder / file.path.name, file.tensors) for file in planned.files)
+    index = folder / planned.index.name if planned.index else None
+    return Plan(folder / planned.out.name, planned.checkpoint, files, planned.writer, index)
+
+
+def _places(planned: Plan) -> list[Place]:
+    """All the files of a plan, the index last."""
+    return [*(file.path for file in planned.files), *([planned.index] if planned.index else [])]
+
+
+def _remarks(planned: Plan) -> tuple[str, ...]:
+    """What turned out while values were computed; raises EditError for what forbids the result."""
+    found = list(outcomes(planned.checkpoint.values()))
+    if problems := [outcome.problem for outcome in found if outcome.problem]:
+        raise EditError(problems)
     return tuple(outcome.note for outcome in found if outcome.note)
 
 
-def _sibling(path: Path) -> tuple[Path, Path]:
+def _sibling(path: Place) -> tuple[Path, Path]:
     """A temporary name beside the file that ``path`` means (a link keeps pointing there), and that file."""
+    assert isinstance(path, Path)
     final = Path(os.path.realpath(path))
     return final.with_name(f".{final.name}.{os.urandom(4).hex()}.tmp"), final
 
@@ -228,17 +284,20 @@ def _versions_for(
     return {module: version for module, version in versions.items() if module in modules or not module}
 
 
-def _write_index(made: Path, planned: Plan) -> None:
+def _index_bytes(planned: Plan) -> bytes:
     weight_map = {key: file.path.name for file in planned.files for key in file.tensors}
     ordered = {key: weight_map[key] for key in planned.checkpoint}
-    total = sum(tensor.nbytes for tensor in planned.checkpoint.values())
+    return sharded.index_bytes(ordered, sum(tensor.nbytes for tensor in planned.checkpoint.values()))
+
+
+def _write_index(made: Path, planned: Plan) -> None:
     with open(made, "xb") as file:
-        file.write(sharded.index_bytes(ordered, total))
+        file.write(_index_bytes(planned))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _verify(made: Path, file: PlannedFile) -> None:
+def _verify(made: Place, file: PlannedFile) -> None:
     """Read an output's index back and compare it with the plan: keys, their order, dtypes, shapes."""
     written = select(formats.read(made), ".")
     asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
@@ -248,13 +307,14 @@ def _verify(made: Path, file: PlannedFile) -> None:
         raise BrokenFile(file.path, f"did not read back as planned ({odd}), nothing was replaced")
 
 
-def _stale_shards(planned: Plan) -> list[Path]:
+def _stale_shards(planned: Plan) -> Sequence[Place]:
     """Shards of an earlier output of this name that a new index no longer lists."""
     if planned.index is None:
         return []
     kept = {file.path.name for file in planned.files}
-    names = os.listdir(planned.out.parent)
-    return [planned.out.parent / name for name in names if sharded.is_shard_of(planned.out, name) and name not in kept]
+    folder = planned.out.parent
+    shards = [name for name in names(folder) if sharded.is_shard_of(planned.out, name)]
+    return [folder / name for name in shards if name not in kept]
 
 
 def _sync_directory(folder: Path) -> None:
@@ -284,6 +344,8 @@ def _refused(out: Path, error: OSError, finals: Mapping[str, Path]) -> FileError
 
 class FileSink:
     """A :class:`~ckpt_surgeon.formats.sink.Sink` that fills one file; small writes are gathered first."""
+
+    can_patch = True
 
     def __init__(self, descriptor: int, tell: Progress) -> None:
         self._descriptor = descriptor
@@ -331,6 +393,11 @@ class FileSink:
         os.pwrite(self._descriptor, raw, position)
 
     def copy(self, span: ByteSpan) -> None:
+        if isinstance(span.path, RemotePath):
+            for block in span.blocks():
+                self.literal(block)
+                self._tell(len(block))
+            return
         source = self._source(span.path)
         if len(span) < SMALL:
             block = os.pread(source, len(span), span.start)

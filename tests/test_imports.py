@@ -19,7 +19,7 @@ from tables import TABLE, save_legacy, save_safetensors, save_shards, save_zip
 import ckpt_surgeon
 
 PACKAGE = Path(ckpt_surgeon.__file__).parent
-HEAVY = ("torch", "numpy", "safetensors", "torchvision", "tqdm")
+HEAVY = ("torch", "numpy", "safetensors", "torchvision", "tqdm", "fsspec", "asyncio", "concurrent.futures")
 
 # What may be imported by the modules that everything stands on; those that are not named here are free in what they
 # use below themselves, as long as no circle closes.
@@ -27,9 +27,13 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "dtypes": set(),
     "key_patterns": set(),
-    "tensors": {"errors", "dtypes"},
-    "checkpoint": {"errors", "dtypes", "tensors"},
-    "formats": {"errors", "dtypes", "tensors"},
+    "remote": {"errors"},
+    "readahead": {"errors", "remote"},
+    "places": {"errors", "remote", "readahead"},
+    "tensors": {"errors", "dtypes", "remote", "readahead"},
+    "checkpoint": {"errors", "dtypes", "tensors", "remote"},
+    "formats": {"errors", "dtypes", "tensors", "remote", "readahead", "places"},
+    "remote_writing": {"errors", "remote", "tensors"},
     "renaming": {"errors"},
     "edits": {"errors", "dtypes", "tensors", "checkpoint", "renaming"},
     "align": {"errors", "dtypes", "tensors", "checkpoint", "edits"},

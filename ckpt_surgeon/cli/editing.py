@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import click
 
 from .. import edits, recipe
 from ..errors import FileError
-from .options import OUT, SOURCE, opened, output, output_options
+from ..remote import Place
+from .options import OUT, PLACE, SOURCE, opened, output, output_options
 
 # What a new user can paste, after `ckpt NAME `.
 EXAMPLES = {
@@ -136,10 +136,10 @@ def _command(name: str) -> click.Command:
     arguments = [one for one in options if isinstance(one, click.Argument)]
     others = [one for one in options if isinstance(one, click.Option)]
     if takes_lists:
-        others.insert(0, click.Option(["--from", "from_file"], type=click.Path(path_type=Path), metavar="FILE",
+        others.insert(0, click.Option(["--from", "from_file"], type=PLACE, metavar="FILE",
                                       help="Read more of them from a file, one a line."))  # fmt: skip
 
-    def run(from_file: Path | None = None, **values: object) -> None:
+    def run(from_file: Place | None = None, **values: object) -> None:
         written, checkpoint = output(values), opened(values)
         if from_file is not None:
             _extend(values, from_file)
@@ -156,7 +156,7 @@ def _command(name: str) -> click.Command:
     )
 
 
-def _extend(values: dict[str, object], path: Path) -> None:
+def _extend(values: dict[str, object], path: Place) -> None:
     """Add the lines of a file to the patterns or pairs; empty lines and ``#`` comments are skipped."""
     try:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]

@@ -6,13 +6,14 @@ A reader is chosen by content, never by the file's name; a writer by the output'
 from __future__ import annotations
 
 import errno
-import os
+import re
 import stat
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 from ..errors import FileError, NotACheckpoint
+from ..places import names
+from ..remote import HEAD, Place, RemotePath
 from ..tensors import Tensor
 from . import (
     foreign,
@@ -30,8 +31,6 @@ from . import (
 from .contents import Contents
 from .sink import Sink
 from .unpickle import Value
-
-HEAD = 4096  # bytes that tell a file's kind
 
 
 class Writer(Protocol):
@@ -56,7 +55,7 @@ class Writer(Protocol):
 class Reader(Protocol):
     """Reads one container."""
 
-    def __call__(self, path: Path, *, salvage: bool = False) -> Contents: ...
+    def __call__(self, path: Place, *, salvage: bool = False) -> Contents: ...
 
 
 READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
@@ -83,7 +82,7 @@ ZIPS: tuple[ZipKind, ...] = (torch_export, torchscript, torch_package, torch_zip
 WRITERS: dict[str, Writer] = {suffix: writer for writer in (torch_zip, safetensors) for suffix in writer.SUFFIXES}
 
 
-def read(path: Path, *, salvage: bool = False) -> Contents:
+def read(path: Place, *, salvage: bool = False) -> Contents:
     """Read what a file or folder holds: its index only, no tensor.
 
     With ``salvage`` a truncated file is read as far as it goes; tensors that are cut off are opaque ones of kind
@@ -96,31 +95,42 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
         head = _head(path)
         for matches, reader in READERS:
             if matches(head):
-                return reader(path, salvage=salvage)
+                return _read_by(reader, path, salvage)
     except OSError as error:
         raise _unopened(path, error) from error
     raise foreign.refuse(path, head, safetensors.broken(path, head))
 
 
-def read_shard(path: Path, *, salvage: bool = False) -> Contents:
+def _read_by(reader: Reader, path: Place, salvage: bool) -> Contents:
+    contents = reader(path, salvage=salvage)
+    if isinstance(path, RemotePath):
+        path.forget()
+    return contents
+
+
+def read_shard(path: Place, *, salvage: bool = False) -> Contents:
     """Read one file that an index names, which is no index."""
     if sharded.matches(_head(path)):
         raise NotACheckpoint(path, "is named as a shard and is an index itself, or other JSON", "rebuild the index")
     return read(path, salvage=salvage)
 
 
-def _head(path: Path) -> bytes:
+def _head(path: Place) -> bytes:
+    if isinstance(path, RemotePath):
+        return path.head()
     if not stat.S_ISREG(path.stat().st_mode):
         raise FileError(path, "is no regular file (a pipe or a device)", "save it to a file first")
     with open(path, "rb") as file:
         return file.read(HEAD)
 
 
-def read_zip(path: Path, *, salvage: bool = False) -> Contents:
+def read_zip(path: Place, *, salvage: bool = False) -> Contents:
     """Read a zip of one of torch's kinds.  Raises NotACheckpoint for any other zip, BrokenFile."""
     try:
         archive = zip_archive.read_archive(path)
     except zip_archive.Truncated as error:
+        if isinstance(path, RemotePath) and not salvage:
+            raise  # to look for its records is to fetch all of it
         archive = zip_archive.scan_archive(path)
         if not salvage:
             raise torch_zip.truncated(archive, error) from error
@@ -132,10 +142,14 @@ def read_zip(path: Path, *, salvage: bool = False) -> Contents:
     raise foreign.refuse_zip(path, list(archive.members))
 
 
-def _unopened(path: Path, error: OSError) -> FileError:
+def _unopened(path: Place, error: OSError) -> FileError:
+    if isinstance(path, RemotePath):
+        return path.refused(error)
     if error.errno == errno.ENOENT:
         near = path.parent if path.parent.is_dir() else None
-        alike = [name for name in sorted(os.listdir(near)) if name.startswith(path.stem)][:3] if near else []
+        alike = [name for name in names(near) if name.startswith(path.stem)][:3] if near else []
+        if re.match(r"[A-Za-z][\w+.-]+:/[^/]", str(path)):
+            return FileError(path, "is a URL that pathlib has cut short", "give it as text")
         remedy = f"there is {', '.join(alike)}" if alike else "check the name"
         return FileError(path, "does not exist", remedy)
     if error.errno == errno.EACCES:
@@ -143,7 +157,7 @@ def _unopened(path: Path, error: OSError) -> FileError:
     return FileError(path, f"cannot be opened ({error.strerror})", "check the path")
 
 
-def writer_for(path: Path) -> Writer:
+def writer_for(path: Place) -> Writer:
     """The writer for an output's extension.  Raises NotACheckpoint for one that names no container."""
     try:
         return WRITERS[path.suffix.lower()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from ..remote import Place
 from .unpickle import Global, Value
 
 
@@ -17,7 +17,7 @@ class Contents:
     ``notes`` are remarks on the file that ``ckpt ls`` passes on; ``globals`` every name that its pickles mention.
     """
 
-    path: Path
+    path: Place
     container: str
     root: Value
     metadata: Mapping[str, str] = field(default_factory=dict)
