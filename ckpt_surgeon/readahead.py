@@ -61,6 +61,7 @@ class _Ahead:
             yield memoryview(self._arrived(index))[start - low : end - low]
             if end == high:
                 del self._coming[index]
+                self._cursor = index + 1
             start = end
 
     def _piece_at(self, position: int) -> int | None:

@@ -18,6 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from .errors import BrokenFile, FileError
+from .troubles import is_missing, may_pass, refused, without_secrets
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -32,19 +33,14 @@ HEAD = 4096  # bytes that tell a file's kind
 WHOLE = 128 << 10  # a file up to this size is fetched with the first request
 UNRANGED = 16 << 20  # a file up to this size is fetched whole where the server has no ranges
 PAUSES = (0.2, 1.0)  # seconds before an HTTP request is made again; other file systems repeat their requests themselves
+SILENCE = 60  # seconds without a byte after which a web server is given up
 CONCURRENT = 32  # requests at a time
 
 _URL = r"(?:[A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+://"  # patterns are compiled when they are needed: few runs do
 _WEB = ("http", "https")
-_INSTALLED_BY_EXTRA = ("s3", "s3a", "http", "https", "hf")
+_INSTALLED_BY_EXTRA = ("fsspec", "s3fs", "aiohttp", "huggingface_hub")
 _SIZED = ("http", "https", "hf")  # file systems whose open() takes a size and then need not ask for it
 _VERSIONS = ("ETag", "etag", "blob_id", "generation", "md5Hash", "Last-Modified", "LastModified", "mtime", "created")
-_SECRETS = (
-    (r"(https?://|ftp://)[^/@\s'\"]*@", r"\1"),
-    (r"(\w://)[^/@:\s'\"]*:[^/@\s'\"]*@", r"\1"),
-    (r"(https?://[^\s'\"<>?]*)\?[^\s'\"<>)]+", r"\1?…"),
-)
-_UNREACHABLE = ("ClientConnector", "ConnectionRefused", "EndpointConnection", "ConnectError", "NameResolution")
 
 
 def is_url(text: str) -> bool:
@@ -54,17 +50,6 @@ def is_url(text: str) -> bool:
     (True, False, False)
     """
     return "://" in text and re.match(_URL, text) is not None
-
-
-def without_secrets(text: str) -> str:
-    """A text whose URLs have lost passwords and signatures.
-
-    >>> without_secrets("https://me:secret@host/model.pth?X-Amz-Signature=abc")
-    'https://host/model.pth?…'
-    """
-    for secret, rest in _SECRETS:
-        text = re.sub(secret, rest, text)
-    return text
 
 
 class _Known:
@@ -143,7 +128,11 @@ class RemotePath:
         return self._beside(f"{folder}{own}/{name}{query}")
 
     def _beside(self, url: str) -> RemotePath:
-        return RemotePath(url, self.options, _Known(anew=False))
+        known = _Known(anew=False)
+        fs = self._known.fs
+        if fs is not None and "::" not in url:
+            known.fs, known.path = fs, fs._strip_protocol(url)  # else each thread would make itself a connection
+        return RemotePath(url, self.options, known)
 
     def afresh(self) -> RemotePath:
         """The same place, of which nothing is known yet."""
@@ -159,20 +148,38 @@ class RemotePath:
     def _connected(self) -> tuple[fsspec.AbstractFileSystem, str]:
         known = self._known
         if known.fs is None:
-            options = dict(self.options)
-            if self.protocol in _WEB and "%" in self.url:
-                options.setdefault("encoded", True)  # a signature holds for the address as it is spelled
             try:
                 from fsspec.core import url_to_fs
 
+                options = {**(self._web_options() if self.protocol in _WEB else {}), **self.options}
                 known.fs, known.path = url_to_fs(self.url, **options)
             except ImportError as error:
-                there = error.name != "fsspec" and self.protocol not in _INSTALLED_BY_EXTRA
-                what = f" ({error})" if there and str(error) else ""
-                raise FileError(self, f"needs packages that are not installed{what}", INSTALL) from error
+                package = self._package()
+                raise FileError(
+                    self,
+                    f"needs {package}, which is not installed or too old",
+                    INSTALL if package in _INSTALLED_BY_EXTRA else f"pip install {package}",
+                ) from error
             except Exception as error:
-                raise self.refused(error) from error
+                raise refused(self, error) from error
         return known.fs, known.path
+
+    def _web_options(self) -> Mapping[str, object]:
+        """What is asked of fsspec's HTTP: patience with slow lines, none with dead ones, and addresses left alone."""
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        is_spelled = {"encoded": True} if "%" in self.url else {}  # a signature holds for what was signed
+        return {"client_kwargs": {"timeout": timeout}, **is_spelled}
+
+    def _package(self) -> str:
+        """The package that is missing: fsspec itself, or the one that it needs for the protocol."""
+        try:
+            from fsspec.registry import known_implementations
+        except ImportError:
+            return "fsspec"
+        found = known_implementations.get(self.protocol, {}).get("class", "fsspec")
+        return "aiohttp" if self.protocol in _WEB else str(found).partition(".")[0]
 
     def _info(self) -> Mapping[str, object]:
         """What the file system tells of the file, asked once."""
@@ -196,18 +203,13 @@ class RemotePath:
             raise FileError(self, "comes from a server that does not say its size", "download the file first")
         return found
 
-    @property
-    def version(self) -> str:
-        """What changes when the file does, as far as its server tells: ETag, checksum or date, and size."""
-        info = self._info()
-        said = next((f"{name} {info[name]}" for name in _VERSIONS if info.get(name)), "")
-        return f"{said}, {info.get('size')} bytes"
-
     def check_unchanged(self) -> None:
-        """Raise BrokenFile when the file is another one than when it was opened."""
-        now = self.afresh().version
-        if now != self.version:
-            raise BrokenFile(self, f"changed while it was read (it was {self.version}, it is {now})", "do it again")
+        """Raise BrokenFile when the file is another one than when it was opened, as far as its server tells."""
+        fs, path = self._connected()
+        self._forget_listing()
+        before, now = _version(self._info()), _version(self._asked(lambda: fs.info(path)))
+        if now != before:
+            raise BrokenFile(self, f"changed while it was read (it was {before}, it is {now})", "do it again")
 
     def is_dir(self) -> bool:
         """Whether it is a folder; a URL that ends in a slash is one."""
@@ -229,17 +231,18 @@ class RemotePath:
         try:
             return self._info().get("type") != "directory"
         except FileError as error:
-            if isinstance(error.__cause__, FileNotFoundError) and _status(error.__cause__) in (None, 404, 410):
+            if is_missing(error.__cause__):
                 return False
             raise
 
     def names(self) -> list[str]:
         """The names in this folder; none where there is none.  Raises FileError where it cannot be listed."""
         fs, path = self._connected()
+        self._forget_listing()
         try:
             found = self._asked(lambda: fs.ls(path, detail=False))
         except FileError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
+            if is_missing(error.__cause__):
                 return []
             raise
         return sorted({str(name).rstrip("/").rpartition("/")[2] for name in found})
@@ -363,52 +366,16 @@ class RemotePath:
             except FileError:
                 raise
             except Exception as error:
-                if pause is None or not _may_pass(error):
-                    raise self.refused(error, doing) from error
+                if pause is None or not may_pass(error):
+                    raise refused(self, error, doing) from error
                 time.sleep(pause)
         raise AssertionError
 
-    def refused(self, error: Exception, doing: str = "read") -> FileError:
-        """The error for what fsspec, or a library under it, raised."""
-        status, kind = _status(error), type(error).__name__
-        if status in (401, 403) or isinstance(error, PermissionError):
-            said = f"{status}" if status else "access denied"
-            return FileError(self, f"may not be {doing} by you ({said})", "check your credentials and the address")
-        if status in (404, 410) or (isinstance(error, FileNotFoundError) and status is None and not error.__cause__):
-            return FileError(self, "does not exist", "check the address")
-        if status is not None:
-            return FileError(self, f"cannot be {doing}: its server answers with status {status}", "try again later")
-        if kind in ("NoCredentialsError", "PartialCredentialsError"):
-            return FileError(self, f"cannot be {doing}: there are no credentials for it", "set them up, or anon=True")
-        if isinstance(error, TimeoutError):
-            return FileError(self, f"cannot be {doing}: its server does not answer in time", "try again later")
-        if kind.startswith(_UNREACHABLE) or isinstance(error.__cause__, ConnectionRefusedError):
-            return FileError(self, f"cannot be {doing}: its server cannot be reached", "check the address")
-        if "Protocol not known" in str(error):
-            return FileError(self, f"has a protocol that fsspec does not know ({self.protocol})", "check the address")
-        innermost = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        said = without_secrets(" ".join(f"{type(innermost).__name__}: {innermost}".split()))[:300]
-        return FileError(self, f"cannot be {doing} ({said})", "try again, or download the file first")
 
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that an error, or what caused it, tells."""
-    while error is not None:
-        for found in (getattr(error, "status", None), getattr(getattr(error, "response", None), "status_code", None)):
-            if isinstance(found, int):
-                return found
-        error = error.__cause__
-    return None
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed a moment later."""
-    status = _status(error)
-    if status is not None:
-        return status >= 500 or status in (408, 429)
-    return not isinstance(error, (FileNotFoundError, PermissionError, ValueError, NotImplementedError)) or (
-        isinstance(error, FileNotFoundError) and error.__cause__ is not None
-    )
+def _version(info: Mapping[str, object]) -> str:
+    """What changes when a file does: its ETag, checksum or date, and its size."""
+    said = next((f"{name} {info[name]}, " for name in _VERSIONS if info.get(name)), "")
+    return f"{said}{info.get('size')} bytes"
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .errors import EditError, FileError
 from .remote import Place, RemotePath
 from .tensors import Block, ByteSpan
+from .troubles import refused
 
 if TYPE_CHECKING:
     import fsspec
@@ -36,6 +37,15 @@ def takes_parts(out: Place) -> bool:
     return isinstance(out, RemotePath) and out.protocol in ("s3", "s3a")
 
 
+def part_size(nbytes: int) -> int:
+    """Bytes of each part of a file of about so many.
+
+    >>> part_size(1 << 30), part_size(1 << 40)
+    (16777216, 122168099)
+    """
+    return max(PART, -(-nbytes // PARTS))
+
+
 class RemoteSink:
     """A :class:`~ckpt_surgeon.formats.sink.Sink` that sends a file in parts; what was sent cannot be mended."""
 
@@ -45,8 +55,8 @@ class RemoteSink:
         self._path = path
         self._tell = tell
         self.position = 0
-        part = max(PART, -(-nbytes // PARTS))
-        self._file = self._done(lambda: path.fs.open(str(path.url), "wb", autocommit=False, block_size=part))
+        part = part_size(nbytes)
+        self._file = self._done(lambda: path.fs.open(path.url, "wb", autocommit=False, block_size=part))
 
     def literal(self, raw: Block) -> None:
         self._done(lambda: self._file.write(raw))
@@ -90,7 +100,7 @@ class RemoteSink:
         except FileError:
             raise
         except Exception as error:
-            raise self._path.refused(error, "written") from error
+            raise refused(self._path, error, "written") from error
 
 
 class Uploads:

@@ -42,6 +42,7 @@ _FORMATS: dict[int, _Format] = {1: "B", 2: "H", 4: "I", 8: "Q"}  # memoryview an
 class ByteSpan:
     """Bytes ``start`` to ``stop`` (exclusive) of a file.
 
+    >>> from pathlib import Path
     >>> len(ByteSpan(Path("a.pth"), 64, 128))
     64
     """
@@ -207,6 +208,7 @@ class StoredTensor:
     ``shape``, ``stride`` and ``offset`` are counted in elements, as torch counts them.  Raises ValueError when
     they reach outside the storage.
 
+    >>> from pathlib import Path
     >>> from ckpt_surgeon.dtypes import parse
     >>> storage = Storage(ByteSpan(Path("w.bin"), 0, 24), 24)
     >>> StoredTensor(parse("float32"), (2, 3), (3, 1), 0, storage).span

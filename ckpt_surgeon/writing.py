@@ -303,8 +303,9 @@ def _verify(made: Place, file: PlannedFile) -> None:
     asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
     found = [(key, tensor.dtype, tensor.shape) for key, tensor in written.items()]
     if asked != found:
+        fate = "it was removed" if isinstance(made, RemotePath) else "nothing was replaced"
         odd = next((f"{a} became {b}" for a, b in zip(asked, found, strict=False) if a != b), "tensors are missing")
-        raise BrokenFile(file.path, f"did not read back as planned ({odd}), nothing was replaced")
+        raise BrokenFile(file.path, f"did not read back as planned ({odd}), {fate}")
 
 
 def _stale_shards(planned: Plan) -> Sequence[Place]:

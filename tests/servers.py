@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -57,7 +58,11 @@ class _Handler(BaseHTTPRequestHandler):
             site.gets += with_body
             number = site.gets
         time.sleep(site.latency)
-        path = site.folder / unquote(self.path.partition("?")[0]).lstrip("/")
+        address = unquote(self.path.partition("?")[0])
+        if address.startswith("/api/"):
+            self._say(200, _hub(site.folder, address), with_body)
+            return
+        path = site.folder / address.replace("/org/net/resolve/main", "").lstrip("/")
         status = (site.status(number) if with_body else 0) or (0 if site.heads or with_body else 403)
         if status or not path.is_file():
             self._say(status or 404, b"", with_body)
@@ -82,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             self._send(path, start, stop - site.cut(number))
+            self.close_connection |= site.cut(number) > 0
 
     def _send(self, path: Path, start: int, stop: int) -> None:
         site = self.server.site
@@ -95,15 +101,23 @@ class _Handler(BaseHTTPRequestHandler):
                     start += len(block)
         except OSError:  # who asked has seen enough
             self.close_connection = True
-        if site.cut(site.gets):
-            self.close_connection = True
 
     def _say(self, status: int, body: bytes, with_body: bool) -> None:
         self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if with_body:
             self.wfile.write(body)
+
+
+def _hub(folder: Path, address: str) -> bytes:
+    """What Hugging Face's hub says of a model ``org/net`` that holds the files of a folder."""
+    if "/tree/" not in address:
+        return json.dumps({"id": "org/net", "sha": "0" * 40, "siblings": []}).encode()
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    said = [{"type": "file", "oid": "1" * 40, "size": path.stat().st_size, "path": path.name} for path in files]
+    return json.dumps(said).encode()
 
 
 class _Web(ThreadingHTTPServer):
@@ -125,3 +139,20 @@ def web(folder: Path) -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def s3() -> Iterator[str]:
+    """An S3 server; yields its address."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()

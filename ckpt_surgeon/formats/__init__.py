@@ -15,6 +15,7 @@ from ..errors import FileError, NotACheckpoint
 from ..places import names
 from ..remote import HEAD, Place, RemotePath
 from ..tensors import Tensor
+from ..troubles import refused
 from . import (
     foreign,
     plain_pickle,
@@ -144,7 +145,7 @@ def read_zip(path: Place, *, salvage: bool = False) -> Contents:
 
 def _unopened(path: Place, error: OSError) -> FileError:
     if isinstance(path, RemotePath):
-        return path.refused(error)
+        return refused(path, error)
     if error.errno == errno.ENOENT:
         near = path.parent if path.parent.is_dir() else None
         alike = [name for name in names(near) if name.startswith(path.stem)][:3] if near else []

@@ -114,6 +114,8 @@ def _find_directory(path: Place, file: BinaryIO, size: int) -> tuple[int, int, i
     most = _END.size + _FULL16 + _LOCATOR.size  # where a comment is as long as it may be
     for reach in (file.path.reach, most) if isinstance(file, RemoteReader) else (most,):
         tail_start = max(size - reach, 0)
+        if isinstance(file, RemoteReader):
+            file.path.fetch_ahead([(tail_start, size)])  # the directory is there, too, or begins there
         file.seek(tail_start)
         tail = file.read()
         at = tail.rfind(b"PK\x05\x06")
