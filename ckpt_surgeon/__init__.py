@@ -39,6 +39,7 @@ from .listing import Listing, ls
 from .loading import LoadReport, from_torch, load, load_into
 from .opening import open
 from .recipe import Recipe, Step, step
+from .remote import RemotePath
 from .scanning import Name, Scan, scan
 from .targets import Expected, resolve
 from .tensors import ByteSpan, ComputedTensor, OpaqueTensor, Storage, StoredTensor
@@ -88,6 +89,7 @@ __all__ = [
     "Proposal",
     "Recipe",
     "RecipeError",
+    "RemotePath",
     "Rule",
     "Rules",
     "Scan",

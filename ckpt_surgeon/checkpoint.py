@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
+from .remote import Place
 from .tensors import Tensor
 
 Versions = Mapping[str, Mapping[str, object]]  # torch's _metadata: module path -> {"version": 2}
@@ -34,7 +34,7 @@ class Checkpoint(Mapping[str, Tensor]):
     """
 
     tensors: Mapping[str, Tensor]
-    path: Path | None = None
+    path: Place | None = None
     container: str = ""
     selected: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)

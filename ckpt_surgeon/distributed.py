@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from .errors import CheckpointError, EditError, FileError, OutputExists, RankFailed, listed
 from .formats import FolderWriter
 from .journal import discard, sync_directory
+from .remote import Place
 from .tensors import ComputedTensor, StoredTensor, Tensor, outcomes
 from .writing import Plan, PlannedFile, Progress, verify, write_file, write_index
 from .writing import write as write_whole
@@ -73,10 +74,11 @@ def write(
     with _joined() as group:
         digest = _digest(planned, job, metadata or {})
         group.agree(digest, planned.out)
-        if isinstance(planned.writer, FolderWriter):
+        out = planned.out
+        if isinstance(planned.writer, FolderWriter) or not isinstance(out, Path):
             notes = _write_alone(planned, group, force=force, progress=progress, metadata=metadata)
-            return (*notes, "one process wrote the folder; only shards with an index are shared out")
-        staging = planned.out.with_name(f".{planned.out.name}.parts")
+            return (*notes, "one process wrote it: a folder, or a URL, is not shared out")
+        staging = out.with_name(f".{planned.out.name}.parts")
         if group.rank == 0:
             _prepare(planned, staging, digest, force=force)
         group.wait()
@@ -161,7 +163,7 @@ def _mark(final: Path) -> None:
 
 def _place(staging: Path, file: PlannedFile) -> Path | None:
     """Where a shard is that an earlier run has finished, if it is still whole: in the staging folder or in place."""
-    for path in (staging / file.path.name, file.path):
+    for path in (staging / file.path.name, local(file.path)):
         try:
             nbytes = int((staging / f"{file.path.name}{DONE}").read_text("utf-8"))
             if path.stat().st_size == nbytes:
@@ -178,19 +180,19 @@ def _place(staging: Path, file: PlannedFile) -> Path | None:
 def _digest(planned: Plan, job: str, metadata: Mapping[str, str]) -> str:
     """What tells one job from another: its name, its sources as they are now, the keys and shapes of every shard."""
     found = hashlib.sha256(f"{version('ckpt_surgeon')}\n{job}\n{sorted(metadata.items())}\n".encode())
-    paths: dict[Path, None] = {}
+    paths: dict[Place, None] = {}
     for file in planned.files:
         found.update(f"{file.path.name}\n".encode())
         for key, tensor in file.tensors.items():
             found.update(f"{key} {tensor.dtype} {tensor.shape} {tensor.span}\n".encode("utf-8", "surrogatepass"))
             paths.update(dict.fromkeys(_sources(tensor)))
     for path in paths:
-        about = path.stat()
-        found.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
+        state = f"{(about := path.stat()).st_size} {about.st_mtime_ns}" if isinstance(path, Path) else path.size
+        found.update(f"{path} {state}\n".encode("utf-8", "surrogatepass"))
     return found.hexdigest()
 
 
-def _sources(tensor: Tensor) -> Iterator[Path]:
+def _sources(tensor: Tensor) -> Iterator[Place]:
     """The files that a tensor's bytes come from."""
     ahead, seen = [tensor], set()
     while ahead:
@@ -223,25 +225,32 @@ def _prepare(planned: Plan, staging: Path, digest: str, *, force: bool) -> None:
 
 def _put_in_place(planned: Plan, staging: Path) -> None:
     """Move all shards to their names and write the index, last; an old index goes first."""
-    places = {file.path: _place(staging, file) for file in planned.files}
+    places = {local(file.path): _place(staging, file) for file in planned.files}
     if lost := [path.name for path, place in places.items() if place is None]:
         raise FileError(planned.out, f"{listed(lost)} is not there as it was verified", "run the same command again")
-    if planned.index is not None:
-        planned.index.unlink(missing_ok=True)
+    index = None if planned.index is None else local(planned.index)
+    if index is not None:
+        index.unlink(missing_ok=True)
     stale = planned.stale_shards()
     for path, place in places.items():
         os.replace(place or path, path)
         discard(path)
     for shard in stale:
-        shard.unlink(missing_ok=True)
-    sync_directory(planned.out.parent)
-    if planned.index is not None:
+        local(shard).unlink(missing_ok=True)
+    sync_directory(local(planned.out).parent)
+    if index is not None:
         made = staging / "index"
         made.unlink(missing_ok=True)
         write_index(made, planned)
-        os.replace(made, planned.index)
-        sync_directory(planned.out.parent)
+        os.replace(made, index)
+        sync_directory(local(planned.out).parent)
     shutil.rmtree(staging)
+
+
+def local(path: Place) -> Path:
+    """The path of a file on this machine, as all outputs are that are shared out."""
+    assert isinstance(path, Path)
+    return path
 
 
 # -- the other processes
@@ -274,7 +283,7 @@ class _Group:
         self.wait()
         return [json.loads(self._store.get(f"{self._rounds}/{one}")) for one in range(self.size)]
 
-    def agree(self, digest: str, out: Path) -> None:
+    def agree(self, digest: str, out: Place) -> None:
         """Raise EditError unless every process has planned the same."""
         first, *others = self.gathered(digest)
         odd = [str(number) for number, other in enumerate(others, 1) if other != first]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .dtypes import DType
 from .errors import EditError
+from .remote import RemotePath
 from .tensors import Block, StoredTensor, Tensor
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def elements(tensor: Tensor) -> Iterator[torch.Tensor]:
     They are only valid until the next one is asked for.
     """
     span = tensor.span if isinstance(tensor, StoredTensor) else None
-    if span is None or span.start % tensor.dtype.part:
+    if span is None or span.start % tensor.dtype.part or isinstance(span.path, RemotePath):
         for block in tensor.blocks():
             yield typed(bytearray(block), tensor)
         return

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .align import Alignment, align
@@ -19,6 +18,7 @@ from .edits import Change, is_derivable, matching
 from .elements import pieces
 from .errors import EditError, listed
 from .opening import open as open_checkpoint
+from .places import AnyPath
 from .recipe import Recipe
 from .targets import Expected
 from .tensors import Block, ComputedTensor, Tensor
@@ -225,7 +225,7 @@ def _initialised(
 
 
 def fit(
-    source: str | Path | Checkpoint,
+    source: AnyPath | Checkpoint,
     target: str | torch.nn.Module,
     *,
     select: str | None = None,

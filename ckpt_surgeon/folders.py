@@ -7,6 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+from .places import size
+from .remote import Place, RemotePath
+
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE
 
@@ -53,8 +56,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def nbytes(path: Path) -> int:
-    """The bytes of a file, or of all files in a folder."""
-    if not path.is_dir():
-        return path.stat().st_size
+def nbytes(path: Place) -> int:
+    """The bytes of a file, or of all files in a folder of this machine."""
+    if isinstance(path, RemotePath) or not path.is_dir():
+        return size(path)
     return sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())

@@ -22,6 +22,8 @@ from .formats.torch_objects import TypedStorage
 from .formats.unpickle import Object, Ordered, Value, spelled
 from .journal import Patch
 from .opening import INTERRUPTED, index_of
+from .places import AnyPath
+from .remote import Place
 from .selecting import Step, Trail, continues, followed
 from .selecting import select as select_state_dict
 from .tensors import OpaqueTensor, StoredTensor
@@ -51,7 +53,7 @@ class InPlace:
         return sum(len(patch.new) for patch in self.patches)
 
 
-def plan_in_place(path: str | Path, edit: Edit, *, select: str | None = None) -> InPlace:
+def plan_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -> InPlace:
     """Plan to rename keys in a file without writing another one; nothing is touched.
 
     ``edit`` is a step or a recipe that renames and does nothing else; ``select`` the dotted path of the state_dict
@@ -65,28 +67,28 @@ def plan_in_place(path: str | Path, edit: Edit, *, select: str | None = None) ->
     ({'fc.bias': ('module.fc.bias',)}, 7)
     """
     index = index_of(path)
-    contents = index.contents
+    contents, here = index.contents, _local(index.contents.path)
     checkpoint = select_state_dict(contents, select)
     change = _change(edit, checkpoint)
-    names = _names(contents.path, change)
+    names = _names(here, change)
     if all(old == new for old, new in names.items()):
-        return InPlace(contents.path, change, (), 0)
-    if (links := contents.path.stat().st_nlink) > 1:  # whoever opens another of its names finds no journal
-        raise FileError(contents.path, f"has {links} names (hard links), and all would change", NEW_FILE)
+        return InPlace(here, change, (), 0)
+    if (links := here.stat().st_nlink) > 1:  # whoever opens another of its names finds no journal
+        raise FileError(here, f"has {links} names (hard links), and all would change", NEW_FILE)
     place = followed(contents.root, checkpoint.selected)
     if place is None:
-        raise FileError(contents.path, f"has {checkpoint.selected!r} in a place that cannot be told", NEW_FILE)
+        raise FileError(here, f"has {checkpoint.selected!r} in a place that cannot be told", NEW_FILE)
     made = _rewritten(index, _Texts(index, names, _modules(change)).below(place[0]), names, place[1])
     problem = _problem(change, made.contents, select)
     if not problem and place[1]:
         differs = _first_difference(contents.root, made.contents.root, place[1][-1])
         problem = f"{differs} in it has the same dict, and would change too" if differs is not None else ""
     if problem:
-        raise FileError(contents.path, problem, NEW_FILE)
-    return InPlace(contents.path, change, made.patches, made.spare)
+        raise FileError(here, problem, NEW_FILE)
+    return InPlace(here, change, made.patches, made.spare)
 
 
-def rename_in_place(path: str | Path, edit: Edit, *, select: str | None = None) -> InPlace:
+def rename_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -> InPlace:
     """Rename keys in a file without writing another one; returns the plan that was carried out.
 
     See :func:`plan_in_place` for the arguments and errors.  A crash on the way leaves a journal beside the file, with
@@ -101,6 +103,11 @@ def rename_in_place(path: str | Path, edit: Edit, *, select: str | None = None) 
     planned = plan_in_place(path, edit, select=select)
     carry_out(planned)
     return planned
+
+
+def _local(path: Place) -> Path:
+    assert isinstance(path, Path)  # index_of takes no other
+    return path
 
 
 def carry_out(planned: InPlace) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import folders
@@ -13,9 +12,12 @@ from .checkpoint import LeftOut
 from .errors import BrokenFile, NotACheckpoint, NothingMatched
 from .formats.contents import Contents
 from .opening import read
+from .places import AnyPath
+from .readahead import reading_ahead
+from .remote import Place
 from .selecting import Candidate, beside, candidates, without_lost
 from .selecting import select as select_state_dict
-from .tensors import StoredTensor, Tensor
+from .tensors import StoredTensor, Tensor, spans_of
 from .tree import Entry, describe, entries
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Part:
 class Listing:
     """The result of :func:`ls`.  ``tensors`` is keyed by full dotted path where the file holds several parts."""
 
-    path: Path
+    path: Place
     container: str
     file_bytes: int
     parts: tuple[Part, ...]
@@ -66,7 +68,7 @@ def common_prefix(keys: Iterable[str]) -> str:
 
 
 def ls(
-    path: str | Path,
+    path: AnyPath,
     patterns: Iterable[str] = (),
     *,
     select: str | None = None,
@@ -115,7 +117,8 @@ def ls(
 def _stats(tensors: Mapping[str, Tensor]) -> Mapping[str, Stats]:
     from .values import stats
 
-    return {key: stats(tensor) for key, tensor in tensors.items()}
+    with reading_ahead(spans_of(tensors.values())):
+        return {key: stats(tensor) for key, tensor in tensors.items()}
 
 
 def _parts(
@@ -143,7 +146,7 @@ def _part(candidate: Candidate) -> Part:
     )
 
 
-def _file_bytes(path: Path, tensors: Mapping[str, Tensor]) -> int:
+def _file_bytes(path: Place, tensors: Mapping[str, Tensor]) -> int:
     """The size of the file, or of all the shards behind an index."""
     stored = (tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor))
     shards = {file for tensor in stored for file in tensor.storage.files}
@@ -165,11 +168,12 @@ def _check(tensors: Mapping[str, Tensor]) -> int:
     storages = {tensor.storage: key for key, tensor in tensors.items() if isinstance(tensor, StoredTensor)}
     damaged: list[tuple[str, BrokenFile]] = []
     total = 0
-    for storage, key in storages.items():
-        try:
-            total += sum(map(len, storage.blocks()))
-        except BrokenFile as error:
-            damaged.append((key, error))
+    with reading_ahead(storage.span for storage in storages if storage.span is not None):
+        for storage, key in storages.items():
+            try:
+                total += sum(map(len, storage.blocks()))
+            except BrokenFile as error:
+                damaged.append((key, error))
     if damaged:
         key, first = damaged[0]
         more = f" (and {len(damaged) - 1:,} more)" if len(damaged) > 1 else ""

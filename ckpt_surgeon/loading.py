@@ -14,7 +14,10 @@ from .dtypes import BY_NAME
 from .edits import versions_of
 from .errors import BrokenFile, EditError, listed
 from .opening import open as open_checkpoint
-from .tensors import OpaqueTensor, Storage, StoredTensor, Tensor, fill, row_major, swapped
+from .places import AnyPath
+from .readahead import reading_ahead
+from .remote import RemotePath
+from .tensors import OpaqueTensor, Storage, StoredTensor, Tensor, fill, row_major, spans_of, swapped
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    source: str | Path | Checkpoint, *, map_location: MapLocation = "cpu", select: str | None = None
+    source: AnyPath | Checkpoint, *, map_location: MapLocation = "cpu", select: str | None = None
 ) -> OrderedDict[str, torch.Tensor]:
     """Load a checkpoint as a state_dict of torch tensors; its memory is the file's, mapped, until it is changed.
 
@@ -52,7 +55,8 @@ def load(
     ]
     if odd:
         raise EditError([*odd, "leave them out or load the file with torch.load"])
-    loaded = OrderedDict((key, loader.tensor(tensor)) for key, tensor in checkpoint.items())
+    with reading_ahead(spans_of(checkpoint.values())):
+        loaded = OrderedDict((key, loader.tensor(tensor)) for key, tensor in checkpoint.items())
     if checkpoint.versions is not None:
         loaded._metadata = OrderedDict(checkpoint.versions)  # type: ignore[attr-defined]
     return loaded
@@ -60,7 +64,7 @@ def load(
 
 def load_into(
     model: torch.nn.Module,
-    source: str | Path | Checkpoint,
+    source: AnyPath | Checkpoint,
     *,
     map_location: MapLocation = "cpu",
     select: str | None = None,
@@ -206,11 +210,12 @@ class _Loader:
         storage = self._storages.get(tensor.storage)
         if storage is None:
             whole, part = tensor.storage.plain, tensor.dtype.part
-            unplaced = (
-                self._mapped(whole.path, whole.start, whole.stop, part)
-                if whole is not None
-                else _read(tensor.storage, part)
-            )
+            if whole is None:
+                unplaced = _read(tensor.storage, part)
+            elif isinstance(whole.path, RemotePath):
+                unplaced = _untyped(whole.fetched())
+            else:
+                unplaced = self._mapped(whole.path, whole.start, whole.stop, part)
             storage = self._storages[tensor.storage] = self._restore(unplaced, tensor.storage.device)
         empty = torch.empty(0, dtype=dtype, device=storage.device)
         made = empty.set_(storage, tensor.offset, tensor.shape, tensor.stride)
@@ -250,10 +255,13 @@ def _read(storage: Storage, part: int) -> torch.UntypedStorage:
     return _untyped(swapped(raw, part) if storage.big_endian else raw)
 
 
-def _untyped(raw: bytes) -> torch.UntypedStorage:
+def _untyped(raw: bytes | bytearray) -> torch.UntypedStorage:
     import torch
 
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).untyped_storage() if raw else torch.UntypedStorage(0)
+    if not raw:
+        return torch.UntypedStorage(0)
+    writable = raw if isinstance(raw, bytearray) else bytearray(raw)
+    return torch.frombuffer(writable, dtype=torch.uint8).untyped_storage()
 
 
 def from_torch(state_dict: Mapping[str, torch.Tensor]) -> Checkpoint:

@@ -10,19 +10,21 @@ from pathlib import Path
 
 from . import formats, journal
 from .checkpoint import Checkpoint
+from .errors import NEW_FILE, FileError
 from .formats.contents import Contents, Index
+from .places import AnyPath, place
 from .selecting import select as select_state_dict
 
 INTERRUPTED = "a rename in place was interrupted"  # how the note on it begins
 
 
-def open(path: str | Path, *, select: str | None = None, salvage: bool = False) -> Checkpoint:
+def open(path: AnyPath, *, select: str | None = None, salvage: bool = False) -> Checkpoint:
     """Open any checkpoint as a lazy :class:`Checkpoint`; nothing in it is run and no tensor is read.
 
     ``path`` is a file (told by content: torch zip or legacy, safetensors, TorchScript, pickle …), an index of
-    shards, or a folder; ``select`` the dotted path of the state_dict where the file holds several.  With ``salvage``
-    a truncated file gives the tensors that are whole; the notes name those that are lost.  Raises NotACheckpoint,
-    BrokenFile, FileError or SelectionError.
+    shards, or a folder, local or at a URL that fsspec knows; ``select`` the dotted path of the state_dict where the
+    file holds several.  With ``salvage`` a truncated file gives the tensors that are whole; the notes name those that
+    are lost.  Raises NotACheckpoint, BrokenFile, FileError or SelectionError.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}, "epoch": 7}, "training.pth")
@@ -34,19 +36,23 @@ def open(path: str | Path, *, select: str | None = None, salvage: bool = False) 
         return select_state_dict(read(path, salvage=salvage), select)
 
 
-def read(path: str | Path, *, salvage: bool = False) -> Contents:
+def read(path: AnyPath, *, salvage: bool = False) -> Contents:
     """Everything a file holds, before a state_dict is selected; a rename in place that was interrupted is finished."""
+    where = place(path)
     with _paused_collector():
-        outcome = journal.recover(formats.located(Path(path)))
-        return _told(formats.read(Path(path), salvage=salvage), outcome)
+        outcome = journal.recover(formats.located(where)) if isinstance(where, Path) else None
+        return _told(formats.read(where, salvage=salvage), outcome)
 
 
-def index_of(path: str | Path) -> Index:
+def index_of(path: AnyPath) -> Index:
     """The same, as an index that can be rewritten where it lies: see :func:`ckpt_surgeon.formats.index_of`."""
     with _paused_collector():
-        place = formats.located(Path(path))
-        outcome = journal.recover(place)
-        index = formats.index_of(place)
+        where = place(path)
+        if not isinstance(where, Path):
+            raise FileError(where, "is not on this machine, so nothing in it can be changed in place", NEW_FILE)
+        here = formats.located(where)
+        outcome = journal.recover(here)
+        index = formats.index_of(here)
         index.contents = _told(index.contents, outcome)
         return index
 

@@ -21,13 +21,14 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from . import adapt, transforms
 from .checkpoint import Checkpoint
 from .edits import EDITS, Change
 from .errors import EditError, FileError, NothingMatched, RecipeError, listed
+from .places import AnyPath, place
+from .remote import Place
 from .renaming import parse_pairs
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
@@ -230,12 +231,12 @@ class Recipe:
         """The recipe as TOML."""
         return "\n".join(_table(one) for one in self.steps)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Write the recipe to a TOML file."""
-        Path(path).write_text(self.dumps(), "utf-8")
+        place(path).write_text(self.dumps(), "utf-8")
 
     @classmethod
-    def loads(cls, text: str, *, path: str | Path = "recipe") -> Recipe:
+    def loads(cls, text: str, *, path: str | Place = "recipe") -> Recipe:
         """Read a recipe from TOML.  Raises RecipeError with all problems and their line numbers."""
         try:
             parsed = tomllib.loads(text)
@@ -261,15 +262,16 @@ class Recipe:
         return cls(tuple(steps))
 
     @classmethod
-    def load(cls, path: str | Path) -> Recipe:
+    def load(cls, path: AnyPath) -> Recipe:
         """Read a recipe from a file.  Raises FileError, RecipeError."""
+        where = place(path)
         try:
-            text = Path(path).read_text("utf-8")
+            text = where.read_text("utf-8")
         except OSError as error:
-            raise FileError(path, f"cannot be opened ({error.strerror})", "check the name") from error
+            raise FileError(where, f"cannot be opened ({error.strerror})", "check the name") from error
         except UnicodeDecodeError as error:
-            raise RecipeError(path, ["is not UTF-8 text"]) from error
-        return cls.loads(text, path=path)
+            raise RecipeError(where, ["is not UTF-8 text"]) from error
+        return cls.loads(text, path=where)
 
 
 _KEY_EDITS = frozenset({"strip_prefix", "add_prefix", "rename", "keep", "drop", "select"})

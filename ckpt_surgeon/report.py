@@ -13,6 +13,8 @@ from .checkpoint import Checkpoint, LeftOut
 from .edits import is_derivable
 from .formats import WRITERS, sharded
 from .key_patterns import fold
+from .places import is_there
+from .remote import RemotePath
 from .tensors import Storage, StoredTensor, Tensor
 from .writing import source_bytes
 
@@ -155,7 +157,8 @@ def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
         lines.append(f"  beside: {len(listing.beside) - FEW:,} more entries")
     if listing.prefix == "module.":
         suffix = listing.path.suffix if listing.path.suffix.lower() in WRITERS else ".pth"
-        out = listing.path.parent / f"clean{suffix}"
+        name = f"clean{suffix}"
+        out = name if isinstance(listing.path, RemotePath) else listing.path.parent / name
         remedy = command("strip-prefix", listing.path, out)
         lines.append(f"  every key begins with 'module.' (DataParallel); to take it off: {remedy}")
     for key, value in listing.metadata.items():
@@ -582,7 +585,7 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
     before, after = source_bytes(change.before), sum(folders.nbytes(file.path) for file in plan.files)
     lines = [f"wrote {plan.index or plan.out}: {', '.join(what)}, {size(before)} → {size(after)}"]
     lines += [f"note: {note}" for note in (*plan.checkpoint.notes, *change.notes, *remarks)]
-    if plan.index is None and sharded.index_name(plan.out).exists():
+    if plan.index is None and is_there(sharded.index_name(plan.out)):
         beside = sharded.index_name(plan.out).name
         lines.append(f"note: {beside} is still beside it; whoever opens the folder reads the shards that it lists")
     left = plan.checkpoint.left_out

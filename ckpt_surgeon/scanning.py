@@ -7,12 +7,13 @@ and calls most; here they are told apart by an allow-list of what is plainly dat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from .dtypes import BY_NAME, BY_STORAGE
 from .formats import dcp, numpy_objects, torch_objects
 from .formats.unpickle import Global
 from .opening import read
+from .places import AnyPath
+from .remote import Place
 
 _BUILTINS = ("bytearray", "bytes", "str", "bool", "int", "float", "complex", "tuple", "range", "slice", "object",
              "long", "unicode", "xrange")  # fmt: skip
@@ -54,7 +55,7 @@ class Name:
 class Scan:
     """Every name that a checkpoint's pickles mention, in order."""
 
-    path: Path
+    path: Place
     container: str
     names: tuple[Name, ...]
 
@@ -64,7 +65,7 @@ class Scan:
         return tuple(one.name for one in self.names if not one.is_data)
 
 
-def scan(path: str | Path) -> Scan:
+def scan(path: AnyPath) -> Scan:
     """List the names in a checkpoint's pickles.  Raises what :func:`ckpt_surgeon.open` raises for broken files.
 
     >>> import ckpt_surgeon, torch

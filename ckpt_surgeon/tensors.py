@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from io import FileIO
 from itertools import product
 from math import prod
-from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from .dtypes import DType
 from .errors import BrokenFile, EditError
+from .readahead import blocks as remote_blocks
+from .remote import Place, RemotePath
 
 Block: TypeAlias = bytes | memoryview
 
@@ -41,11 +42,12 @@ _FORMATS: dict[int, _Format] = {1: "B", 2: "H", 4: "I", 8: "Q"}  # memoryview an
 class ByteSpan:
     """Bytes ``start`` to ``stop`` (exclusive) of a file.
 
+    >>> from pathlib import Path
     >>> len(ByteSpan(Path("a.pth"), 64, 128))
     64
     """
 
-    path: Path
+    path: Place
     start: int
     stop: int
 
@@ -54,6 +56,9 @@ class ByteSpan:
 
     def blocks(self, size: int = BLOCK) -> Iterator[bytes]:
         """Yield the bytes in pieces of ``size``; raises BrokenFile if the file has become shorter."""
+        if isinstance(self.path, RemotePath):
+            yield from remote_blocks(self.path, self.start, self.stop, size)
+            return
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.start)
             left = len(self)
@@ -68,6 +73,8 @@ class ByteSpan:
         """Whether two spans hold the same bytes; read through two small buffers, which the caches keep."""
         if len(self) != len(other) or self == other:
             return self == other
+        if isinstance(self.path, RemotePath) or isinstance(other.path, RemotePath):
+            return all(mine == theirs for mine, theirs in zip(self.blocks(), other.blocks(), strict=True))
         mine, theirs = bytearray(BLOCK // 4), bytearray(BLOCK // 4)
         with open(self.path, "rb", buffering=0) as one, open(other.path, "rb", buffering=0) as two:
             one.seek(self.start)
@@ -83,9 +90,24 @@ class ByteSpan:
                 left -= len(mine)
         return True
 
+    def fetched(self) -> bytearray:
+        """All the bytes in memory."""
+        raw = bytearray(len(self))
+        at = 0
+        for block in self.blocks():
+            raw[at : at + len(block)] = block
+            at += len(block)
+        return raw
+
     @contextmanager
     def mapped(self) -> Iterator[tuple[memoryview, Callable[[], None]]]:
-        """Map the bytes; also yield a function that gives the mapped pages back to the kernel."""
+        """Map the bytes; also yield a function that gives the mapped pages back to the kernel.
+
+        Those of a remote file are fetched into memory.
+        """
+        if isinstance(self.path, RemotePath):
+            yield memoryview(self.fetched()), _nothing
+            return
         low = self.start - self.start % mmap.ALLOCATIONGRANULARITY
         with open(self.path, "rb") as file:
             if os.fstat(file.fileno()).st_size < self.stop:
@@ -142,7 +164,7 @@ class Storage:
         return None if self.deflated or self.big_endian else self.span
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Place, ...]:
         """The files that its bytes come from."""
         if self.span is not None:
             return (self.span.path,)
@@ -193,6 +215,7 @@ class StoredTensor:
     ``shape``, ``stride`` and ``offset`` are counted in elements, as torch counts them.  Raises ValueError when
     they reach outside the storage.
 
+    >>> from pathlib import Path
     >>> from ckpt_surgeon.dtypes import parse
     >>> storage = Storage(ByteSpan(Path("w.bin"), 0, 24), 24)
     >>> StoredTensor(parse("float32"), (2, 3), (3, 1), 0, storage).span
@@ -352,7 +375,7 @@ class ComputedTensor:
     inputs: tuple[Tensor, ...]
     make: Callable[[tuple[Tensor, ...]], Iterator[Block]]
     outcome: Outcome | None = None
-    files: tuple[Path, ...] = ()
+    files: tuple[Place, ...] = ()
 
     device = "cpu"
     span = None
@@ -439,6 +462,18 @@ def outcomes(tensors: Iterable[Tensor]) -> Iterator[Outcome]:
             waiting.extend(tensor.inputs)
             if tensor.outcome is not None:
                 yield tensor.outcome
+
+
+def spans_of(tensors: Iterable[Tensor]) -> Iterator[ByteSpan]:
+    """The bytes of files that reading these tensors, one after another, reads."""
+    for tensor in tensors:
+        if isinstance(tensor, ComputedTensor):
+            yield from spans_of(tensor.inputs)
+        elif isinstance(tensor, StoredTensor):
+            if tensor.storage.source is not None:
+                yield from spans_of([tensor.storage.source])
+            elif (span := tensor.span or tensor.storage.span) is not None:
+                yield span
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

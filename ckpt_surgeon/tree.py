@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from .errors import SelectionError, listed
 from .formats.dcp import Pickled
 from .formats.numpy_objects import NumpyArray, NumpyScalar
 from .formats.torch_objects import TypedStorage
 from .formats.unpickle import Global, Inline, Object, Value, spelled
+from .remote import Place
 from .tensors import ComputedTensor, OpaqueTensor, StoredTensor, Tensor
 
 TENSORS = (StoredTensor, ComputedTensor, OpaqueTensor)
@@ -34,7 +34,7 @@ _SIMPLE = frozenset({bool, int, float, complex, str, bytes, type(None)})
 class Bound:
     """What walks through one file may still spend."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self._path = path
         self._entries = ENTRIES
         self._characters = CHARACTERS

@@ -7,14 +7,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint
 from .elements import elements, is_computable
 from .errors import EditError
 from .opening import open as open_checkpoint
-from .tensors import Block, OpaqueTensor, Tensor
+from .places import AnyPath
+from .readahead import reading_ahead
+from .tensors import Block, OpaqueTensor, Tensor, spans_of
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +78,9 @@ def compare(ours: Checkpoint, theirs: Checkpoint, *, tolerance: float = 0.0) -> 
     if odd:
         raise EditError([*odd, "its values cannot be compared"])
     identical, differing = [], []
-    for key in ours:
-        if key in theirs:
+    common = [key for key in ours if key in theirs]
+    with reading_ahead(spans_of(side[key] for side in (ours, theirs) for key in common)):
+        for key in common:
             if same_bytes(ours[key], theirs[key]):
                 identical.append(key)
             else:
@@ -212,7 +214,7 @@ class Hashes:
     tensors: Mapping[str, str]
 
 
-def hash(source: str | Path | Checkpoint, *, select: str | None = None) -> Hashes:
+def hash(source: AnyPath | Checkpoint, *, select: str | None = None) -> Hashes:
     """Hash a checkpoint's tensors, whatever the container, key order, strides or shards.
 
     A tensor's digest is SHA-256 over its dtype, its shape and its elements in row-major order, little-endian; the
@@ -227,10 +229,11 @@ def hash(source: str | Path | Checkpoint, *, select: str | None = None) -> Hashe
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, select=select)
     known: dict[object, str] = {}
     tensors = {}
-    for key, tensor in checkpoint.items():
-        if tensor.tie not in known:
-            known[tensor.tie] = tensor_hash(tensor)
-        tensors[key] = known[tensor.tie]
+    with reading_ahead(spans_of({tensor.tie: tensor for tensor in checkpoint.values()}.values())):
+        for key, tensor in checkpoint.items():
+            if tensor.tie not in known:
+                known[tensor.tie] = tensor_hash(tensor)
+            tensors[key] = known[tensor.tie]
     whole = hashlib.sha256()
     for key in sorted(tensors):
         whole.update(f"{key}\0{tensors[key]}\n".encode("utf-8", "surrogatepass"))

@@ -12,14 +12,17 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import folders, formats, journal
+from . import folders, formats, journal, remote_writing
 from .checkpoint import Checkpoint
 from .errors import BrokenFile, EditError, FileError, OutputExists, listed
 from .formats import FolderWriter, Writer, sharded
+from .formats.sink import Sink
 from .opening import open as open_checkpoint
+from .places import AnyPath, is_there, names, place, remove, size
+from .remote import Place, RemotePath
 from .selecting import select
 from .tensors import BLOCK, Block, ByteSpan, StoredTensor, Tensor, outcomes
 
@@ -37,7 +40,7 @@ _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EP
 class PlannedFile:
     """One file (or folder) of an output and the tensors that go into it."""
 
-    path: Path
+    path: Place
     tensors: Mapping[str, Tensor]
 
 
@@ -48,11 +51,11 @@ class Plan:
     Where the output is a folder, it is the one file, and ``max_shard_size`` that of the files in it.
     """
 
-    out: Path
+    out: Place
     checkpoint: Checkpoint
     files: tuple[PlannedFile, ...]
     writer: Writer | FolderWriter
-    index: Path | None = None
+    index: Place | None = None
     max_shard_size: int | None = None
 
     @property
@@ -60,23 +63,23 @@ class Plan:
         """About how many bytes will be written."""
         return sum(self.writer.size_of(file.tensors) for file in self.files)
 
-    def in_the_way(self) -> list[Path]:
+    def in_the_way(self) -> list[Place]:
         """What is there already and would be replaced."""
-        paths = [*filter(None, [self.index]), *(file.path for file in self.files), *self.stale_shards()]
-        return [path for path in paths if os.path.lexists(path)]
+        paths = [*([self.index] if self.index else []), *(file.path for file in self.files), *self.stale_shards()]
+        return [path for path in paths if is_there(path)]
 
-    def stale_shards(self) -> list[Path]:
+    def stale_shards(self) -> list[Place]:
         """Shards of an earlier output of this name that a new index no longer lists."""
         if self.index is None:
             return []
-        kept = {file.path.name for file in self.files}
-        names = os.listdir(self.out.parent)
-        return [self.out.parent / name for name in names if sharded.is_shard_of(self.out, name) and name not in kept]
+        kept, folder = {file.path.name for file in self.files}, self.out.parent
+        shards = [name for name in names(folder) if sharded.is_shard_of(self.out, name)]
+        return [folder / name for name in shards if name not in kept]
 
 
 def plan(
     checkpoint: Checkpoint,
-    out: str | Path,
+    out: AnyPath,
     *,
     force: bool = False,
     max_shard_size: int | None = None,
@@ -87,11 +90,15 @@ def plan(
     Raises OutputExists (without ``force``), NotACheckpoint (unknown extension), EditError (tensors that the
     container cannot hold, or none at all).
     """
-    out = Path(out)
+    out = place(out)
     writer = formats.writer_for(out)
     if not checkpoint.tensors:
         raise EditError([f"{out}: no tensor is left to write"])
-    if not out.parent.is_dir():
+    if isinstance(out, RemotePath):
+        if isinstance(writer, FolderWriter):
+            raise FileError(out, "would be a folder at a URL, which cannot be written", "write .safetensors or .pth")
+        remote_writing.check_writable(out)
+    elif not out.parent.is_dir():
         raise FileError(out, f"its directory {out.parent} does not exist", f"make it: mkdir -p {out.parent}")
     writer.check(checkpoint.tensors)
     is_split = max_shard_size is not None and not isinstance(writer, FolderWriter)
@@ -106,7 +113,7 @@ def plan(
     planned = Plan(out, checkpoint, files, writer, index, max_shard_size)
     if not force and (there := planned.in_the_way()):
         raise OutputExists(there[0])
-    if isinstance(writer, FolderWriter):
+    if isinstance(writer, FolderWriter) and isinstance(out, Path):
         _refuse_other_folder(out)
     return planned
 
@@ -138,7 +145,7 @@ def _groups(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]
 
 def save(
     state_dict: Mapping[str, object],
-    out: str | Path,
+    out: AnyPath,
     *,
     force: bool = False,
     max_shard_size: int | None = None,
@@ -165,8 +172,8 @@ def save(
 
 
 def convert(
-    source: str | Path,
-    out: str | Path,
+    source: AnyPath,
+    out: AnyPath,
     *,
     select: str | None = None,
     force: bool = False,
@@ -186,7 +193,7 @@ def source_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the files that a checkpoint's tensors lie in."""
     stored = (tensor for tensor in checkpoint.values() if isinstance(tensor, StoredTensor))
     paths = {path for tensor in stored for path in tensor.storage.files}
-    return sum(path.stat().st_size for path in paths if path.exists())  # OUT may have been IN
+    return sum(size(path) for path in paths if is_there(path))  # OUT may have been IN
 
 
 def write(
@@ -204,6 +211,8 @@ def write(
     full or refuses, BrokenFile when an input is damaged or the output does not read back as planned, EditError for
     values that cannot be had as asked (a new inf), all of them at once.
     """
+    if isinstance(planned.out, RemotePath):
+        return _write_remotely(planned, progress or (lambda _: None), metadata)
     temporary = [_sibling(file.path) for file in planned.files]
     try:
         made = {path: file for (path, _), file in zip(temporary, planned.files, strict=True)}
@@ -224,10 +233,52 @@ def write(
         for path, _ in temporary:
             folders.remove(path)
     for shard in stale:
-        shard.unlink(missing_ok=True)
+        remove(shard)
     for folder in {final.parent for _, final in temporary}:
         journal.sync_directory(folder)
     return found
+
+
+def _write_remotely(planned: Plan, tell: Progress, metadata: Mapping[str, str] | None) -> tuple[str, ...]:
+    """The same for a URL: streamed where files stay invisible until they are complete, else made here and sent.
+
+    What has become visible is read back; all of it is removed again when that, or anything before it, fails.
+    """
+    from tempfile import TemporaryDirectory
+
+    with remote_writing.Uploads(tell) as uploads, TemporaryDirectory(prefix="ckpt-") as folder:
+        stale = planned.stale_shards()
+        if remote_writing.takes_parts(planned.out):
+            for file in planned.files:
+                with uploads.file(file.path, planned.writer.size_of(file.tensors)) as sink:
+                    _fill(sink, planned, file, metadata)
+            found = values_found(planned.checkpoint.values())
+            if planned.index is not None:
+                with uploads.file(planned.index, 0) as sink:
+                    sink.literal(_index_bytes(planned))
+            uploads.commit()
+        else:
+            here = _moved(planned, Path(folder))
+            found = write(here, progress=tell, metadata=metadata)
+            for made, path in zip(_places(here), _places(planned), strict=True):
+                uploads.send(made, path)
+        for file in planned.files:
+            verify(file.path, file)
+    for shard in stale:
+        remove(shard)
+    return found
+
+
+def _moved(planned: Plan, folder: Path) -> Plan:
+    """The same plan for another folder."""
+    files = tuple(PlannedFile(folder / file.path.name, file.tensors) for file in planned.files)
+    index = folder / planned.index.name if planned.index else None
+    return replace(planned, out=folder / planned.out.name, files=files, index=index)
+
+
+def _places(planned: Plan) -> list[Place]:
+    """All the files of a plan, the index last."""
+    return [*(file.path for file in planned.files), *([planned.index] if planned.index else [])]
 
 
 def values_found(tensors: Iterable[Tensor]) -> tuple[str, ...]:
@@ -279,8 +330,9 @@ class _Stopped(Exception):
     """Another file could not be written, so this one need not be."""
 
 
-def _sibling(path: Path) -> tuple[Path, Path]:
+def _sibling(path: Place) -> tuple[Path, Path]:
     """A temporary name beside the file that ``path`` means (a link keeps pointing there), and that file."""
+    assert isinstance(path, Path)
     final = Path(os.path.realpath(path))
     return final.with_name(f".{final.name}.{os.urandom(4).hex()}.tmp"), final
 
@@ -293,15 +345,19 @@ def write_file(
         planned.writer.write_folder(made, file.tensors, tell, max_file_size=planned.max_shard_size)
         journal.sync_directory(made)
         return
-    notes = {**planned.checkpoint.metadata, **(metadata or {})}
     descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with FileSink(descriptor, tell) as sink:
-            versions = planned.checkpoint.versions
-            planned.writer.write(sink, file.tensors, _versions_for(versions, planned, file), notes)
+            _fill(sink, planned, file, metadata)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fill(sink: Sink, planned: Plan, file: PlannedFile, metadata: Mapping[str, str] | None) -> None:
+    assert not isinstance(planned.writer, FolderWriter)
+    notes = {**planned.checkpoint.metadata, **(metadata or {})}
+    planned.writer.write(sink, file.tensors, _versions_for(planned.checkpoint.versions, planned, file), notes)
 
 
 def _versions_for(
@@ -314,25 +370,29 @@ def _versions_for(
     return {module: version for module, version in versions.items() if module in modules or not module}
 
 
-def write_index(made: Path, planned: Plan) -> None:
-    """Write the index of a plan's shards to ``made``, which must not exist, down to the disk."""
+def _index_bytes(planned: Plan) -> bytes:
     weight_map = {key: file.path.name for file in planned.files for key in file.tensors}
     ordered = {key: weight_map[key] for key in planned.checkpoint}
-    total = sum(tensor.nbytes for tensor in planned.checkpoint.values())
+    return sharded.index_bytes(ordered, sum(tensor.nbytes for tensor in planned.checkpoint.values()))
+
+
+def write_index(made: Path, planned: Plan) -> None:
+    """Write the index of a plan's shards to ``made``, which must not exist, down to the disk."""
     with open(made, "xb") as file:
-        file.write(sharded.index_bytes(ordered, total))
+        file.write(_index_bytes(planned))
         file.flush()
         os.fsync(file.fileno())
 
 
-def verify(made: Path, file: PlannedFile) -> None:
+def verify(made: Place, file: PlannedFile) -> None:
     """Read an output's index back and compare it with the plan: keys, their order, dtypes, shapes."""
     written = select(formats.read(made), ".")
     asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
     found = [(key, tensor.dtype, tensor.shape) for key, tensor in written.items()]
     if asked != found:
+        fate = "it was removed" if isinstance(made, RemotePath) else "nothing was replaced"
         odd = next((f"{a} became {b}" for a, b in zip(asked, found, strict=False) if a != b), "tensors are missing")
-        raise BrokenFile(file.path, f"did not read back as planned ({odd}), nothing was replaced")
+        raise BrokenFile(file.path, f"did not read back as planned ({odd}), {fate}")
 
 
 def _refused(out: Path, error: OSError, finals: Mapping[str, Path]) -> FileError:
@@ -350,6 +410,8 @@ def _refused(out: Path, error: OSError, finals: Mapping[str, Path]) -> FileError
 
 class FileSink:
     """A :class:`~ckpt_surgeon.formats.sink.Sink` that fills one file; small writes are gathered first."""
+
+    can_patch = True
 
     def __init__(self, descriptor: int, tell: Progress) -> None:
         self._descriptor = descriptor
@@ -397,6 +459,11 @@ class FileSink:
         os.pwrite(self._descriptor, raw, position)
 
     def copy(self, span: ByteSpan) -> None:
+        if isinstance(span.path, RemotePath):
+            for block in span.blocks():
+                self.literal(block)
+                self._tell(len(block))
+            return
         source = self._source(span.path)
         if len(span) < SMALL:
             block = os.pread(source, len(span), span.start)

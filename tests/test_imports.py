@@ -19,7 +19,7 @@ from tables import TABLE, StateDict, save_legacy, save_safetensors, save_shards,
 import ckpt_surgeon
 
 PACKAGE = Path(ckpt_surgeon.__file__).parent
-HEAVY = ("torch", "numpy", "safetensors", "torchvision", "tqdm")
+HEAVY = ("torch", "numpy", "safetensors", "torchvision", "tqdm", "fsspec", "asyncio", "concurrent.futures")
 
 # What may be imported by the modules that everything stands on; those that are not named here are free in what they
 # use below themselves, as long as no circle closes.
@@ -27,10 +27,15 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "dtypes": set(),
     "key_patterns": set(),
-    "tensors": {"errors", "dtypes"},
-    "checkpoint": {"errors", "dtypes", "tensors"},
+    "troubles": {"errors"},
+    "remote": {"errors", "troubles"},
+    "readahead": {"errors", "remote"},
+    "places": {"errors", "remote", "readahead"},
+    "tensors": {"errors", "dtypes", "remote", "readahead"},
+    "checkpoint": {"errors", "dtypes", "tensors", "remote"},
     "journal": {"errors"},
-    "formats": {"errors", "dtypes", "tensors", "journal"},
+    "formats": {"errors", "dtypes", "tensors", "journal", "remote", "readahead", "places", "troubles"},
+    "remote_writing": {"errors", "remote", "tensors", "troubles"},
     "renaming": {"errors"},
     "edits": {"errors", "dtypes", "tensors", "checkpoint", "renaming"},
     "align": {"errors", "dtypes", "tensors", "checkpoint", "edits"},

@@ -11,7 +11,8 @@ import click
 
 from .. import edits, formats, inplace, journal, recipe, report
 from ..errors import FileError
-from .options import OPTIONAL_OUT, OUT, SOURCE, STAY, is_speaker, opened, output, output_options
+from ..remote import Place, RemotePath
+from .options import OPTIONAL_OUT, OUT, PLACE, SOURCE, STAY, is_speaker, opened, output, output_options
 
 # What only renames and so can be done in place, too.
 IN_PLACE = ("strip_prefix", "add_prefix", "rename")
@@ -143,12 +144,12 @@ def _command(name: str) -> click.Command:
     arguments = [one for one in options if isinstance(one, click.Argument)]
     others = [one for one in options if isinstance(one, click.Option)]
     if takes_lists:
-        others.insert(0, click.Option(["--from", "from_file"], type=click.Path(path_type=Path), metavar="FILE",
+        others.insert(0, click.Option(["--from", "from_file"], type=PLACE, metavar="FILE",
                                       help="Read more of them from a file, one a line."))  # fmt: skip
 
     can_stay = name in IN_PLACE
 
-    def run(from_file: Path | None = None, in_place: bool = False, **values: object) -> None:
+    def run(from_file: Place | None = None, in_place: bool = False, **values: object) -> None:
         if from_file is not None:
             _extend(values, from_file)
         if in_place:
@@ -193,8 +194,9 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
         values["pairs"] = (taken["out"], *given)
     if not is_speaker():  # of several processes, one does it
         return
-    path, select = Path(str(taken["in_path"])), taken["select"]
-    planned = inplace.plan_in_place(path, _step(name, values), select=None if select is None else str(select))
+    where, select = taken["in_path"], taken["select"]
+    assert isinstance(where, (Path, RemotePath))
+    planned = inplace.plan_in_place(where, _step(name, values), select=None if select is None else str(select))
     if taken["dry_run"]:
         click.echo(report.in_place_plan_text(planned))
         return
@@ -203,7 +205,7 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
         click.echo(report.in_place_summary(planned))
 
 
-def _extend(values: dict[str, object], path: Path) -> None:
+def _extend(values: dict[str, object], path: Place) -> None:
     """Add the lines of a file to the patterns or pairs; empty lines and ``#`` comments are skipped."""
     try:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from .. import report
@@ -13,26 +11,28 @@ from ..errors import CheckpointError, FileError
 from ..fit import INITIALISATIONS, POLICIES
 from ..fit import fit as fit_checkpoint
 from ..opening import open as open_checkpoint
+from ..places import is_there, place
 from ..recipe import Recipe, Step, step
+from ..remote import Place
 from ..targets import is_model, resolve
 from ..tensors import Shaped
-from .options import OUT, SELECT, SOURCE, is_speaker, opened, output, output_options
+from .options import OUT, PLACE, SELECT, SOURCE, is_speaker, opened, output, output_options
 
 
 @click.command(short_help="Find the renames that fit a checkpoint to a model.")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PLACE)
 @click.argument("target")
-@click.option("--out", "-o", type=click.Path(path_type=Path), metavar="RECIPE", help="Write the recipe to a file.")
+@click.option("--out", "-o", type=PLACE, metavar="RECIPE", help="Write the recipe to a file.")
 @click.option("--force", "-f", is_flag=True, help="Replace an existing recipe.")
 @click.option("--full", is_flag=True, help="List every key, however many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def align(
     context: click.Context,
-    checkpoint: Path,
+    checkpoint: Place,
     target: str,
     select: str | None,
-    out: Path | None,
+    out: Place | None,
     force: bool,
     full: bool,
     as_json: bool,
@@ -54,7 +54,7 @@ def align(
     found = align_checkpoint(ours, theirs)
     click.echo(report.alignment_json(found) if as_json else report.alignment_text(found, full=full))
     if out is not None:
-        if out.exists() and not force:
+        if is_there(out) and not force:
             raise CheckpointError(f"{out}: exists already; use --force to replace it")
         recipe = alignment_recipe(found, ours)
         try:
@@ -101,14 +101,14 @@ def _counts(text: str) -> dict[str, object]:
 
 def _lines(path: str) -> list[str]:
     try:
-        return [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in place(path).read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"cannot be read ({error})", "give a text file with one class name a line") from error
 
 
 def _fit(
     target: str,
-    recipe: Path | None,
+    recipe: Place | None,
     on_mismatch: str,
     allow_missing: tuple[str, ...],
     min_match: float,
@@ -149,7 +149,7 @@ fit = click.Command(
         SOURCE,
         click.Argument(["target"]),
         OUT,
-        click.Option(["--recipe"], type=click.Path(path_type=Path), metavar="FILE", help="Renames; instead of align."),
+        click.Option(["--recipe"], type=PLACE, metavar="FILE", help="Renames; instead of align."),
         click.Option(["--on-mismatch"], type=click.Choice([*POLICIES, *INITIALISATIONS]), default="error",
                      show_default=True, help="Keys of another shape: drop keeps the model's own initialisation."),
         click.Option(["--allow-missing"], multiple=True, metavar="GLOB", help="Keys that may be missing (repeatable)."),

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -17,10 +16,22 @@ from .. import report, writing
 from ..checkpoint import Checkpoint
 from ..edits import Change
 from ..opening import open as open_checkpoint
+from ..places import place
+from ..remote import Place
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 PROGRESS_FROM = 256 << 20  # bytes from which on a copy takes long enough to watch
+
+
+class PlaceOfFile(click.Path):
+    """A path, or a URL that fsspec knows: text until it is one or the other, since Path would cut a URL short."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Place:  # type: ignore[override]
+        return place(str(value))
+
+
+PLACE = PlaceOfFile()
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -43,7 +54,7 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 class Output:
     """How a command was asked to write."""
 
-    out: Path
+    out: Place
     dry_run: bool
     force: bool
     max_shard_size: int | None
@@ -86,8 +97,8 @@ class Output:
 SELECT = click.Option(
     ["--select"], metavar="PATH", help="Dotted path of the state_dict to take, where IN holds several."
 )
-SOURCE = click.Argument(["in_path"], metavar="IN", type=click.Path(path_type=Path))
-OUT = click.Argument(["out"], type=click.Path(path_type=Path))
+SOURCE = click.Argument(["in_path"], metavar="IN", type=PLACE)
+OUT = click.Argument(["out"], type=PLACE)
 # What may not be there; kept as it was typed, since it may be a pair of `rename --in-place`.
 OPTIONAL_OUT = click.Argument(["out"], type=click.Path(), required=False)
 STAY = click.Option(["--in-place"], is_flag=True, help="Rename in IN itself, without OUT; nothing else changes.")
@@ -115,7 +126,7 @@ def output_options() -> list[click.Option]:
 def output(values: dict[str, object]) -> Output:
     """Take the values of :func:`output_options` out of a command's parameters."""
     taken = {name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet")}
-    taken["out"] = Path(str(taken["out"]))
+    taken["out"] = place(str(taken["out"])) if isinstance(taken["out"], str) else taken["out"]
     return Output(**taken)  # type: ignore[arg-type]
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import click
 
 from .. import report
 from ..errors import CheckpointError
 from ..opening import open as open_checkpoint
+from ..places import is_there
 from ..recipe import Recipe, Step, step
-from .options import OUT, SOURCE, output, output_options
+from ..remote import Place
+from .options import OUT, PLACE, SOURCE, output, output_options
 
 
 def _pair(text: str, what: str) -> tuple[str, str]:
@@ -99,7 +100,7 @@ class _Ordered(click.Command):
 
 
 def _edit(
-    in_path: Path, select: str | None, salvage: bool, order: list[str], no_provenance: bool, **values: object
+    in_path: Place, select: str | None, salvage: bool, order: list[str], no_provenance: bool, **values: object
 ) -> None:
     written = output(values)
     steps = []
@@ -157,7 +158,7 @@ Example:
 
 
 def _apply(
-    recipe: Path, in_path: Path, select: str | None, salvage: bool, no_provenance: bool, **values: object
+    recipe: Place, in_path: Place, select: str | None, salvage: bool, no_provenance: bool, **values: object
 ) -> None:
     written = output(values)
     loaded = Recipe.load(recipe)
@@ -168,7 +169,7 @@ def _apply(
     )
 
 
-RECIPE = click.Argument(["recipe"], type=click.Path(path_type=Path))
+RECIPE = click.Argument(["recipe"], type=PLACE)
 
 apply = click.Command(
     "apply",
@@ -190,8 +191,8 @@ def recipe() -> None:
 
 
 @recipe.command()
-@click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
-def check(path: Path) -> None:
+@click.argument("path", metavar="RECIPE", type=PLACE)
+def check(path: Place) -> None:
     """Validate a recipe file; problems are told with their line numbers.
 
     \b
@@ -203,12 +204,12 @@ def check(path: Path) -> None:
 
 
 @recipe.command()
-@click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.option("--keys", "source", type=click.Path(path_type=Path), metavar="IN",
+@click.argument("path", metavar="RECIPE", type=PLACE)
+@click.option("--keys", "source", type=PLACE, metavar="IN",
               help="The checkpoint that the recipe is applied to: its keys tell more than the rules.")  # fmt: skip
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Write to a file instead of printing.")
+@click.option("--out", "-o", type=PLACE, help="Write to a file instead of printing.")
 @click.option("--force", "-f", is_flag=True, help="Replace an existing file.")
-def invert(path: Path, source: Path | None, out: Path | None, force: bool) -> None:
+def invert(path: Place, source: Place | None, out: Place | None, force: bool) -> None:
     """Print the recipe that undoes a recipe of renames.
 
     \b
@@ -220,7 +221,7 @@ def invert(path: Path, source: Path | None, out: Path | None, force: bool) -> No
     if out is None:
         click.echo(undone.dumps(), nl=False)
         return
-    if out.exists() and not force:
+    if is_there(out) and not force:
         raise CheckpointError(f"{out}: exists already; use --force to replace it")
     undone.save(out)
 

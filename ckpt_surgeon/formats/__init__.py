@@ -6,7 +6,7 @@ A reader is chosen by content, never by the file's name; a writer by the output'
 from __future__ import annotations
 
 import errno
-import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ..errors import NEW_FILE, FileError, NotACheckpoint
+from ..places import names
+from ..remote import HEAD, Place, RemotePath
 from ..tensors import Tensor
+from ..troubles import refused
 from . import (
     dcp,
     dcp_safetensors,
@@ -33,8 +36,6 @@ from . import (
 from .contents import Contents, Index
 from .sink import Sink
 from .unpickle import Value
-
-HEAD = 4096  # bytes that tell a file's kind
 
 
 class Writer(Protocol):
@@ -80,7 +81,7 @@ class FolderWriter(Protocol):
 class Reader(Protocol):
     """Reads one container."""
 
-    def __call__(self, path: Path, *, salvage: bool = False) -> Contents: ...
+    def __call__(self, path: Place, *, salvage: bool = False) -> Contents: ...
 
 
 READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
@@ -89,7 +90,7 @@ READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
     (torch_legacy.matches, torch_legacy.read),
     (sharded.matches, lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage)),
     (torch_tar.matches, torch_tar.read),
-    (dcp.matches, dcp.read),
+    (dcp.matches, lambda path, salvage=False: read_distributed(path, salvage=salvage)),
     (plain_pickle.matches, plain_pickle.read),
 )
 
@@ -110,7 +111,7 @@ WRITERS: dict[str, Writer | FolderWriter] = {
 }
 
 
-def read(path: Path, *, salvage: bool = False) -> Contents:
+def read(path: Place, *, salvage: bool = False) -> Contents:
     """Read what a file or folder holds: its index only, no tensor.
 
     With ``salvage`` a truncated file is read as far as it goes; tensors that are cut off are opaque ones of kind
@@ -119,16 +120,33 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     """
     try:
         if path.is_dir():
-            return _read_folder(path, salvage=salvage)
+            if isinstance(path, Path):
+                return _read_folder(path, salvage=salvage)
+            path = _found_there(path)
         if path.name == dcp.METADATA:
-            return dcp.read(path, salvage=salvage)
+            return read_distributed(path, salvage=salvage)
         head = _head(path)
         for matches, reader in READERS:
             if matches(head):
-                return reader(path, salvage=salvage)
+                return _read_by(reader, path, salvage)
     except OSError as error:
         raise _unopened(path, error) from error
     raise foreign.refuse(path, head, safetensors.broken(path, head))
+
+
+def _found_there(folder: RemotePath) -> Place:
+    """The file of a folder at a URL that says what is in it."""
+    if dcp.METADATA in names(folder):
+        return folder / dcp.METADATA
+    return sharded.find(folder)
+
+
+def read_distributed(path: Place, *, salvage: bool = False) -> Contents:
+    """Read a distributed checkpoint's metadata.  Raises FileError for one at a URL."""
+    if not isinstance(path, Path):
+        problem = "belongs to a distributed checkpoint at a URL, whose pieces torch's own engine reads from files"
+        raise FileError(path, problem, "copy its folder here first")
+    return dcp.read(path, salvage=salvage)
 
 
 def located(path: Path) -> Path:
@@ -180,38 +198,49 @@ def _read_folder(folder: Path, *, salvage: bool) -> Contents:
 
 def _found(folder: Path) -> Path:
     """The file of a folder that says what is in it.  Raises NotACheckpoint when there is none, or several."""
-    names = os.listdir(folder)
+    inside = names(folder)
     try:
-        found = sharded.find(folder)
+        found = folder / sharded.find(folder).name
     except NotACheckpoint as error:
-        if dcp.METADATA in names:
+        if dcp.METADATA in inside:
             return folder / dcp.METADATA
-        raise foreign.refuse_folder(folder, names) or error from None
-    if dcp.METADATA not in names:
+        raise foreign.refuse_folder(folder, inside) or error from None
+    if dcp.METADATA not in inside:
         return found
     problem = f"holds a distributed checkpoint ({dcp.METADATA}) and {found.name!r}"
     raise NotACheckpoint(folder, problem, f"name one: {folder / dcp.METADATA} or {found}")
 
 
-def read_shard(path: Path, *, salvage: bool = False) -> Contents:
+def _read_by(reader: Reader, path: Place, salvage: bool) -> Contents:
+    contents = reader(path, salvage=salvage)
+    if isinstance(path, RemotePath):
+        path.forget()
+    return contents
+
+
+def read_shard(path: Place, *, salvage: bool = False) -> Contents:
     """Read one file that an index names, which is no index."""
     if sharded.matches(_head(path)):
         raise NotACheckpoint(path, "is named as a shard and is an index itself, or other JSON", "rebuild the index")
     return read(path, salvage=salvage)
 
 
-def _head(path: Path) -> bytes:
+def _head(path: Place) -> bytes:
+    if isinstance(path, RemotePath):
+        return path.head()
     if not stat.S_ISREG(path.stat().st_mode):
         raise FileError(path, "is no regular file (a pipe or a device)", "save it to a file first")
     with open(path, "rb") as file:
         return file.read(HEAD)
 
 
-def read_zip(path: Path, *, salvage: bool = False) -> Contents:
+def read_zip(path: Place, *, salvage: bool = False) -> Contents:
     """Read a zip of one of torch's kinds.  Raises NotACheckpoint for any other zip, BrokenFile."""
     try:
         archive = zip_archive.read_archive(path)
     except zip_archive.Truncated as error:
+        if isinstance(path, RemotePath) and not salvage:
+            raise  # to look for its records is to fetch all of it
         archive = zip_archive.scan_archive(path)
         if not salvage:
             raise torch_zip.truncated(archive, error) from error
@@ -223,10 +252,14 @@ def read_zip(path: Path, *, salvage: bool = False) -> Contents:
     raise foreign.refuse_zip(path, list(archive.members))
 
 
-def _unopened(path: Path, error: OSError) -> FileError:
+def _unopened(path: Place, error: OSError) -> FileError:
+    if isinstance(path, RemotePath):
+        return refused(path, error)
     if error.errno == errno.ENOENT:
         near = path.parent if path.parent.is_dir() else None
-        alike = [name for name in sorted(os.listdir(near)) if name.startswith(path.stem)][:3] if near else []
+        alike = [name for name in names(near) if name.startswith(path.stem)][:3] if near else []
+        if re.match(r"[A-Za-z][\w+.-]+:/[^/]", str(path)):
+            return FileError(path, "is a URL that pathlib has cut short", "give it as text")
         remedy = f"there is {', '.join(alike)}" if alike else "check the name"
         return FileError(path, "does not exist", remedy)
     if error.errno == errno.EACCES:
@@ -234,7 +267,7 @@ def _unopened(path: Path, error: OSError) -> FileError:
     return FileError(path, f"cannot be opened ({error.strerror})", "check the path")
 
 
-def writer_for(path: Path) -> Writer | FolderWriter:
+def writer_for(path: Place) -> Writer | FolderWriter:
     """The writer for an output's extension.  Raises NotACheckpoint for one that names no container."""
     try:
         return WRITERS[path.suffix.lower()]

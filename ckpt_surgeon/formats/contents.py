@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from ..journal import Patch
+from ..remote import Place
 from .unpickle import Global, Value
 
 
@@ -20,7 +20,7 @@ class Contents:
     ``globals_inside`` reads the pickles that listing has no need of, and gives the names in those.
     """
 
-    path: Path
+    path: Place
     container: str
     root: Value
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import mmap
 import re
-from pathlib import Path
 
 from ..errors import BrokenFile
+from ..places import mapped, more_of
+from ..remote import Place
 from . import numpy_objects, torch_legacy, torch_objects
 from .contents import Contents
 from .numpy_objects import NumpyArray
@@ -31,28 +32,36 @@ def matches(head: bytes) -> bool:
     return _START.match(head) is not None
 
 
-def read(path: Path, *, salvage: bool = False) -> Contents:
+def read(path: Place, *, salvage: bool = False) -> Contents:
     """Read a plain pickle.  Raises BrokenFile when it is damaged or truncated."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        nested = _Nested(path, data)
-        constructors = (
-            torch_objects.CONSTRUCTORS
-            | numpy_objects.CONSTRUCTORS
-            | {("torch.storage", "_load_from_bytes"): nested.load}
-        )
-        machine = Unpickler(data, path=path, constructors=constructors)
-        try:
-            root = machine.load()
-        except PickleError as error:
-            raise BrokenFile(path, f"is a truncated or damaged pickle: {error}", "fetch it again") from error
-    names = dict.fromkeys((*machine.globals.values(), *nested.globals))
-    return Contents(path, CONTAINER, arrays_as_tensors(root), globals=tuple(names))
+    with mapped(path) as data:
+        while True:
+            try:
+                root, names = _loaded(path, data)
+                break
+            except (PickleError, BrokenFile) as error:
+                if more_of(data):
+                    continue
+                if isinstance(error, BrokenFile):
+                    raise
+                raise BrokenFile(path, f"is a truncated or damaged pickle: {error}", "fetch it again") from error
+    return Contents(path, CONTAINER, arrays_as_tensors(root), globals=names)
+
+
+def _loaded(path: Place, data: mmap.mmap) -> tuple[Value, tuple[Global, ...]]:
+    nested = _Nested(path, data)
+    constructors = (
+        torch_objects.CONSTRUCTORS | numpy_objects.CONSTRUCTORS | {("torch.storage", "_load_from_bytes"): nested.load}
+    )
+    machine = Unpickler(data, path=path, constructors=constructors)
+    root = machine.load()
+    return root, tuple(dict.fromkeys((*machine.globals.values(), *nested.globals)))
 
 
 class _Nested:
     """Reads the saves of storages inside a pickle: each of their bytes once."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Place, data: mmap.mmap) -> None:
         self._path = path
         self._data = data
         self._left = len(data)

@@ -13,13 +13,16 @@ import struct
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import NamedTuple
 
 from ..dtypes import BY_CODE
 from ..errors import BrokenFile, EditError, NoRoom
 from ..journal import Patch
-from ..tensors import DIMENSIONS, ELEMENTS, ByteSpan, OpaqueTensor, Storage, StoredTensor, Tensor, row_major
+from ..places import opened
+from ..places import size as size_of_file
+from ..readahead import reading_ahead
+from ..remote import Place
+from ..tensors import DIMENSIONS, ELEMENTS, ByteSpan, OpaqueTensor, Storage, StoredTensor, Tensor, row_major, spans_of
 from .contents import Contents, Reindexed
 from .sink import Sink
 from .torch_objects import LOST
@@ -49,7 +52,7 @@ def matches(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and 2 <= _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT
 
 
-def broken(path: Path, head: bytes) -> BrokenFile | None:
+def broken(path: Place, head: bytes) -> BrokenFile | None:
     """The error for a file that :func:`matches` does not know and that its name or its brace says is safetensors."""
     if path.suffix not in SUFFIXES and (head[8:9] != b"{" or head[5:8] != bytes(3)):
         return None
@@ -65,14 +68,14 @@ def broken(path: Path, head: bytes) -> BrokenFile | None:
     return BrokenFile(path, f"its header begins with {head[8:9]!r} where JSON has a brace", AGAIN)
 
 
-def has_pieces(path: Path) -> bool:
+def has_pieces(path: Place) -> bool:
     """Whether a file was written by torch.distributed.checkpoint, and may have pieces of tensors."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(9)
         return matches(head) and f'"{SHARDING}"'.encode() in file.read(_LENGTH.unpack_from(head)[0])
 
 
-def read(path: Path, *, salvage: bool = False) -> Contents:
+def read(path: Place, *, salvage: bool = False) -> Contents:
     """Read and verify a header; with ``salvage``, elements may be cut off.
 
     Raises BrokenFile naming the rule of the format that is broken.
@@ -84,23 +87,23 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     return replace(contents, metadata=texts, notes=(_SHARE,) if is_share else ())
 
 
-def read_pieces(path: Path, *, salvage: bool = False) -> Contents:
+def read_pieces(path: Place, *, salvage: bool = False) -> Contents:
     """The same, with what the metadata says of pieces."""
     return _contents(path, _header_bytes(path), salvage=salvage)
 
 
-def _header_bytes(path: Path) -> bytes:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
+def _header_bytes(path: Place) -> bytes:
+    size = size_of_file(path)
+    with opened(path) as file:
         (length,) = _LENGTH.unpack(file.read(8))
         if 8 + length > size:
             raise BrokenFile(path, f"is truncated: its header should end at byte {8 + length:,} of {size:,}", AGAIN)
         return file.read(length)
 
 
-def _contents(path: Path, raw: bytes, *, salvage: bool = False) -> Contents:
+def _contents(path: Place, raw: bytes, *, salvage: bool = False) -> Contents:
     """What a header says of the file that it is, or will be, in."""
-    size, length = path.stat().st_size, len(raw)
+    size, length = size_of_file(path), len(raw)
     header = _parsed(path, raw)
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -112,7 +115,7 @@ def _contents(path: Path, raw: bytes, *, salvage: bool = False) -> Contents:
     return Contents(path, CONTAINER, tensors, {str(key): value for key, value in metadata.items()})
 
 
-def _parsed(path: Path, raw: bytes) -> dict[str, Value]:
+def _parsed(path: Place, raw: bytes) -> dict[str, Value]:
     def no_twins(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
         made = dict(pairs)
         if len(made) < len(pairs):
@@ -138,7 +141,7 @@ class _Entry(NamedTuple):
     stop: int
 
 
-def _entry(path: Path, key: str, value: Value) -> _Entry:
+def _entry(path: Place, key: str, value: Value) -> _Entry:
     try:
         if not isinstance(value, dict):
             raise TypeError("is no object")
@@ -172,7 +175,7 @@ def _halved(shape: list[int]) -> list[int]:
     return [*shape[:-1], shape[-1] // 2]
 
 
-def _check_layout(path: Path, entries: list[_Entry], data: int) -> None:
+def _check_layout(path: Place, entries: list[_Entry], data: int) -> None:
     """The format allows neither gaps nor overlaps nor bytes that belong to no tensor."""
     at = 0
     previous = "the header"
@@ -191,7 +194,7 @@ def _check_layout(path: Path, entries: list[_Entry], data: int) -> None:
         raise BrokenFile(path, f"has {data - at:,} bytes after its last tensor")
 
 
-def _tensor(path: Path, entry: _Entry, base: int, size: int) -> StoredTensor | OpaqueTensor:
+def _tensor(path: Place, entry: _Entry, base: int, size: int) -> StoredTensor | OpaqueTensor:
     if base + entry.stop > size:
         return OpaqueTensor(LOST, BY_CODE[entry.code], entry.shape)
     storage = Storage(ByteSpan(path, base + entry.start, base + entry.stop), entry.stop - entry.start)
@@ -207,7 +210,7 @@ class Index:
     What is shorter is padded with spaces, as the format allows.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self._raw = _header_bytes(path)
         self.contents = _contents(path, self._raw)
 
@@ -267,11 +270,12 @@ def write(
     header += b" " * _page_padding(8 + len(header), [tensors[key] for key in order])
     sink.literal(_LENGTH.pack(len(header)))
     sink.literal(header)
-    for run in _runs(tensors[key] for key in order):
-        if isinstance(run, ByteSpan):
-            sink.copy(run)
-        else:
-            sink.stream(run.blocks(), run.nbytes)
+    with reading_ahead(spans_of(tensors[key] for key in order)):
+        for run in _runs(tensors[key] for key in order):
+            if isinstance(run, ByteSpan):
+                sink.copy(run)
+            else:
+                sink.stream(run.blocks(), run.nbytes)
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:

@@ -15,6 +15,9 @@ from typing import Protocol
 
 from ..dtypes import BY_NAME
 from ..errors import BrokenFile, CheckpointError, NotACheckpoint, listed
+from ..places import is_file, look_ahead, size
+from ..places import names as names_in
+from ..remote import Place, RemotePath
 from ..tensors import OpaqueTensor, StoredTensor
 from .contents import Contents
 from .torch_objects import LOST
@@ -30,7 +33,7 @@ _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 class Reader(Protocol):
     """Reads one shard."""
 
-    def __call__(self, path: Path, *, salvage: bool = False) -> Contents: ...
+    def __call__(self, path: Place, *, salvage: bool = False) -> Contents: ...
 
 
 def matches(head: bytes) -> bool:
@@ -38,9 +41,9 @@ def matches(head: bytes) -> bool:
     return head.lstrip()[:1] == b"{"
 
 
-def find(folder: Path) -> Path:
+def find(folder: Place) -> Place:
     """The index or the one checkpoint file in a folder.  Raises NotACheckpoint when there is none, or several."""
-    names = sorted(os.listdir(folder))
+    names = names_in(folder)
     indexes = [name for name in names if name.endswith(SUFFIX)]
     for preferred in _PREFERRED:
         if preferred + SUFFIX in indexes:
@@ -55,7 +58,7 @@ def find(folder: Path) -> Path:
     raise NotACheckpoint(folder, "is a directory without a checkpoint", "name the file")
 
 
-def read(path: Path, read_shard: Reader, *, salvage: bool = False) -> Contents:
+def read(path: Place, read_shard: Reader, *, salvage: bool = False) -> Contents:
     """Read an index and the headers of its shards; with ``salvage``, shards may be missing or cut off.
 
     Raises BrokenFile, naming every shard and key, when index and shards disagree.
@@ -67,9 +70,11 @@ def read(path: Path, read_shard: Reader, *, salvage: bool = False) -> Contents:
     versions: dict[Value, Value] = {}
     problems: list[str] = []
     names: dict[Global, None] = {}
-    for name in dict.fromkeys(weight_map.values()):
-        place = path.parent / name
-        if not os.path.isfile(place):
+    places = {name: path.parent / name for name in weight_map.values()}
+    look_ahead(list(places.values()))
+    for name in places:
+        place = places[name]
+        if not is_file(place):
             problems += [] if salvage else [f"shard {name!r} is missing"]
             continue
         contents = read_shard(place, salvage=salvage)
@@ -101,11 +106,13 @@ def read(path: Path, read_shard: Reader, *, salvage: bool = False) -> Contents:
     return Contents(path, container, root, metadata, _strays(path, set(weight_map.values())), tuple(names))
 
 
-def _strays(path: Path, listed_names: set[str]) -> tuple[str, ...]:
+def _strays(path: Place, listed_names: set[str]) -> tuple[str, ...]:
     """A note on files that look like shards of this index and are not listed in it."""
+    if isinstance(path, RemotePath) and not path.has_listing:
+        return ()
     stem, _, suffix = path.name.removesuffix(SUFFIX).rpartition(".")
     alike = re.compile(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{re.escape(suffix)}")
-    strays = [name for name in sorted(os.listdir(path.parent)) if alike.fullmatch(name) and name not in listed_names]
+    strays = [name for name in names_in(path.parent) if alike.fullmatch(name) and name not in listed_names]
     return (f"not listed in the index, not read: {listed(strays)}",) if strays else ()
 
 
@@ -120,11 +127,12 @@ def _versions(attributes: Mapping[Value, Value]) -> Mapping[Value, Value]:
     return found if isinstance(found, dict) else {}
 
 
-def _index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+def _index(path: Place) -> tuple[dict[str, str], dict[str, str]]:
     """The weight map and the metadata that are text."""
-    size = path.stat().st_size
-    if size > LIMIT:
-        raise NotACheckpoint(path, f"begins like JSON, but no index has {size:,} bytes", "give the checkpoint's index")
+    nbytes = size(path)
+    if nbytes > LIMIT:
+        problem = f"begins like JSON, but no index has {nbytes:,} bytes"
+        raise NotACheckpoint(path, problem, "give the checkpoint's index")
     try:
         index = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -148,7 +156,7 @@ def stays_inside(name: str) -> bool:
     return bool(parts) and not Path(name).is_absolute() and ".." not in parts
 
 
-def shard_name(path: Path, index: int, count: int) -> Path:
+def shard_name(path: Place, index: int, count: int) -> Place:
     """The name of one shard (from 1) of an output.
 
     >>> str(shard_name(Path("out/model.safetensors"), 2, 5))
@@ -157,12 +165,12 @@ def shard_name(path: Path, index: int, count: int) -> Path:
     return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}")
 
 
-def is_shard_of(path: Path, name: str) -> bool:
+def is_shard_of(path: Place, name: str) -> bool:
     """Whether a name is one that :func:`shard_name` gives to a shard of ``path``."""
     return re.fullmatch(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}", name) is not None
 
 
-def index_name(path: Path) -> Path:
+def index_name(path: Place) -> Place:
     """The name of the index of an output: ``model.safetensors.index.json``."""
     return path.with_name(path.name + SUFFIX)
 

@@ -16,12 +16,17 @@ class Sink(Protocol):
         """Bytes written so far."""
         ...
 
+    @property
+    def can_patch(self) -> bool:
+        """Whether :meth:`patch` works: what goes to a server as it is made cannot be mended."""
+        ...
+
     def literal(self, raw: Block) -> None:
         """Write these bytes."""
         ...
 
     def copy(self, span: ByteSpan) -> None:
-        """Have the kernel copy a span of another file."""
+        """Copy a span of another file."""
         ...
 
     def stream(self, blocks: Iterable[Block], nbytes: int) -> int:

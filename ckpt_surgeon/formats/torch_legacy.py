@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BrokenFile
+from ..places import bring, mapped, more_of
+from ..remote import Place
 from ..tensors import ByteSpan, Storage
 from .contents import Contents
 from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
@@ -45,21 +47,27 @@ def matches(head: bytes) -> bool:
         return False
 
 
-def read(path: Path, *, salvage: bool = False) -> Contents:
+def read(path: Place, *, salvage: bool = False) -> Contents:
     """Read the pickles and find the storages behind them; with ``salvage``, some may be cut off.
 
     Raises BrokenFile when the file is damaged or truncated.
     """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            root, names = read_object(path, data, salvage=salvage)
-        except PickleError as error:
-            raise BrokenFile(path, f"is truncated or damaged: {error}", TRUNCATED) from error
+    with mapped(path) as data:
+        while True:
+            try:
+                root, names = read_object(path, data, salvage=salvage)
+                break
+            except (PickleError, BrokenFile) as error:
+                if more_of(data):
+                    continue
+                if isinstance(error, BrokenFile):
+                    raise
+                raise BrokenFile(path, f"is truncated or damaged: {error}", TRUNCATED) from error
     return Contents(path, CONTAINER, root, globals=names)
 
 
 def read_object(
-    path: Path, data: bytes | mmap.mmap, *, start: int = 0, stop: int | None = None, salvage: bool = False
+    path: Place, data: bytes | mmap.mmap, *, start: int = 0, stop: int | None = None, salvage: bool = False
 ) -> tuple[Value, tuple[Global, ...]]:
     """The object that a legacy save holds, and the names that it mentions.
 
@@ -87,7 +95,7 @@ def read_object(
 class _Place:
     """The bytes of a save, and how they are to be taken."""
 
-    path: Path
+    path: Place
     data: bytes | mmap.mmap
     stop: int
     salvage: bool
@@ -149,6 +157,7 @@ def _placed(place: _Place, position: int, keys: Value, declared: dict[str, _Decl
     if needed > place.stop and not place.salvage:
         problem = f"is truncated: it has {place.stop:,} bytes of the {needed:,} that it announces"
         raise BrokenFile(place.path, problem, TRUNCATED)
+    bring(place.data, _counts(position, [declared[key] for key in names]))
     placed: dict[str, Storage] = {}
     for key in names:
         one = declared[key]
@@ -164,3 +173,10 @@ def _placed(place: _Place, position: int, keys: Value, declared: dict[str, _Decl
         placed[key] = place.storage(position + 8, one)
         position += 8 + nbytes
     return placed
+
+
+def _counts(position: int, storages: list[_Declared]) -> Iterator[tuple[int, int]]:
+    """Where the element counts stand, each in front of its storage."""
+    for one in storages:
+        yield position, position + 8
+        position += 8 + one.numel * one.itemsize

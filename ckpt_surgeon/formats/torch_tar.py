@@ -12,9 +12,10 @@ import mmap
 import struct
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from ..errors import BrokenFile
+from ..places import bring_all, mapped, opened
+from ..remote import Place
 from ..tensors import ByteSpan, Storage
 from .contents import Contents
 from .torch_objects import CONSTRUCTORS, TypedStorage, rebuild_tensor, storage_dtype
@@ -30,17 +31,18 @@ def matches(head: bytes) -> bool:
     return head[257:262] == b"ustar" or head.startswith((b"sys_info\0", b"pickle\0", b"tensors\0", b"storages\0"))
 
 
-def read(path: Path, *, salvage: bool = False) -> Contents:
+def read(path: Place, *, salvage: bool = False) -> Contents:
     """Read a tar of torch 0.1.  Raises BrokenFile when it is damaged or another kind of tar."""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             members = {member.name: member for member in archive.getmembers()}
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise BrokenFile(path, f"is a damaged or truncated tar archive ({error})", "fetch it again") from error
     if not all(name in members for name in _NEEDED):
         held = ", ".join(list(members)[:3])
         raise BrokenFile(path, f"is a tar archive, but no checkpoint (it holds {held} …)", "unpack it: tar -xf")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with mapped(path) as data:
+        bring_all(data)
         reader = _Reader(path, data)
         try:
             reader.storages(members["storages"].offset_data)
@@ -56,7 +58,7 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
 class _Reader:
     """Storages and tensors by their keys, as the members tell them."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Place, data: mmap.mmap) -> None:
         self._path = path
         self._data = data
         self._made: dict[str, Value] = {}

@@ -12,7 +12,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from ..errors import NEW_FILE, BrokenFile, EditError, FileError, NoRoom
 from ..journal import Patch
-from ..tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major
+from ..places import size as size_of_file
+from ..readahead import reading_ahead
+from ..tensors import OpaqueTensor, Storage, StoredTensor, Tensor, row_major, spans_of
 from . import numpy_objects
 from .contents import Contents, Reindexed
 from .sink import Sink
@@ -75,7 +77,7 @@ def truncated(found: Archive, error: BrokenFile) -> BrokenFile:
         Unpickler(found.read(pickle.name), persistent=see).load()
     except (PickleError, BrokenFile):
         return error
-    there = found.path.stat().st_size
+    there = size_of_file(found.path)
     whole = max(member.start + member.packed for member in found.members.values())
     missing = [size for key, size in sizes.items() if pickle.name.removesuffix(".pkl") + f"/{key}" not in found.members]
     needed = whole + sum(missing) + len(missing) * ALIGNMENT
@@ -225,8 +227,9 @@ def write(
 
     literal("data.pkl", _pickled(tensors, records, versions))
     literal("byteorder", b"little")
-    for index, tensor in records.values():
-        _write_record(sink, directory, f"{ROOT}/data/{index}", tensor)
+    with reading_ahead(spans_of(tensor for _, tensor in records.values())):
+        for index, tensor in records.values():
+            _write_record(sink, directory, f"{ROOT}/data/{index}", tensor)
     literal("version", b"3\n")
     sink.literal(directory.finish(sink.position))
 
@@ -239,9 +242,13 @@ def _write_record(sink: Sink, directory: Directory, name: str, tensor: Tensor) -
         sink.literal(directory.local(name, tensor.nbytes, crc32, sink.position, source_start=span.start))
         sink.copy(span)
         return
-    sink.literal(directory.local(name, tensor.nbytes, 0, sink.position))
+    sink.literal(directory.local(name, tensor.nbytes, 0, sink.position, described=not sink.can_patch))
     made = sink.stream(tensor.blocks(), tensor.nbytes)
-    sink.patch(*directory.set_crc32(made))
+    where, checksum = directory.set_crc32(made)
+    if sink.can_patch:
+        sink.patch(where, checksum)
+    else:
+        sink.literal(directory.descriptor())
 
 
 def _pickled(

@@ -22,8 +22,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
-from pathlib import Path
 from typing import ClassVar, TypeAlias
+
+from ..remote import Place
 
 Value: TypeAlias = object  # anything a pickle can say; every reader checks what it takes
 
@@ -91,7 +92,7 @@ class Ordered(dict[Value, Value]):
 class Inline:
     """A byte string of a pickle that was left in its file."""
 
-    path: Path
+    path: Place
     start: int
     stop: int
 
@@ -136,7 +137,7 @@ class Unpickler:
         self,
         data: bytes | mmap.mmap,
         *,
-        path: Path | None = None,
+        path: Place | None = None,
         constructors: Mapping[tuple[str, str], Constructor] | None = None,
         persistent: Callable[[Value], Value] | None = None,
     ) -> None:

@@ -11,10 +11,12 @@ import mmap
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..errors import BrokenFile
+from ..places import RemoteReader, bring_all, mapped, opened
+from ..places import size as size_of_file
+from ..remote import Place
 from ..tensors import ByteSpan, Storage
 
 MAGIC = b"PK\x03\x04"
@@ -59,7 +61,7 @@ class Member(NamedTuple):
     header: int
     start: int
 
-    def storage(self, path: Path, device: str = "cpu", big_endian: bool = False, checked: bool = True) -> Storage:
+    def storage(self, path: Place, device: str = "cpu", big_endian: bool = False, checked: bool = True) -> Storage:
         """The record as a storage that tensors can lie in."""
         span = ByteSpan(path, self.start, self.start + self.packed)
         crc32 = self.crc32 if checked else None
@@ -69,7 +71,7 @@ class Member(NamedTuple):
 class Archive:
     """The index of a zip file: ``members`` by name, in the order of the directory."""
 
-    def __init__(self, path: Path, members: dict[str, Member]) -> None:
+    def __init__(self, path: Place, members: dict[str, Member]) -> None:
         self.path = path
         self.members = members
         self.replaced: dict[str, bytes] = {}  # records as they are planned to be
@@ -95,13 +97,13 @@ class Archive:
         return raw
 
 
-def read_archive(path: Path, place: ByteSpan | None = None) -> Archive:
+def read_archive(path: Place, place: ByteSpan | None = None) -> Archive:
     """Read the directory of a zip: a whole file, or one that lies at ``place`` in it.
 
     Raises BrokenFile when it is truncated or its offsets point outside.
     """
-    base, size = (place.start, len(place)) if place is not None else (0, path.stat().st_size)
-    with open(path, "rb") as file:
+    base, size = (place.start, len(place)) if place is not None else (0, size_of_file(path))
+    with opened(path) as file:
         count, where, length = _find_directory(path, file, base, size)
         file.seek(base + where)
         directory = file.read(length)
@@ -113,12 +115,18 @@ def read_archive(path: Path, place: ByteSpan | None = None) -> Archive:
     return Archive(path, members)
 
 
-def _find_directory(path: Path, file: BinaryIO, base: int, size: int) -> tuple[int, int, int]:
+def _find_directory(path: Place, file: BinaryIO, base: int, size: int) -> tuple[int, int, int]:
     """Entries, offset and length of the central directory."""
-    tail_start = max(size - _END.size - _FULL16 - _LOCATOR.size, 0)
-    file.seek(base + tail_start)
-    tail = file.read(size - tail_start)
-    at = tail.rfind(b"PK\x05\x06")
+    most = _END.size + _FULL16 + _LOCATOR.size  # where a comment is as long as it may be
+    for reach in (file.path.reach, most) if isinstance(file, RemoteReader) else (most,):
+        tail_start = max(size - reach, 0)
+        if isinstance(file, RemoteReader):
+            file.path.fetch_ahead([(base + tail_start, base + size)])  # the directory is there, too, or begins there
+        file.seek(base + tail_start)
+        tail = file.read(size - tail_start)
+        at = tail.rfind(b"PK\x05\x06")
+        if at >= _LOCATOR.size:
+            break
     if at < 0 or at + _END.size > len(tail):
         raise Truncated(path, f"is a truncated zip: it ends after {size:,} bytes without its directory", TRUNCATED)
     _, _, _, _, count, length, where, _ = _END.unpack_from(tail, at)
@@ -137,7 +145,24 @@ def _find_directory(path: Path, file: BinaryIO, base: int, size: int) -> tuple[i
     return count, where, length
 
 
-def _members(path: Path, file: BinaryIO, directory: bytes, count: int, base: int, file_size: int) -> Iterator[Member]:
+def _members(path: Place, file: BinaryIO, directory: bytes, count: int, base: int, file_size: int) -> Iterator[Member]:
+    entries: Iterator[Member] = (
+        entry._replace(header=base + entry.header) for entry in _entries(path, directory, count)
+    )
+    if isinstance(file, RemoteReader):  # all local headers at a time
+        entries = iter(listed := list(entries))
+        headers = ((entry.header, entry.header + _LOCAL.size) for entry in listed)
+        file.path.fetch_ahead([(start, stop) for start, stop in headers if stop <= base + file_size])
+    for entry in entries:
+        start = _start(path, file, entry.name, entry.header)
+        if start + entry.packed > base + file_size:
+            end = start + entry.packed
+            raise BrokenFile(path, f"is truncated: record {entry.name!r} ends at byte {end:,} of {file_size:,}")
+        yield entry._replace(start=start)
+
+
+def _entries(path: Place, directory: bytes, count: int) -> Iterator[Member]:
+    """What the directory tells of the members: all but where their bytes start."""
     at = 0
     for index in range(count):
         if directory[at : at + 4] != b"PK\x01\x02" or at + _CENTRAL.size > len(directory):
@@ -158,10 +183,7 @@ def _members(path: Path, file: BinaryIO, directory: bytes, count: int, base: int
             raise BrokenFile(path, f"record {name!r} is stored but claims two sizes ({packed:,} and {size:,} bytes)")
         if size > packed * DEFLATE_RATIO:
             raise BrokenFile(path, f"record {name!r} claims {size:,} bytes unpacked, more than {packed:,} can hold")
-        start = _start(path, file, name, base + header)
-        if start + packed > base + file_size:
-            raise BrokenFile(path, f"is truncated: record {name!r} ends at byte {start + packed:,} of {file_size:,}")
-        yield Member(name, method, crc32, packed, size, base + header, start)
+        yield Member(name, method, crc32, packed, size, header, 0)
 
 
 def _wide(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int, int]:
@@ -179,7 +201,7 @@ def _wide(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int, 
     return packed, size, header
 
 
-def _start(path: Path, file: BinaryIO, name: str, header: int) -> int:
+def _start(path: Place, file: BinaryIO, name: str, header: int) -> int:
     """Where a member's bytes begin; only its local header knows."""
     file.seek(header)
     raw = file.read(_LOCAL.size)
@@ -188,11 +210,11 @@ def _start(path: Path, file: BinaryIO, name: str, header: int) -> int:
     return header + _LOCAL.size + raw[26] + (raw[27] << 8) + raw[28] + (raw[29] << 8)
 
 
-def checksum_places(path: Path, member: Member) -> list[int]:
+def checksum_places(path: Place, member: Member) -> list[int]:
     """Where in a file the CRC of a stored record is written: its local header, its data descriptor, the directory."""
     crc32 = struct.pack("<I", member.crc32)
     end = member.start + member.packed
-    with open(path, "rb") as file:
+    with opened(path) as file:
 
         def at(position: int) -> bytes:
             file.seek(position)
@@ -204,9 +226,9 @@ def checksum_places(path: Path, member: Member) -> list[int]:
         return [place for place in places if at(place) == crc32]
 
 
-def _entry(file: BinaryIO, path: Path, name: str) -> int:
+def _entry(file: BinaryIO, path: Place, name: str) -> int:
     """Where in a file the directory's entry of a record begins."""
-    _, where, length = _find_directory(path, file, 0, path.stat().st_size)
+    _, where, length = _find_directory(path, file, 0, size_of_file(path))
     file.seek(where)
     directory = file.read(length)
     wanted = name.encode("utf-8", "surrogateescape")
@@ -220,13 +242,14 @@ def _entry(file: BinaryIO, path: Path, name: str) -> int:
     raise BrokenFile(path, f"has changed: record {name!r} is gone")
 
 
-def scan_archive(path: Path) -> Archive:
+def scan_archive(path: Place) -> Archive:
     """Find the whole records of a zip without its directory, one after another from the beginning.
 
     A record whose local header does not tell its size (torch's) ends at the data descriptor that does.
     """
     members: dict[str, Member] = {}
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with mapped(path) as data:
+        bring_all(data)
         at = 0
         while data[at : at + 4] == MAGIC and at + _LOCAL.size <= len(data):
             _, _, flags, method, _, _, crc32, packed, size, name_length, extra_length = _LOCAL.unpack_from(data, at)
@@ -268,32 +291,47 @@ class Directory:
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[bytes, int, int, int]] = []
+        self._entries: list[tuple[bytes, int, int, int, int]] = []  # name, size, checksum, position, flags
 
-    def local(self, name: str, size: int, crc32: int, position: int, *, source_start: int | None = None) -> bytes:
+    def local(
+        self,
+        name: str,
+        size: int,
+        crc32: int,
+        position: int,
+        *,
+        source_start: int | None = None,
+        described: bool = False,
+    ) -> bytes:
         """The local header for a record at ``position``, padded so that its bytes begin on a 64-byte boundary,
-        or, for a large record copied from ``source_start``, at the same place in a page as there, if that is one."""
+        or, for a large record copied from ``source_start``, at the same place in a page as there, if that is one.
+
+        A ``described`` record's checksum is not known yet: a :meth:`descriptor` behind its bytes will tell it.
+        """
         encoded = name.encode("utf-8")
         wide = struct.pack("<2H2Q", 1, 16, size, size) if size >= _FULL32 else b""
         bare = position + _LOCAL.size + len(encoded) + len(wide) + 4
         in_page = source_start is not None and source_start % ALIGNMENT == 0 and size >= PAGE_WORTH
         padding = ((source_start or 0) - bare) % PAGE if in_page else -bare % ALIGNMENT
         extra = wide + struct.pack("<2s H", b"FB", padding) + b"Z" * padding
-        self._entries.append((encoded, size, crc32, position))
-        return self._header(encoded, size, crc32, extra) + encoded + extra
+        self._entries.append((encoded, size, crc32, position, _UTF8 | _DESCRIBED if described else _UTF8))
+        narrow = 0 if described and not wide else min(size, _FULL32)
+        fixed = _LOCAL.pack(
+            MAGIC, 45 if wide else 20, self._entries[-1][-1], _STORED, 0, _DAY_ZERO, crc32, narrow, narrow,
+            len(encoded), len(extra),
+        )  # fmt: skip
+        return fixed + encoded + extra
 
-    @staticmethod
-    def _header(encoded: bytes, size: int, crc32: int, extra: bytes) -> bytes:
-        narrow = min(size, _FULL32)
-        version = 45 if size >= _FULL32 else 20
-        return _LOCAL.pack(
-            MAGIC, version, _UTF8, _STORED, 0, _DAY_ZERO, crc32, narrow, narrow, len(encoded), len(extra)
-        )
+    def descriptor(self) -> bytes:
+        """What follows the bytes of a described record: its checksum and sizes."""
+        _, size, crc32, _, _ = self._entries[-1]
+        form = _DESCRIPTOR64 if size >= _FULL32 else _DESCRIPTOR
+        return form.pack(b"PK\x07\x08", crc32, size, size)
 
     def set_crc32(self, crc32: int) -> tuple[int, bytes]:
         """Put the checksum of the last record right; returns the position and the bytes to write there."""
-        encoded, size, _, position = self._entries[-1]
-        self._entries[-1] = (encoded, size, crc32, position)
+        encoded, size, _, position, flags = self._entries[-1]
+        self._entries[-1] = (encoded, size, crc32, position, flags)
         return position + 14, struct.pack("<I", crc32)
 
     def finish(self, position: int) -> bytes:
@@ -311,7 +349,7 @@ class Directory:
         return central + tail + end
 
     @staticmethod
-    def _central(encoded: bytes, size: int, crc32: int, position: int) -> bytes:
+    def _central(encoded: bytes, size: int, crc32: int, position: int, flags: int) -> bytes:
         wide = b""
         if size >= _FULL32:
             wide += struct.pack("<2Q", size, size)
@@ -321,12 +359,12 @@ class Directory:
         narrow = min(size, _FULL32)
         version = 45 if wide else 20
         fixed = _CENTRAL.pack(
-            b"PK\x01\x02", version, version, _UTF8, _STORED, 0, _DAY_ZERO, crc32, narrow, narrow,
+            b"PK\x01\x02", version, version, flags, _STORED, 0, _DAY_ZERO, crc32, narrow, narrow,
             len(encoded), len(extra), 0, 0, 0, 0, min(position, _FULL32),
         )  # fmt: skip
         return fixed + encoded + extra
 
 
 _UTF8 = 0x0800  # flag: names are UTF-8
-_DESCRIBED = 8  # flag: a data descriptor follows the record
+_DESCRIBED = 0x0008  # flag: a descriptor behind the bytes tells checksum and sizes
 _DAY_ZERO = 0x21  # 1980-01-01, the first day that a zip can say: outputs do not depend on the clock
