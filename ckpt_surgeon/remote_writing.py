@@ -41,7 +41,7 @@ def part_size(nbytes: int) -> int:
     """Bytes of each part of a file of about so many.
 
     >>> part_size(1 << 30), part_size(1 << 40)
-    (16777216, 122168099)
+    (16777216, 122167959)
     """
     return max(PART, -(-nbytes // PARTS))
 

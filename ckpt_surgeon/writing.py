@@ -193,7 +193,8 @@ def source_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the files that a checkpoint's tensors lie in."""
     stored = (tensor for tensor in checkpoint.values() if isinstance(tensor, StoredTensor))
     paths = {path for tensor in stored for path in tensor.storage.files}
-    return sum(size(path) for path in paths if is_there(path))  # OUT may have been IN
+    there = (path for path in paths if isinstance(path, RemotePath) or path.exists())  # OUT may have been IN
+    return sum(map(size, there))
 
 
 def write(

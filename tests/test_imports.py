@@ -200,7 +200,8 @@ def test_ls_does_not_import_torch(words: list[str], save: object, tmp_path: Path
 def test_commands_from_file_to_file_do_not_import_torch(words: list[str], suffix: str, tmp_path: Path) -> None:
     state = {**TABLE["tied"](), **TABLE["transposed"](), **TABLE["bfloat16 stepped"]()}
     path = save_zip({f"module.{key}": tensor for key, tensor in state.items()}, tmp_path)
-    assert loaded_by(*words, path, tmp_path / f"out{suffix}") == set()
+    threads = {"concurrent.futures"} if "--max-shard-size" in words else set()
+    assert loaded_by(*words, path, tmp_path / f"out{suffix}") == threads
 
 
 def test_comparing_two_files_does_not_import_torch(tmp_path: Path) -> None:
