@@ -72,8 +72,7 @@ def read(path: Place, read_shard: Reader, *, salvage: bool = False) -> Contents:
     names: dict[Global, None] = {}
     places = {name: path.parent / name for name in weight_map.values()}
     look_ahead(list(places.values()))
-    for name in places:
-        place = places[name]
+    for name, place in places.items():
         if not is_file(place):
             problems += [] if salvage else [f"shard {name!r} is missing"]
             continue
