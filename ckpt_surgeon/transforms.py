@@ -10,6 +10,7 @@ integer and ``*`` for anything, alike in all of them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -146,7 +147,7 @@ def _cast(key: str, tensor: Tensor, wanted: DType, *, allow_inf: bool) -> Comput
             made = piece.to(dtype)
             if exact:
                 inexact += int((made.to(piece.dtype) != piece).sum())
-            else:
+            elif not _is_ordinary(made):
                 infinite += _newly_infinite(piece, made, wanted)
                 flushed += _newly_zero(piece, made)
             yield raw_bytes(made)
@@ -165,12 +166,20 @@ def _has_inf(dtype: DType) -> bool:
     return not dtype.name.endswith(("fn", "fnuz"))
 
 
+def _is_ordinary(values: torch.Tensor) -> bool:
+    """Whether none is zero, infinite or NaN: two cheap passes that most often tell enough."""
+    if values.is_complex() or values.dtype.itemsize == 1:  # torch has no such passes for these
+        return False
+    low, high = values.abs().aminmax()
+    return bool(low > 0) and bool(high < math.inf)
+
+
 def _newly_infinite(before: torch.Tensor, after: torch.Tensor, wanted: DType) -> int:
     """How many values were too large: they became inf, or in an 8-bit float without it NaN or the greatest number."""
     import torch
 
     if wanted.itemsize > 1:
-        if not torch.isinf(after).any():  # one pass that most often tells enough
+        if not torch.isinf(after).any():
             return 0
         return int((~torch.isfinite(after) & torch.isfinite(_wide(before))).sum())
     source, known = before.double(), torch.finfo(after.dtype)

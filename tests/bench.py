@@ -23,7 +23,7 @@ from pathlib import Path
 
 GIB = 1 << 30
 MIB = 1 << 20
-SHARD = 128 * MIB  # the output's
+SHARD = 64 * MIB  # the output's
 
 # Programs that make the files and the rows to compare with, each run as a process of its own.
 
@@ -236,7 +236,9 @@ LOADS = tuple(
     )
 )
 STRIP_SHARDS = "{ckpt} strip-prefix {source} {out}.safetensors --max-shard-size {shard} --threads "
-CAST_SHARDS = "-m ckpt_surgeon cast {source} {out}.safetensors --dtype bf16 --max-shard-size {shard} -q"
+CAST_SHARDS = (
+    "-m ckpt_surgeon cast {source} {out}.safetensors --dtype float8_e4m3fn --max-shard-size {shard} --threads 1 -q"
+)
 SHARDED = (
     Group(
         "sharded",
@@ -249,7 +251,11 @@ SHARDED = (
     Group(
         "sharded",
         (
-            Case("1 rank: ckpt cast, shards → shards", "{torchrun} --nproc-per-node 1 " + CAST_SHARDS, most_mib=400),
+            Case(
+                "1 rank: ckpt cast --dtype float8_e4m3fn, shards → shards, 1 thread",
+                "{torchrun} --nproc-per-node 1 " + CAST_SHARDS,
+                most_mib=400,
+            ),
             Case("2 ranks: the same", "{torchrun} --nproc-per-node 2 " + CAST_SHARDS, 1 / 1.6, most_mib=400),
             Case("2 ranks: ckpt --version", "{torchrun} --nproc-per-node 2 -m ckpt_surgeon --version"),
         ),
