@@ -6,14 +6,14 @@ systems show a file as it grows, or move it about afterwards: what is meant for 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .errors import EditError, FileError
+from .errors import FileError
+from .formats.sink import streamed
 from .remote import Place, RemotePath
 from .tensors import Block, ByteSpan
 from .troubles import refused
@@ -63,15 +63,7 @@ class RemoteSink:
         self.position += len(raw)
 
     def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
-        crc32 = written = 0
-        for block in blocks:
-            self.literal(block)
-            crc32 = zlib.crc32(block, crc32)
-            written += len(block)
-            self._tell(len(block))
-        if written != nbytes:
-            raise EditError([f"a tensor of {nbytes:,} bytes made {written:,}"])
-        return crc32
+        return streamed(blocks, nbytes, self.literal, self._tell)
 
     def copy(self, span: ByteSpan) -> None:
         for block in span.blocks():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from . import folders, formats, journal, remote_writing
 from .checkpoint import Checkpoint
 from .errors import BrokenFile, EditError, FileError, OutputExists, listed
 from .formats import FolderWriter, Writer, sharded
-from .formats.sink import Sink
+from .formats.sink import Sink, streamed
 from .opening import open as open_checkpoint
 from .places import AnyPath, is_there, names, place, remove, size
 from .remote import Place, RemotePath
@@ -445,15 +444,7 @@ class FileSink:
             self._flush()
 
     def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
-        crc32 = written = 0
-        for block in blocks:
-            self.literal(block)
-            crc32 = zlib.crc32(block, crc32)
-            written += len(block)
-            self._tell(len(block))
-        if written != nbytes:
-            raise EditError([f"a tensor of {nbytes:,} bytes made {written:,}"])
-        return crc32
+        return streamed(blocks, nbytes, self.literal, self._tell)
 
     def patch(self, position: int, raw: bytes) -> None:
         self._flush()

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"errors", "dtypes", "tensors", "remote"},
     "journal": {"errors"},
     "formats": {"errors", "dtypes", "tensors", "journal", "remote", "readahead", "places", "troubles"},
-    "remote_writing": {"errors", "remote", "tensors", "troubles"},
+    "remote_writing": {"errors", "formats", "remote", "tensors", "troubles"},
     "renaming": {"errors"},
     "edits": {"errors", "dtypes", "tensors", "checkpoint", "renaming"},
     "align": {"errors", "dtypes", "tensors", "checkpoint", "edits"},

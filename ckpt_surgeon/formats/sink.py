@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ..errors import EditError
 from ..tensors import Block, ByteSpan
+
+
+def streamed(
+    blocks: Iterable[Block], nbytes: int, literal: Callable[[Block], object], tell: Callable[[int], object]
+) -> int:
+    """Hand blocks that must add up to ``nbytes`` to a sink's ``literal``; returns their CRC-32.  Raises EditError.
+
+    >>> streamed([b"12345", b"6789"], 9, lambda block: None, lambda done: None) == 0xCBF43926
+    True
+    """
+    crc32 = written = 0
+    for block in blocks:
+        literal(block)
+        crc32 = zlib.crc32(block, crc32)
+        written += len(block)
+        tell(len(block))
+    if written != nbytes:
+        raise EditError([f"a tensor of {nbytes:,} bytes made {written:,}"])
+    return crc32
 
 
 class Sink(Protocol):
