@@ -155,7 +155,7 @@ def _write_shard(
 def _mark(final: Path) -> None:
     """Note that a shard is complete on the disk and verified."""
     with open(final.with_name(final.name + DONE), "w", encoding="utf-8") as file:
-        file.write(str(final.stat().st_size))
+        file.write(_state(final))
         file.flush()
         os.fsync(file.fileno())
     sync_directory(final.parent)
@@ -165,13 +165,18 @@ def _place(staging: Path, file: PlannedFile) -> Path | None:
     """Where a shard is that an earlier run has finished, if it is still whole: in the staging folder or in place."""
     for path in (staging / file.path.name, local(file.path)):
         try:
-            nbytes = int((staging / f"{file.path.name}{DONE}").read_text("utf-8"))
-            if path.stat().st_size == nbytes:
+            if _state(path) == (staging / f"{file.path.name}{DONE}").read_text("utf-8"):
                 verify(path, file)
                 return path
-        except (OSError, ValueError, CheckpointError):
+        except (OSError, CheckpointError):
             continue
     return None
+
+
+def _state(path: Path) -> str:
+    """What tells this very file from another of its name; moving it does not change it."""
+    found = path.stat()
+    return f"{found.st_size} {found.st_ino} {found.st_mtime_ns}"
 
 
 # -- the whole
@@ -215,12 +220,22 @@ def _prepare(planned: Plan, staging: Path, digest: str, *, force: bool) -> None:
         there = [path for path in planned.in_the_way() if path not in placed]
         if there and not force:
             raise OutputExists(there[0])
+        _refuse_sources(planned)
         if staging.exists() and not goes_on:
             shutil.rmtree(staging)
         staging.mkdir(exist_ok=True)
         name.write_text(digest, "utf-8")
     except OSError as error:
         raise FileError(staging, f"cannot be made ({error.strerror})", "write elsewhere") from error
+
+
+def _refuse_sources(planned: Plan) -> None:
+    """An output that replaces what it is made of could not be gone on with."""
+    sources = {path for file in planned.files for one in file.tensors.values() for path in _sources(one)}
+    theirs = {os.path.realpath(path) for path in sources if isinstance(path, Path)}
+    for path in planned.in_the_way():
+        if os.path.realpath(local(path)) in theirs:
+            raise FileError(path, "is read by this very run, which could not go on if it failed", "write elsewhere")
 
 
 def _put_in_place(planned: Plan, staging: Path) -> None:

@@ -36,7 +36,7 @@ def write_file(made, planned, file, *rest):
         {breaks}
 
 distributed.write_file = write_file
-cli.main()
+cli.main(several=True)
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 FULL = "raise OSError(28, 'No space left on device')"
@@ -142,6 +142,33 @@ def test_a_shard_that_was_damaged_in_between_and_another_job_are_made_anew(check
     assert set(ckpt_surgeon.open(tmp_path / "out.safetensors.index.json")) == set(ckpt_surgeon.open(checkpoint))
 
 
+def test_an_output_that_would_replace_what_it_is_made_of_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    ckpt_surgeon.convert(checkpoint, tmp_path / "m.safetensors", max_shard_size=30_000)
+    before = contents(tmp_path)
+    ran = torchrun(tmp_path, "strip-prefix", ".", "m.safetensors", "--max-shard-size", "30kB", "--force")
+    (line,) = said(ran)
+    assert "is read by this very run" in line
+    assert contents(tmp_path) == before
+
+
+def test_a_ckpt_that_a_training_script_runs_is_one_process_by_itself(checkpoint: Path, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    ckpt = Path(sys.executable).with_name("ckpt")
+    script.write_text(
+        "import os, subprocess\n"
+        f"command = [{str(ckpt)!r}, 'strip-prefix', {str(checkpoint)!r}, 'out' + os.environ['RANK'] + '.pth']\n"
+        "raise SystemExit(subprocess.run(command).returncode)\n"
+    )
+    assert torchrun(tmp_path, script=[str(script)]).status == 0
+    assert (tmp_path / "out0.pth").read_bytes() == (tmp_path / "out1.pth").read_bytes()
+
+
+def test_what_all_processes_meet_alike_is_told_once(tmp_path: Path) -> None:
+    assert said(torchrun(tmp_path, "convert", "nothing.pth", "out.pth")) == [
+        "ckpt: nothing.pth: does not exist; check the name"
+    ]
+
+
 def test_a_disk_that_is_full_is_told_once_by_the_process_that_met_it(checkpoint: Path, tmp_path: Path) -> None:
     ran = broken(tmp_path, "convert", checkpoint, "out.pth", "--max-shard-size", "30kB",
                  rank=1, after=0, breaks=FULL)  # fmt: skip
@@ -168,7 +195,7 @@ def test_a_crash_while_shards_are_put_in_place_is_gone_on_from(checkpoint: Path,
         "import os\nfrom ckpt_surgeon import cli, distributed\nplain, left = os.replace, [9]\n"
         "def replace(old, new):\n    if '.tmp' not in str(old):\n        left[0] -= 3\n"
         "    if left[0] < 0:\n        os._exit(9)\n    plain(old, new)\n"
-        "distributed.os.replace = replace\ncli.main()\n"
+        "distributed.os.replace = replace\ncli.main(several=True)\n"
     )
     ran = torchrun(tmp_path, *command, script=[str(script)])
     assert ran.status != 0

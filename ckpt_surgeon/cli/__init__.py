@@ -17,6 +17,7 @@ import click
 
 from ..errors import CheckpointError
 from ..report import visible
+from . import ranks
 
 # Each command's module is imported when it is called for; the order is that of `ckpt --help`.
 COMMANDS = {
@@ -90,8 +91,13 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line; every trouble is one line and exit status 2."""
+def main(*, several: bool = False) -> None:
+    """Run the command line; every trouble is one line and exit status 2.
+
+    ``several`` lets it be one of the processes that torchrun started.
+    """
+    if several:
+        ranks.take_part()
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _unwind)
@@ -116,20 +122,21 @@ def _run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except CheckpointError as error:
-        return _trouble(visible(str(error)), told_by=getattr(error, "told_by", 0))
+        return _trouble(visible(str(error)), told_by=getattr(error, "told_by", None))
     except MemoryError:
-        return _trouble("not enough memory")
+        return _trouble("not enough memory", told_by=ranks.rank())
     except Exception as error:  # a traceback helps nobody at a terminal; who wants it asks for it
         if os.environ.get("CKPT_TRACEBACK"):
             raise
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return _trouble(visible(f"unexpected trouble ({what}); please report it, with CKPT_TRACEBACK=1 set"))
+        asked = "please report it, with CKPT_TRACEBACK=1 set"
+        return _trouble(visible(f"unexpected trouble ({what}); {asked}"), told_by=ranks.rank())
     return code if isinstance(code, int) else 0
 
 
-def _trouble(message: str, code: int = 2, *, told_by: int = 0) -> int:
-    """Say what is wrong; of several processes one does."""
-    if int(os.environ.get("RANK", "0")) == told_by:
+def _trouble(message: str, code: int = 2, *, told_by: int | None = None) -> int:
+    """Say what is wrong; of several processes that meet it alike, the first of each machine does."""
+    if ranks.is_first_here() if told_by is None else ranks.rank() == told_by:
         click.echo(f"ckpt: {message}", err=True)
     return code
 

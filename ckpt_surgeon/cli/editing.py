@@ -12,7 +12,8 @@ import click
 from .. import edits, formats, inplace, journal, recipe, report
 from ..errors import FileError
 from ..remote import Place, RemotePath
-from .options import OPTIONAL_OUT, OUT, PLACE, SOURCE, STAY, is_speaker, opened, output, output_options
+from . import ranks
+from .options import OPTIONAL_OUT, OUT, PLACE, SOURCE, STAY, opened, output, output_options
 
 # What only renames and so can be done in place, too.
 IN_PLACE = ("strip_prefix", "add_prefix", "rename")
@@ -192,7 +193,7 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
         if not isinstance(given, tuple) or "=" not in str(taken["out"]):
             raise click.UsageError("--in-place changes IN itself: give OUT or --in-place, not both")
         values["pairs"] = (taken["out"], *given)
-    if not is_speaker():  # of several processes, one does it
+    if ranks.rank() > 0:  # of several processes, one does it
         return
     where, select = taken["in_path"], taken["select"]
     assert isinstance(where, (Path, RemotePath))

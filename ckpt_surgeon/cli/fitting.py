@@ -16,7 +16,8 @@ from ..recipe import Recipe, Step, step
 from ..remote import Place
 from ..targets import is_model, resolve
 from ..tensors import Shaped
-from .options import OUT, PLACE, SELECT, SOURCE, is_speaker, opened, output, output_options
+from . import ranks
+from .options import OUT, PLACE, SELECT, SOURCE, opened, output, output_options
 
 
 @click.command(short_help="Find the renames that fit a checkpoint to a model.")
@@ -138,7 +139,7 @@ def _fit(
         min_match=min_match,
         seed=seed,
     )
-    if is_speaker() and not written.quiet:
+    if ranks.rank() == 0 and not written.quiet:
         click.echo(report.fit_json(found) if as_json else report.fit_text(found, full=full))
     written.write(found.change, say=not as_json)
 

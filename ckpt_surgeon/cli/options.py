@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from ..edits import Change
 from ..opening import open as open_checkpoint
 from ..places import place
 from ..remote import Place
+from . import ranks
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
@@ -70,8 +70,8 @@ class Output:
         job: str = "",
     ) -> None:
         """Plan, and either say so or do it; ``job`` tells what the words of the command leave open (a recipe)."""
-        say = say and is_speaker()
-        shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ  # torchrun's
+        say = say and ranks.rank() == 0
+        shared = ranks.count() > 1
         planned = writing.plan(
             change.result,
             self.out,
@@ -82,7 +82,7 @@ class Output:
             if say:
                 click.echo(report.plan_text(planned, change))
             return
-        with _progress(planned.nbytes, self.quiet or not is_speaker()) as tell:
+        with _progress(planned.nbytes, self.quiet or ranks.rank() > 0) as tell:
             if shared:
                 from .. import distributed
 
@@ -134,11 +134,6 @@ def opened(values: dict[str, object]) -> Checkpoint:
     """Open what a command's IN, --select and --salvage name, and take them out of its parameters."""
     taken = {name: values.pop(name) for name in ("in_path", "select", "salvage")}
     return open_checkpoint(taken["in_path"], select=taken["select"], salvage=taken["salvage"])  # type: ignore[arg-type]
-
-
-def is_speaker(told_by: int = 0) -> bool:
-    """Whether this process is the one of several (torchrun's) that prints; by itself it always is."""
-    return int(os.environ.get("RANK", "0")) == told_by
 
 
 @contextmanager
