@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import CheckpointError, EditError, FileError, OutputExists, RankFailed, listed
+from .file_sink import Progress
 from .formats import FolderWriter
 from .journal import discard, sync_directory
 from .remote import Place
 from .tensors import ComputedTensor, StoredTensor, Tensor, outcomes
-from .writing import Plan, PlannedFile, Progress, verify, write_file, write_index
+from .writing import Plan, PlannedFile, verify, write_file, write_index
 from .writing import write as write_whole
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import click
 from .. import report, writing
 from ..checkpoint import Checkpoint
 from ..edits import Change
+from ..file_sink import Progress
 from ..opening import open as open_checkpoint
 from ..places import place
 from ..remote import Place
@@ -137,7 +138,7 @@ def opened(values: dict[str, object]) -> Checkpoint:
 
 
 @contextmanager
-def _progress(total: int, quiet: bool) -> Iterator[writing.Progress | None]:
+def _progress(total: int, quiet: bool) -> Iterator[Progress | None]:
     """A bar on a terminal for work that takes a while, else nothing."""
     if quiet or total < PROGRESS_FROM or not sys.stderr.isatty():
         yield None

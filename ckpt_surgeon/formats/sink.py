@@ -1,4 +1,4 @@
-"""What a container's writer writes into; :mod:`ckpt_surgeon.writing` has the one that fills files."""
+"""What a container's writer writes into; :mod:`ckpt_surgeon.file_sink` has the one that fills files."""
 
 from __future__ import annotations
 
