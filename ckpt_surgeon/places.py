@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias, cast
+from typing import BinaryIO, Protocol, TypeAlias, TypeVar, cast
 
 from .readahead import blocks
 from .remote import Place, Range, RemotePath, is_url, requests
+
+T = TypeVar("T")
 
 
 class UniversalPath(Protocol):
@@ -171,9 +173,18 @@ def mapped(path: Place) -> Iterator[mmap.mmap]:
             yield fetched
 
 
-def more_of(data: bytes | mmap.mmap) -> bool:
-    """Whether a mapping that ended too early has more bytes now: a remote file comes bit by bit."""
-    return isinstance(data, Fetched) and data.grow()
+def with_enough(data: bytes | mmap.mmap, parse: Callable[[], T], failures: tuple[type[Exception], ...]) -> T:
+    """What ``parse`` makes of a mapping; where it fails since a remote file is not all there yet, it is asked again.
+
+    >>> with_enough(b"12", lambda: int("12"), (ValueError,))
+    12
+    """
+    while True:
+        try:
+            return parse()
+        except failures:
+            if not (isinstance(data, Fetched) and data.grow()):
+                raise
 
 
 def bring(data: bytes | mmap.mmap, ranges: Iterable[Range]) -> None:

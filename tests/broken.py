@@ -57,6 +57,17 @@ def written(raw: bytes, name: str, folder: Path) -> Path:
     return path
 
 
+def tar_of(members: dict[str, bytes], name: str, folder: Path) -> Path:
+    """A tar of plain files, as torch 0.1 wrote them."""
+    path = folder / name
+    with tarfile.open(path, "w:", format=tarfile.USTAR_FORMAT) as archive:
+        for member, raw in members.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(raw)
+            archive.addfile(info, io.BytesIO(raw))
+    return path
+
+
 def patched(raw: bytes, at: int, form: str, *values: int) -> bytes:
     """The same bytes with numbers put in their place."""
     new = struct.pack(form, *values)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from broken import Part, counted, legacy_of, pickled, safetensors_of, written, zip_of
+from broken import Part, counted, legacy_of, pickled, safetensors_of, tar_of, written, zip_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oddities import TarOf01, TensorKey, build
@@ -372,18 +372,6 @@ def _holding(container: str, program: bytes, folder: Path) -> Path:
         case "tar":
             tar = TarOf01()
             members = {**tar.members({}), "pickle": program, "storages": program + pickle.dumps([], 2)}
-            return _tarred(members, folder)
+            return tar_of(members, "program.tar", folder)
         case _:
             return written(program, "program.pkl", folder)
-
-
-def _tarred(members: dict[str, bytes], folder: Path) -> Path:
-    import tarfile
-
-    path = folder / "program.tar"
-    with tarfile.open(path, "w:", format=tarfile.USTAR_FORMAT) as archive:
-        for name, raw in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(raw)
-            archive.addfile(info, io.BytesIO(raw))
-    return path

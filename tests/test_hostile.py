@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from broken import Part, counted, legacy_of, pickled, zip_of
+from broken import Part, counted, legacy_of, pickled, tar_of, zip_of
 from conftest import Ran, Run
 from tables import assert_same, pickle_of, ramp, rewritten, save_legacy, save_zip
 
@@ -1042,27 +1042,19 @@ def _keys_salvaged(folder: Path) -> Path:
     return path
 
 
-def _tar_of(members: dict[str, bytes], folder: Path) -> Path:
-    path = folder / "bomb.pth"
-    with tarfile.open(path, "w:", format=tarfile.USTAR_FORMAT) as archive:
-        for name, raw in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(raw)
-            archive.addfile(info, io.BytesIO(raw))
-    return path
-
-
 @bomb("tar: claims 2**62 storages")
 def _counts(folder: Path) -> Path:
     empty = pickle.dumps({}, 2)
-    return _tar_of({"storages": pickle.dumps(1 << 62, 2), "tensors": pickle.dumps(1 << 62, 2), "pickle": empty}, folder)
+    return tar_of(
+        {"storages": pickle.dumps(1 << 62, 2), "tensors": pickle.dumps(1 << 62, 2), "pickle": empty}, "bomb.pth", folder
+    )
 
 
 @bomb("tar: a storage of 2**62 elements")
 def _storage(folder: Path) -> Path:
     triple = pickle.dumps((1, "cpu", torch.FloatStorage), 2)
     raw = pickle.dumps(1, 2) + triple + struct.pack("<q", 1 << 62)
-    return _tar_of({"storages": raw, "tensors": pickle.dumps(0, 2), "pickle": pickle.dumps({}, 2)}, folder)
+    return tar_of({"storages": raw, "tensors": pickle.dumps(0, 2), "pickle": pickle.dumps({}, 2)}, "bomb.pth", folder)
 
 
 @bomb("tar: a view of a view a million times")
@@ -1070,7 +1062,7 @@ def _views(folder: Path) -> Path:
     triple = pickle.dumps((1, "cpu", torch.FloatStorage), 2)
     views = pickle.dumps([(i + 1, i, 1 << 70, 1) for i in range(1, 100_000)], 2)
     raw = pickle.dumps(1, 2) + triple + struct.pack("<q", 0) + views
-    return _tar_of({"storages": raw, "tensors": pickle.dumps(0, 2), "pickle": pickle.dumps({}, 2)}, folder)
+    return tar_of({"storages": raw, "tensors": pickle.dumps(0, 2), "pickle": pickle.dumps({}, 2)}, "bomb.pth", folder)
 
 
 @bomb("tar: an extended header of its own size")

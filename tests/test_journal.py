@@ -227,6 +227,7 @@ def test_recover_finishes_or_takes_back(
     assert said in ran.out
     assert path.read_bytes() == (old if words else new)
     assert ckpt("recover", path).out == f"{path}: nothing to recover\n"
+    assert ckpt("recover", f"{path}.not").err == f"ckpt: {path}.not: does not exist; check the name\n"
 
 
 def test_a_folder_s_file_is_recovered_too(path: Path, ckpt: Run, monkeypatch: pytest.MonkeyPatch) -> None:

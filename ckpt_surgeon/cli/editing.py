@@ -251,7 +251,7 @@ def _convert() -> click.Command:
 
 
 @click.command(short_help="Finish a rename in place that was interrupted.")
-@click.argument("path", metavar="FILE", type=click.Path(exists=True, path_type=Path))
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--roll-back", is_flag=True, help="Take it back instead.")
 def recover(path: Path, roll_back: bool) -> None:
     """Finish a rename in place that was interrupted; any other command on the file does so, too.
@@ -261,6 +261,8 @@ def recover(path: Path, roll_back: bool) -> None:
       ckpt recover training.ckpt
       ckpt recover training.ckpt --roll-back
     """
+    if not path.exists():
+        raise FileError(path, "does not exist", "check the name")
     outcome = journal.recover(formats.located(path), roll_back=roll_back)
     said = {"finished": "the rename in place is finished", "rolled back": "rolled back, it is as it was before"}
     click.echo(f"{path}: {said[outcome] if outcome else 'nothing to recover'}")

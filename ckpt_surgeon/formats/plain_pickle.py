@@ -10,7 +10,7 @@ import mmap
 import re
 
 from ..errors import BrokenFile
-from ..places import mapped, more_of
+from ..places import mapped, with_enough
 from ..remote import Place
 from . import numpy_objects, torch_legacy, torch_objects
 from .contents import Contents
@@ -35,16 +35,10 @@ def matches(head: bytes) -> bool:
 def read(path: Place, *, salvage: bool = False) -> Contents:
     """Read a plain pickle.  Raises BrokenFile when it is damaged or truncated."""
     with mapped(path) as data:
-        while True:
-            try:
-                root, names = _loaded(path, data)
-                break
-            except (PickleError, BrokenFile) as error:
-                if more_of(data):
-                    continue
-                if isinstance(error, BrokenFile):
-                    raise
-                raise BrokenFile(path, f"is a truncated or damaged pickle: {error}", "fetch it again") from error
+        try:
+            root, names = with_enough(data, lambda: _loaded(path, data), (PickleError, BrokenFile))
+        except PickleError as error:
+            raise BrokenFile(path, f"is a truncated or damaged pickle: {error}", "fetch it again") from error
     return Contents(path, CONTAINER, arrays_as_tensors(root), globals=names)
 
 

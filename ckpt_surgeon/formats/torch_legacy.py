@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import BrokenFile
-from ..places import bring, mapped, more_of
+from ..places import bring, mapped, with_enough
 from ..remote import Place
 from ..tensors import ByteSpan, Storage
 from .contents import Contents
@@ -53,16 +53,10 @@ def read(path: Place, *, salvage: bool = False) -> Contents:
     Raises BrokenFile when the file is damaged or truncated.
     """
     with mapped(path) as data:
-        while True:
-            try:
-                root, names = read_object(path, data, salvage=salvage)
-                break
-            except (PickleError, BrokenFile) as error:
-                if more_of(data):
-                    continue
-                if isinstance(error, BrokenFile):
-                    raise
-                raise BrokenFile(path, f"is truncated or damaged: {error}", TRUNCATED) from error
+        try:
+            root, names = with_enough(data, lambda: read_object(path, data, salvage=salvage), (PickleError, BrokenFile))
+        except PickleError as error:
+            raise BrokenFile(path, f"is truncated or damaged: {error}", TRUNCATED) from error
     return Contents(path, CONTAINER, root, globals=names)
 
 
