@@ -8,12 +8,10 @@
 ['fc.weight']
 """
 
-from .adapt import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
-from .align import Alignment, Ambiguity, Proposal, align
-from .checkpoint import Checkpoint, LeftOut
-from .diff import Diff, Hint, Mismatch, diff
-from .dtypes import DType
-from .edits import Change, add_prefix, drop, keep, rename, select, strip_prefix
+from .edits.keys import Change, add_prefix, drop, keep, rename, select, strip_prefix
+from .edits.recipe import Recipe, Step, step
+from .edits.resize import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
+from .edits.values import cast, concat, fold, pad, reshape, scale, slice_, split, transpose
 from .errors import (
     BrokenFile,
     CheckpointError,
@@ -29,23 +27,25 @@ from .errors import (
     SelectionError,
     TargetError,
 )
-from .fit import Fit, Outcome, fit
-from .freezing import ModuleState, Trainable, freeze, snapshot, trainable, unfreeze, verify_frozen
-from .grouping import GroupSummary, ParamGroups, Rule, Rules, param_groups
-from .initializing import Initialized, initialize
-from .inplace import InPlace, plan_in_place, rename_in_place
-from .journal import recover
-from .listing import Listing, ls
-from .loading import LoadReport, from_torch, load, load_into
-from .opening import open
-from .recipe import Recipe, Step, step
-from .remote import RemotePath
-from .scanning import Name, Scan, scan
-from .targets import Expected, resolve
-from .tensors import ByteSpan, ComputedTensor, OpaqueTensor, Storage, StoredTensor
-from .transforms import cast, concat, fold, pad, reshape, scale, slice_, split, transpose
-from .values import Changed, Hashes, Stats, ValueDiff, compare, hash, stats
-from .writing import Plan, convert, save
+from .files.journal import recover
+from .files.remote import RemotePath
+from .models.align import Alignment, Ambiguity, Proposal, align
+from .models.diff import Diff, Hint, Mismatch, diff
+from .models.fit import Fit, Outcome, fit
+from .models.load_into import LoadReport, from_torch, load, load_into
+from .models.targets import Expected, resolve
+from .reading.comparing import Changed, Hashes, Stats, ValueDiff, compare, hash, stats
+from .reading.listing import Listing, ls
+from .reading.opening import open
+from .reading.scanning import Name, Scan, scan
+from .tensors.checkpoint import Checkpoint, LeftOut
+from .tensors.dtypes import DType
+from .tensors.records import ByteSpan, ComputedTensor, OpaqueTensor, Storage, StoredTensor
+from .training.freezing import ModuleState, Trainable, freeze, snapshot, trainable, unfreeze, verify_frozen
+from .training.grouping import GroupSummary, ParamGroups, Rule, Rules, param_groups
+from .training.initializing import Initialized, initialize
+from .writing.in_place import InPlace, plan_in_place, rename_in_place
+from .writing.write import Plan, convert, save
 
 __version__ = "0.1.0"
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .remote import Place
+    from .files.remote import Place
 
 NEW_FILE = "write a new file instead: give OUT, not --in-place"
 SHOWN = 5  # how many keys an error names before it says how many more there are

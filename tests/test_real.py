@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import ckpt_surgeon
+import ckpt_surgeon.models.targets
 
 pytestmark = pytest.mark.real
 
@@ -184,7 +185,7 @@ class TestMainJob:
         assert "22 of 22 keys, 100 % of the parameters" in after.stdout
 
         with warnings.catch_warnings(action="ignore"):  # deepCR uses what torch has deprecated
-            model = ckpt_surgeon.targets.build(self.TARGET)
+            model = ckpt_surgeon.models.targets.build(self.TARGET)
         assert isinstance(model, torch.nn.Module)
         loaded = model.load_state_dict(torch.load(tmp_path / "clean.pth"), strict=True, assign=True)
         assert not loaded.missing_keys

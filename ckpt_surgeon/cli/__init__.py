@@ -16,8 +16,8 @@ from typing import NoReturn
 import click
 
 from ..errors import CheckpointError
-from ..report import visible
-from . import ranks
+from ..report.texts import visible
+from . import torchrun
 
 # Each command's module is imported when it is called for; the order is that of `ckpt --help`.
 COMMANDS = {
@@ -97,7 +97,7 @@ def main(*, several: bool = False) -> None:
     ``several`` lets it be one of the processes that torchrun started.
     """
     if several:
-        ranks.take_part()
+        torchrun.take_part()
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _unwind)
@@ -124,19 +124,19 @@ def _run() -> int:
     except CheckpointError as error:
         return _trouble(visible(str(error)), told_by=getattr(error, "told_by", None))
     except MemoryError:
-        return _trouble("not enough memory", told_by=ranks.rank())
+        return _trouble("not enough memory", told_by=torchrun.rank())
     except Exception as error:  # a traceback helps nobody at a terminal; who wants it asks for it
         if os.environ.get("CKPT_TRACEBACK"):
             raise
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         asked = "please report it, with CKPT_TRACEBACK=1 set"
-        return _trouble(visible(f"unexpected trouble ({what}); {asked}"), told_by=ranks.rank())
+        return _trouble(visible(f"unexpected trouble ({what}); {asked}"), told_by=torchrun.rank())
     return code if isinstance(code, int) else 0
 
 
 def _trouble(message: str, code: int = 2, *, told_by: int | None = None) -> int:
     """Say what is wrong; of several processes that meet it alike, the first of each machine does."""
-    if ranks.is_first_here() if told_by is None else ranks.rank() == told_by:
+    if torchrun.is_first_here() if told_by is None else torchrun.rank() == told_by:
         click.echo(f"ckpt: {message}", err=True)
     return code
 

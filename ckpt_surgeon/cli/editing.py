@@ -9,10 +9,14 @@ from pathlib import Path
 
 import click
 
-from .. import edits, formats, inplace, journal, recipe, report
+from ..edits import keys, recipe
 from ..errors import FileError
-from ..remote import Place, RemotePath
-from . import ranks
+from ..files import journal
+from ..files.remote import Place, RemotePath
+from ..formats import registry
+from ..report import texts
+from ..writing import in_place
+from . import torchrun
 from .options import OPTIONAL_OUT, OUT, PLACE, SOURCE, STAY, opened, output, output_options
 
 # What only renames and so can be done in place, too.
@@ -138,7 +142,7 @@ def _option(name: str, parameter: inspect.Parameter) -> click.Parameter:
 
 def _command(name: str) -> click.Command:
     """The command for one edit."""
-    found = edits.EDITS[name]
+    found = keys.EDITS[name]
     parameters = recipe.parameters(name)
     takes_lists = bool({"patterns", "pairs"} & set(parameters))
     options = [_option(argument, parameter) for argument, parameter in parameters.items()]
@@ -193,17 +197,17 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
         if not isinstance(given, tuple) or "=" not in str(taken["out"]):
             raise click.UsageError("--in-place changes IN itself: give OUT or --in-place, not both")
         values["pairs"] = (taken["out"], *given)
-    if ranks.rank() > 0:  # of several processes, one does it
+    if torchrun.rank() > 0:  # of several processes, one does it
         return
     where, select = taken["in_path"], taken["select"]
     assert isinstance(where, (Path, RemotePath))
-    planned = inplace.plan_in_place(where, _step(name, values), select=None if select is None else str(select))
+    planned = in_place.plan_in_place(where, _step(name, values), select=None if select is None else str(select))
     if taken["dry_run"]:
-        click.echo(report.in_place_plan_text(planned))
+        click.echo(texts.in_place_plan_text(planned))
         return
-    inplace.carry_out(planned)
+    in_place.carry_out(planned)
     if not taken["quiet"]:
-        click.echo(report.in_place_summary(planned))
+        click.echo(texts.in_place_summary(planned))
 
 
 def _extend(values: dict[str, object], path: Place) -> None:
@@ -229,7 +233,7 @@ def _summary(found: Callable[..., object]) -> str:
 def _convert() -> click.Command:
     def run(**values: object) -> None:
         written, checkpoint = output(values), opened(values)
-        written.write(edits.rekeyed(checkpoint, {key: key for key in checkpoint}))
+        written.write(keys.rekeyed(checkpoint, {key: key for key in checkpoint}))
 
     text = """Write any checkpoint as .pth, .safetensors or .dcp, by OUT's extension; only the weights, all on the cpu.
 
@@ -263,7 +267,7 @@ def recover(path: Path, roll_back: bool) -> None:
     """
     if not path.exists():
         raise FileError(path, "does not exist", "check the name")
-    outcome = journal.recover(formats.located(path), roll_back=roll_back)
+    outcome = journal.recover(registry.located(path), roll_back=roll_back)
     said = {"finished": "the rename in place is finished", "rolled back": "rolled back, it is as it was before"}
     click.echo(f"{path}: {said[outcome] if outcome else 'nothing to recover'}")
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import click
 
-from .. import report
-from ..align import align as align_checkpoint
-from ..alignment_recipe import alignment_recipe, commented
+from ..edits.recipe import Recipe, Step, step
 from ..errors import CheckpointError, FileError
-from ..fit import INITIALISATIONS, POLICIES
-from ..fit import fit as fit_checkpoint
-from ..opening import open as open_checkpoint
-from ..places import is_there, place
-from ..recipe import Recipe, Step, step
-from ..remote import Place
-from ..targets import is_model, resolve
-from ..tensors import Shaped
-from . import ranks
+from ..files.paths import is_there, place
+from ..files.remote import Place
+from ..models.align import align as align_checkpoint
+from ..models.align_recipe import alignment_recipe, commented
+from ..models.fit import INITIALISATIONS, POLICIES
+from ..models.fit import fit as fit_checkpoint
+from ..models.targets import is_model, resolve
+from ..reading.opening import open as open_checkpoint
+from ..report import texts
+from ..tensors.records import Shaped
+from . import torchrun
 from .options import OUT, PLACE, SELECT, SOURCE, opened, output, output_options
 
 
@@ -53,7 +53,7 @@ def align(
     ours = open_checkpoint(checkpoint, select=select)
     theirs: dict[str, Shaped] = dict(resolve(target)) if is_model(target) else dict(open_checkpoint(target))
     found = align_checkpoint(ours, theirs)
-    click.echo(report.alignment_json(found) if as_json else report.alignment_text(found, full=full))
+    click.echo(texts.alignment_json(found) if as_json else texts.alignment_text(found, full=full))
     if out is not None:
         if is_there(out) and not force:
             raise CheckpointError(f"{out}: exists already; use --force to replace it")
@@ -63,8 +63,8 @@ def align(
         except OSError as error:
             raise FileError(out, f"cannot be written ({error.strerror})", "write elsewhere") from error
         if not as_json:
-            click.echo(f"\nwrote {out}: {report.plural(len(recipe.steps), 'edit')}; run: "
-                       + report.command("apply", out, checkpoint, "OUT"))  # fmt: skip
+            click.echo(f"\nwrote {out}: {texts.plural(len(recipe.steps), 'edit')}; run: "
+                       + texts.command("apply", out, checkpoint, "OUT"))  # fmt: skip
     context.exit(0 if found.complete else 1)
 
 
@@ -139,8 +139,8 @@ def _fit(
         min_match=min_match,
         seed=seed,
     )
-    if ranks.rank() == 0 and not written.quiet:
-        click.echo(report.fit_json(found) if as_json else report.fit_text(found, full=full))
+    if torchrun.rank() == 0 and not written.quiet:
+        click.echo(texts.fit_json(found) if as_json else texts.fit_text(found, full=full))
     written.write(found.change, say=not as_json)
 
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import report
-from ..edits import strip_prefix
+from ..edits.keys import strip_prefix
 from ..errors import NothingMatched, TargetError
-from ..listing import ls as list_checkpoint
-from ..opening import open as open_checkpoint
-from ..places import place
-from ..remote import Place
+from ..files.paths import place
+from ..files.remote import Place
+from ..reading.listing import ls as list_checkpoint
+from ..reading.opening import open as open_checkpoint
+from ..report import texts
 from .options import PLACE, SELECT
 
 if TYPE_CHECKING:
     import torch
 
-    from ..checkpoint import Checkpoint
-    from ..tensors import Shaped
+    from ..tensors.checkpoint import Checkpoint
+    from ..tensors.records import Shaped
 
 
 @click.command(short_help="Show what a checkpoint is and holds.")
@@ -59,7 +59,7 @@ def ls(
     listing = list_checkpoint(
         path, patterns, select=select, check=check, stats=with_stats, all=with_all, salvage=salvage
     )
-    click.echo(report.listing_json(listing) if as_json else report.listing_text(listing, fold_rows=fold_rows))
+    click.echo(texts.listing_json(listing) if as_json else texts.listing_text(listing, fold_rows=fold_rows))
 
 
 @click.command(short_help="Compare with a model or a checkpoint.")
@@ -99,8 +99,8 @@ def diff(
       ckpt diff old.safetensors new.safetensors --json
       ckpt diff before.pth after.pth --values --tolerance 1e-6
     """
-    from .. import targets
-    from ..diff import diff as compare
+    from ..models import targets
+    from ..models.diff import diff as compare
 
     ours = open_checkpoint(checkpoint, select=select)
     if targets.is_model(target):
@@ -122,11 +122,11 @@ def diff(
     if found.hint is not None:
         fix = _pasteable(found.hint.command, checkpoint, target, select)
     if as_json:
-        click.echo(report.diff_json(found, fix))
+        click.echo(texts.diff_json(found, fix))
     else:
         is_checkpoint = not targets.is_model(target)
         ours_name, theirs_name = checkpoint.name, _short(target)
-        click.echo(report.diff_text(found, ours_name, theirs_name, hint=fix, full=full, has_values=is_checkpoint))
+        click.echo(texts.diff_text(found, ours_name, theirs_name, hint=fix, full=full, has_values=is_checkpoint))
     context.exit(0 if found.loadable else 1)
 
 
@@ -135,9 +135,9 @@ def _pasteable(hint: tuple[str, ...], checkpoint: Place, target: str, select: st
     name, *options = hint
     chosen = ["--select", select] if select else []
     if name == "align":
-        return report.command(name, checkpoint, target, "-o", "recipe.toml", *chosen)
+        return texts.command(name, checkpoint, target, "-o", "recipe.toml", *chosen)
     stem = "clean" if checkpoint.stem != "clean" else "cleaner"
-    return report.command(name, checkpoint, f"{stem}{checkpoint.suffix or '.safetensors'}", *options, *chosen)
+    return texts.command(name, checkpoint, f"{stem}{checkpoint.suffix or '.safetensors'}", *options, *chosen)
 
 
 def _stripped(ours: Checkpoint, theirs: Mapping[str, Shaped], prefix: str) -> tuple[Checkpoint, Mapping[str, Shaped]]:
@@ -149,16 +149,16 @@ def _stripped(ours: Checkpoint, theirs: Mapping[str, Shaped], prefix: str) -> tu
 
 
 def _values(ours: Checkpoint, theirs: Checkpoint, tolerance: float, full: bool, as_json: bool) -> int:
-    from ..values import compare as compare_values
+    from ..reading.comparing import compare as compare_values
 
     found = compare_values(ours, theirs, tolerance=tolerance)
-    click.echo(report.values_json(found) if as_json else report.values_text(found, full=full))
+    click.echo(texts.values_json(found) if as_json else texts.values_text(found, full=full))
     return 0 if found.same else 1
 
 
 def _short(target: str) -> str:
     """How a table's heading calls a target."""
-    from .. import targets
+    from ..models import targets
 
     return target.rpartition(":")[2] if targets.is_model(target) else place(target).name
 
@@ -177,13 +177,13 @@ def hash(path: Place, select: str | None, as_json: bool, quiet: bool) -> None:
       ckpt hash model.pth
       ckpt hash model.safetensors --json
     """
-    from ..values import hash as hash_checkpoint
+    from ..reading.comparing import hash as hash_checkpoint
 
     found = hash_checkpoint(path, select=select)
     if quiet:
         click.echo(found.whole)
     else:
-        click.echo(report.hashes_json(found) if as_json else report.hashes_text(found))
+        click.echo(texts.hashes_json(found) if as_json else texts.hashes_text(found))
 
 
 @click.command(short_help="List the names that a pickle mentions.")
@@ -202,10 +202,10 @@ def scan(context: click.Context, path: Place, as_json: bool) -> None:
     Example:
       ckpt scan downloaded.pth
     """
-    from ..scanning import scan as scan_checkpoint
+    from ..reading.scanning import scan as scan_checkpoint
 
     found = scan_checkpoint(path)
-    click.echo(report.scan_json(found) if as_json else report.scan_text(found))
+    click.echo(texts.scan_json(found) if as_json else texts.scan_text(found))
     context.exit(1 if found.suspects else 0)
 
 

@@ -11,14 +11,15 @@ from typing import TypeVar
 
 import click
 
-from .. import report, writing
-from ..checkpoint import Checkpoint
-from ..edits import Change
-from ..file_sink import Progress
-from ..opening import open as open_checkpoint
-from ..places import place
-from ..remote import Place
-from . import ranks
+from ..edits.keys import Change
+from ..files.paths import place
+from ..files.remote import Place
+from ..files.sinks import Progress
+from ..reading.opening import open as open_checkpoint
+from ..report import texts
+from ..tensors.checkpoint import Checkpoint
+from ..writing import write
+from . import torchrun
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
@@ -71,9 +72,9 @@ class Output:
         job: str = "",
     ) -> None:
         """Plan, and either say so or do it; ``job`` tells what the words of the command leave open (a recipe)."""
-        say = say and ranks.rank() == 0
-        shared = ranks.count() > 1
-        planned = writing.plan(
+        say = say and torchrun.rank() == 0
+        shared = torchrun.count() > 1
+        planned = write.plan(
             change.result,
             self.out,
             force=self.force or self.dry_run or shared,
@@ -81,18 +82,18 @@ class Output:
         )
         if self.dry_run:
             if say:
-                click.echo(report.plan_text(planned, change))
+                click.echo(texts.plan_text(planned, change))
             return
-        with _progress(planned.nbytes, self.quiet or ranks.rank() > 0) as tell:
+        with _progress(planned.nbytes, self.quiet or torchrun.rank() > 0) as tell:
             if shared:
-                from .. import distributed
+                from ..writing import ranks
 
                 asked = " ".join([*sys.argv[1:], job])
-                remarks = distributed.write(planned, job=asked, force=self.force, progress=tell, metadata=metadata)
+                remarks = ranks.write(planned, job=asked, force=self.force, progress=tell, metadata=metadata)
             else:
-                remarks = writing.write(planned, progress=tell, metadata=metadata, threads=self.threads)
+                remarks = write.write(planned, progress=tell, metadata=metadata, threads=self.threads)
         if say and not self.quiet:
-            click.echo(report.summary(planned, change, remarks))
+            click.echo(texts.summary(planned, change, remarks))
 
 
 SELECT = click.Option(

@@ -7,12 +7,12 @@ from importlib.metadata import version
 
 import click
 
-from .. import report
+from ..edits.recipe import Recipe, Step, step
 from ..errors import CheckpointError
-from ..opening import open as open_checkpoint
-from ..places import is_there
-from ..recipe import Recipe, Step, step
-from ..remote import Place
+from ..files.paths import is_there
+from ..files.remote import Place
+from ..reading.opening import open as open_checkpoint
+from ..report import texts
 from .options import OUT, PLACE, SOURCE, output, output_options
 
 
@@ -200,7 +200,7 @@ def check(path: Place) -> None:
       ckpt recipe check recipe.toml
     """
     loaded = Recipe.load(path)
-    click.echo(f"{path}: {report.plural(len(loaded.steps), 'edit')}, sha256:{loaded.digest}")
+    click.echo(f"{path}: {texts.plural(len(loaded.steps), 'edit')}, sha256:{loaded.digest}")
 
 
 @recipe.command()

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import training_report
 from ..errors import TargetError
-from ..freezing import NORMS
-from ..freezing import freeze as freeze_model
-from ..grouping import OVERLAPS, Rules, param_groups
-from ..targets import build
+from ..models.targets import build
+from ..report import training
+from ..training.freezing import NORMS
+from ..training.freezing import freeze as freeze_model
+from ..training.grouping import OVERLAPS, Rules, param_groups
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def freeze_plan(target: str, what: tuple[str, ...], except_: tuple[str, ...], no
       ckpt freeze-plan 'torchvision.models:resnet18()' class:BatchNorm2d --norm eval
     """
     found = freeze_model(_model(target), what or "*", except_=except_, norm=norm)
-    click.echo(training_report.trainable_json(found) if as_json else str(found))
+    click.echo(training.trainable_json(found) if as_json else str(found))
 
 
 @click.command(short_help="Show the parameter groups that rules make.")
@@ -96,7 +96,7 @@ def groups(
         layer_decay=layer_decay,
         on_overlap=on_overlap,
     )
-    click.echo(training_report.groups_json(found) if as_json else str(found))
+    click.echo(training.groups_json(found) if as_json else str(found))
 
 
 COMMANDS = {"freeze-plan": freeze_plan, "groups": groups}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..journal import Patch
-from ..remote import Place
-from .unpickle import Global, Value
+from ..files.journal import Patch
+from ..files.remote import Place
+from .pickle.machine import Global, Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import FileError, NotACheckpoint, listed
-from ..remote import Place
+from ..files.remote import Place
 
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"GGUF", "is a GGUF file (llama.cpp)", "convert it with llama.cpp's or transformers' own tools"),

@@ -10,12 +10,13 @@ import mmap
 import re
 
 from ..errors import BrokenFile
-from ..places import mapped, with_enough
-from ..remote import Place
-from . import numpy_objects, torch_legacy, torch_objects
+from ..files.paths import mapped, with_enough
+from ..files.remote import Place
+from . import torch_legacy
 from .contents import Contents
-from .numpy_objects import NumpyArray
-from .unpickle import Global, Inline, Object, PickleError, Unpickler, Value
+from .pickle import numpy_objects, torch_objects
+from .pickle.machine import Global, Inline, Object, PickleError, Unpickler, Value
+from .pickle.numpy_objects import NumpyArray
 
 CONTAINER = "pickle"
 

@@ -15,19 +15,29 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from ..dtypes import BY_CODE
 from ..errors import BrokenFile, EditError, NoRoom
-from ..journal import Patch
-from ..places import opened
-from ..places import size as size_of_file
-from ..readahead import reading_ahead
-from ..remote import Place
-from ..tensors import DIMENSIONS, ELEMENTS, ByteSpan, OpaqueTensor, Storage, StoredTensor, Tensor, row_major, spans_of
+from ..files.journal import Patch
+from ..files.paths import opened
+from ..files.paths import size as size_of_file
+from ..files.prefetch import reading_ahead
+from ..files.remote import Place
+from ..files.sink import Sink
+from ..tensors.dtypes import BY_CODE
+from ..tensors.records import (
+    DIMENSIONS,
+    ELEMENTS,
+    ByteSpan,
+    OpaqueTensor,
+    Storage,
+    StoredTensor,
+    Tensor,
+    row_major,
+    spans_of,
+)
 from .contents import Contents, Reindexed
-from .sink import Sink
-from .torch_objects import LOST
-from .unpickle import Value
-from .zip_archive import PAGE, PAGE_WORTH, TRUNCATED
+from .pickle.machine import Value
+from .pickle.torch_objects import LOST
+from .zip.archive import PAGE, PAGE_WORTH, TRUNCATED
 
 CONTAINER = "safetensors"
 SUFFIXES = (".safetensors",)

@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from ..dtypes import BY_NAME
 from ..errors import BrokenFile, CheckpointError, NotACheckpoint, listed
-from ..places import is_file, look_ahead, size
-from ..places import names as names_in
-from ..remote import Place, RemotePath
-from ..tensors import OpaqueTensor, StoredTensor
+from ..files.paths import is_file, look_ahead, size
+from ..files.paths import names as names_in
+from ..files.remote import Place, RemotePath
+from ..tensors.dtypes import BY_NAME
+from ..tensors.records import OpaqueTensor, StoredTensor
 from .contents import Contents
-from .torch_objects import LOST
-from .unpickle import Global, Ordered, Value, spelled
+from .pickle.machine import Global, Ordered, Value, spelled
+from .pickle.torch_objects import LOST
 
 SUFFIX = ".index.json"
 LIMIT = 1 << 28  # bytes that an index may have

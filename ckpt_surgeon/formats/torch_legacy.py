@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import BrokenFile
-from ..places import bring, mapped, with_enough
-from ..remote import Place
-from ..tensors import ByteSpan, Storage
+from ..files.paths import bring, mapped, with_enough
+from ..files.remote import Place
+from ..tensors.records import ByteSpan, Storage
 from .contents import Contents
-from .torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
-from .unpickle import Global, PickleError, Unpickler, Value, spelled
-from .zip_archive import TRUNCATED
+from .pickle.machine import Global, PickleError, Unpickler, Value, spelled
+from .pickle.torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
+from .zip.archive import TRUNCATED
 
 CONTAINER = "torch legacy"
 MAGIC = 0x1950A86A20F9469CFC6C  # torch's own number, the file's first pickle

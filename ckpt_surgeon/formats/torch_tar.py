@@ -14,12 +14,12 @@ import tarfile
 from collections.abc import Iterator
 
 from ..errors import BrokenFile
-from ..places import bring_all, mapped, opened
-from ..remote import Place
-from ..tensors import ByteSpan, Storage
+from ..files.paths import bring_all, mapped, opened
+from ..files.remote import Place
+from ..tensors.records import ByteSpan, Storage
 from .contents import Contents
-from .torch_objects import CONSTRUCTORS, TypedStorage, rebuild_tensor, storage_dtype
-from .unpickle import Global, PickleError, Unpickler, Value, spelled
+from .pickle.machine import Global, PickleError, Unpickler, Value, spelled
+from .pickle.torch_objects import CONSTRUCTORS, TypedStorage, rebuild_tensor, storage_dtype
 
 CONTAINER = "torch tar (0.1)"
 

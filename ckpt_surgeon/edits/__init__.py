@@ -1,0 +1,1 @@
+"""Edits: a mapping of tensors in, a change out."""

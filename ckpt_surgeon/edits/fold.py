@@ -1,0 +1,138 @@
+"""Reparametrised weights and the plain weights that they stand for.
+
+The formulas are torch's: ``torch._weight_norm`` (torch/nn/utils/weight_norm.py), weight / sigma with
+sigma = uᵀ W v (torch/nn/utils/spectral_norm.py), weight × mask (torch/nn/utils/prune.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..errors import EditError
+from ..tensors.checkpoint import Checkpoint
+from ..tensors.elements import pieces, torch_dtype, whole
+from ..tensors.records import Block, ComputedTensor, Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Reparametrised:
+    """One plain weight: its key, the keys that it replaces, and what makes the tensor that computes it.
+
+    ``plain`` raises EditError where the shapes do not fit or the checkpoint does not tell the formula.
+    """
+
+    key: str
+    keys: tuple[str, ...]
+    plain: Callable[[], ComputedTensor]
+
+
+_PARAMETRIZED = re.compile(r"(.*\.|)parametrizations\.([^.]+)\.original(0?)")
+_FITS = 0.9  # cosine; power iteration leaves it near 1, vectors that do not belong together near 0
+
+
+def reparametrised(state_dict: Checkpoint) -> Iterator[Reparametrised]:
+    """Every reparametrised weight of a state_dict, in the order of its keys."""
+    for key in state_dict:
+        if key.endswith("_g") and f"{key[:-2]}_v" in state_dict:
+            yield _found(state_dict, key[:-2], _weight_norm, key, f"{key[:-2]}_v")
+        elif key.endswith("_orig"):
+            yield from _originals(state_dict, key)
+        elif found := _PARAMETRIZED.fullmatch(key):
+            prefix, name, index = found.groups()
+            base = f"{prefix}parametrizations.{name}."
+            if index and f"{base}original1" in state_dict:
+                yield _found(state_dict, prefix + name, _weight_norm, key, f"{base}original1")
+            elif not index and f"{base}0._u" in state_dict:
+                yield _found(state_dict, prefix + name, _spectral_norm, key, f"{base}0._u", f"{base}0._v")
+            else:
+                yield _found(state_dict, prefix + name, _unknown, key)
+
+
+def _originals(state_dict: Checkpoint, key: str) -> Iterator[Reparametrised]:
+    base = key.removesuffix("_orig")
+    if f"{base}_mask" in state_dict:
+        yield _found(state_dict, base, _masked, key, f"{base}_mask")
+    elif f"{base}_u" in state_dict and f"{base}_v" in state_dict:
+        yield _found(state_dict, base, _spectral_norm, key, f"{base}_u", f"{base}_v")
+
+
+def _found(state_dict: Checkpoint, base: str, plain: Callable[..., ComputedTensor], *keys: str) -> Reparametrised:
+    return Reparametrised(base, keys, partial(plain, state_dict, *keys))
+
+
+def _unknown(_: Checkpoint, key: str) -> ComputedTensor:
+    raise EditError([f"{key!r}: the formula of its parametrization is not in the checkpoint"])
+
+
+def _masked(state_dict: Checkpoint, key: str, mask: str) -> ComputedTensor:
+    return _computed(state_dict, (key, mask), lambda weight, kept: weight * kept)
+
+
+def _weight_norm(state_dict: Checkpoint, g: str, v: str) -> ComputedTensor:
+    shape, whole_shape = state_dict[g].shape, state_dict[v].shape
+    kept = [dim for dim, size in enumerate(shape) if size > 1]
+    fits = [dim for dim in kept if dim < len(whole_shape) and shape[dim] == whole_shape[dim]]
+    if len(kept) > 1 or kept != fits or (shape and len(shape) != len(whole_shape)):
+        raise EditError([f"{g!r} {list(shape)} and {v!r} {list(whole_shape)} are no weight norm"])
+    if not kept and shape and whole_shape[0] != 1:
+        raise EditError([f"{g!r} {list(shape)} does not tell over which dimension {v!r} was normalised"])
+    dim = kept[0] if kept else (0 if shape else -1)
+
+    def plain(gain: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch._weight_norm(direction, gain, dim)
+
+    return _computed(state_dict, (g, v), plain, like=v)
+
+
+def _spectral_norm(state_dict: Checkpoint, key: str, u: str, v: str) -> ComputedTensor:
+    rows, columns = state_dict[u].numel, state_dict[v].numel
+    dims = [dim for dim, size in enumerate(state_dict[key].shape) if size == rows]
+    if not dims or rows * columns != state_dict[key].numel:
+        raise EditError([f"{key!r}: its spectral norm's vectors do not fit its shape {list(state_dict[key].shape)}"])
+
+    def plain(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return weight / torch.vdot(left, torch.mv(_matrix(key, weight, left, right, dims), right))
+
+    return _computed(state_dict, (key, u, v), plain)
+
+
+def _matrix(key: str, weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor, dims: list[int]) -> torch.Tensor:
+    """The matrix that spectral norm sees; of several dimensions of one size, the one that u = W v / |W v| tells."""
+    from torch.nn.functional import cosine_similarity
+
+    matrices = [weight.movedim(dim, 0).flatten(1) for dim in dims]
+    if len(dims) == 1:
+        return matrices[0]
+    fits = [float(cosine_similarity(matrix.mv(right), left, dim=0)) for matrix in matrices]
+    if max(fits) > _FITS:
+        return matrices[fits.index(max(fits))]
+    if dims[0] != 0:
+        raise EditError([f"{key!r}: its spectral norm's vectors do not tell which dimension they belong to"])
+    return matrices[0]  # never trained, and 0 is torch's default
+
+
+def _computed(
+    state_dict: Checkpoint,
+    keys: tuple[str, ...],
+    formula: Callable[..., torch.Tensor],
+    *,
+    like: str = "",
+) -> ComputedTensor:
+    model = state_dict[like or keys[0]]
+
+    def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
+        made = formula(*(whole(tensor) for tensor in inputs))
+        yield from pieces(made.to(torch_dtype(model)))
+
+    return ComputedTensor(model.dtype, model.shape, tuple(state_dict[key] for key in keys), make)

@@ -1,0 +1,279 @@
+"""Edits that fit tensors to another size: rows, classes, input channels, position grids.
+
+Each is asked for by pattern and size and never guessed.  What they make is computed when it is written, one tensor at
+a time in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import EditError
+from ..tensors.checkpoint import Checkpoint
+from ..tensors.elements import pieces, torch_dtype, whole
+from ..tensors.records import Block, ComputedTensor, Tensor
+from ..tensors.views import axis_of
+from .keys import Change, Patterns, matching
+from .values import each, value_edit
+
+if TYPE_CHECKING:
+    import torch
+
+FILLS = ("error", "zero", "mean", "normal")
+CHANNEL_MODES = ("sum", "mean", "repeat", "copy")
+
+
+@value_edit
+def resize_rows(
+    state_dict: Checkpoint,
+    patterns: Patterns,
+    rows: int,
+    *,
+    old: int = 0,
+    fill: str = "error",
+    dim: int = 0,
+    seed: int = 0,
+) -> Change[Checkpoint]:
+    """Cut tensors to their first ``rows`` indices of a dimension, or pad them: vocabularies, class heads.
+
+    ``old`` is how many there have to be now, if that is stated.  ``fill`` is what new rows get: "zero", the "mean" of
+    the old ones, or "normal": drawn with the old rows' mean and deviation, by ``seed``.  Raises NothingMatched,
+    EditError.
+
+    >>> import torch
+    >>> resize_rows({"embed.weight": torch.ones(2, 3)}, "embed.weight", 4, fill="mean")["embed.weight"].shape
+    torch.Size([4, 3])
+    """
+    _check(rows >= 0, f"{rows} rows")
+    _check(fill in FILLS, f"fill {fill!r} is none of {', '.join(FILLS)}")
+
+    def resized(key: str, tensor: Tensor) -> Tensor:
+        axis = axis_of(key, tensor, dim)
+        held = tensor.shape[axis]
+        if old not in (0, held):
+            raise EditError([f"{key!r} has {held:,} rows, not {old:,}"])
+        if rows > held and fill == "error":
+            raise EditError([f"{key!r} has {held:,} rows, {rows - held:,} more need a fill: zero, mean or normal"])
+
+        def compute(values: torch.Tensor) -> torch.Tensor:
+            import torch
+
+            kept = values.narrow(axis, 0, min(held, rows))
+            if rows <= held:
+                return kept
+            return torch.cat([kept, _filling(values, axis, rows - held, fill, seed)], axis)
+
+        return computed(tensor, (*tensor.shape[:axis], rows, *tensor.shape[axis + 1 :]), compute)
+
+    return each(state_dict, matching(state_dict, patterns), resized)
+
+
+def _filling(values: torch.Tensor, axis: int, count: int, fill: str, seed: int) -> torch.Tensor:
+    """New rows beside old ones."""
+    import torch
+
+    shape = [*values.shape[:axis], count, *values.shape[axis + 1 :]]
+    if fill == "zero" or not values.shape[axis]:
+        return torch.zeros(shape, dtype=values.dtype)
+    wide = values.double()
+    mean = wide.mean(axis, keepdim=True)
+    if fill == "mean":
+        return mean.expand(shape).to(values.dtype)
+    noise = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (mean + noise * wide.std(axis, keepdim=True, correction=0)).to(values.dtype)
+
+
+@value_edit
+def map_classes(
+    state_dict: Checkpoint,
+    patterns: Patterns,
+    old: Sequence[str],
+    new: Sequence[str],
+    *,
+    fill: str = "error",
+    seed: int = 0,
+) -> Change[Checkpoint]:
+    """Reorder a class head's rows by class name: ``old`` and ``new`` list the names in the order of the rows.
+
+    Classes that only ``new`` has get rows by ``fill`` (see :func:`resize_rows`), those that only ``old`` has go.
+    Raises NothingMatched, EditError.
+
+    >>> import torch
+    >>> map_classes({"fc.bias": torch.tensor([1.0, 2.0])}, "fc.*", ["cat", "dog"], ["dog", "cat"])["fc.bias"]
+    tensor([2., 1.])
+    """
+    _check(fill in FILLS, f"fill {fill!r} is none of {', '.join(FILLS)}")
+    _check(len(set(old)) == len(old), "a class stands twice among the old ones")
+    places = {name: row for row, name in enumerate(old)}
+    unknown = [name for name in new if name not in places]
+    _check(
+        not unknown or fill != "error",
+        f"{len(unknown)} new classes ({', '.join(unknown[:3])}) need a fill: zero, mean or normal",
+    )
+
+    def mapped(key: str, tensor: Tensor) -> Tensor:
+        if not tensor.shape or tensor.shape[0] != len(old):
+            raise EditError([f"{key!r} has shape {list(tensor.shape)}, the old classes are {len(old):,}"])
+
+        def compute(values: torch.Tensor) -> torch.Tensor:
+            import torch
+
+            rows = torch.tensor([places.get(name, 0) for name in new])
+            chosen = values.index_select(0, rows)
+            fresh = torch.tensor([name not in places for name in new])
+            if fresh.any():
+                chosen[fresh] = _filling(values, 0, int(fresh.sum()), fill, seed)
+            return chosen
+
+        return computed(tensor, (len(new), *tensor.shape[1:]), compute)
+
+    return each(state_dict, matching(state_dict, patterns), mapped)
+
+
+@value_edit
+def resize_channels(
+    state_dict: Checkpoint, patterns: Patterns, channels: int, *, mode: str = "error"
+) -> Change[Checkpoint]:
+    """Change the input channels of convolutions (dimension 1), keeping the scale of their activations.
+
+    ``mode`` says how: "sum" (to fewer: each new channel is the sum of its share of the old ones, which gives grey
+    images what RGB gave), "mean" (the same, divided by the share), "repeat" (to more: the old ones in turn, scaled by
+    old / new), "copy" (the first ones as they are, zeros behind).  Raises NothingMatched, EditError.
+
+    >>> import torch
+    >>> resize_channels({"conv1.weight": torch.ones(1, 3, 1, 1)}, "conv1.weight", 1, mode="sum")["conv1.weight"].item()
+    3.0
+    """
+    _check(mode in CHANNEL_MODES, f"the mode has to be stated: {', '.join(CHANNEL_MODES)}")
+    _check(channels > 0, f"{channels} channels")
+
+    def resized(key: str, tensor: Tensor) -> Tensor:
+        if len(tensor.shape) < 3:
+            raise EditError([f"{key!r} of shape {list(tensor.shape)} is no convolution"])
+        old = tensor.shape[1]
+        if mode in ("sum", "mean") and old % channels:
+            raise EditError([f"{key!r} has {old} channels, which {channels} do not share evenly; repeat or copy them"])
+
+        def compute(values: torch.Tensor) -> torch.Tensor:
+            import torch
+
+            if mode in ("sum", "mean"):
+                shares: torch.Tensor = values.unflatten(1, (old // channels, channels))
+                return shares.sum(1) if mode == "sum" else shares.mean(1)
+            if mode == "repeat":
+                repeated = values.repeat(1, math.ceil(channels / old), *[1] * (values.dim() - 2))
+                return repeated[:, :channels] * (old / channels)
+            made = torch.zeros(values.shape[0], channels, *values.shape[2:], dtype=values.dtype)
+            made[:, : min(old, channels)] = values[:, :channels]
+            return made
+
+        return computed(tensor, (tensor.shape[0], channels, *tensor.shape[2:]), compute)
+
+    return each(state_dict, matching(state_dict, patterns), resized)
+
+
+@value_edit
+def resize_grid(
+    state_dict: Checkpoint, patterns: Patterns, grid: str, *, prefix_tokens: int = 0, mode: str = "bicubic"
+) -> Change[Checkpoint]:
+    """Interpolate position embeddings from one grid to another: ``grid`` is OLD:NEW, as ``14x14:32x32``.
+
+    Of shape [1, N, C] or [N, C], with ``prefix_tokens`` class tokens in front that stay as they are.  Computed in
+    float32 by torch's interpolate (``mode`` bicubic or bilinear, antialiased when it shrinks).  Raises
+    NothingMatched, EditError.
+
+    >>> import torch
+    >>> state = {"pos_embed": torch.zeros(1, 5, 8)}
+    >>> resize_grid(state, "pos_embed", "2x2:4x4", prefix_tokens=1)["pos_embed"].shape
+    torch.Size([1, 17, 8])
+    """
+    before, after = parse_grid(grid)
+
+    def resized(key: str, tensor: Tensor) -> Tensor:
+        length = tensor.shape[-2] if len(tensor.shape) in (2, 3) else -1
+        if length != prefix_tokens + before[0] * before[1] or (len(tensor.shape) == 3 and tensor.shape[0] != 1):
+            raise EditError(
+                [f"{key!r} of shape {list(tensor.shape)} is no {before[0]}x{before[1]} grid and {prefix_tokens} tokens"]
+            )
+
+        def compute(values: torch.Tensor) -> torch.Tensor:
+            import torch
+
+            flat = values.reshape(length, -1)
+            tokens, cells = flat[:prefix_tokens], flat[prefix_tokens:]
+            made = torch.cat([tokens, _interpolated(cells, before, after, mode).to(values.dtype)])
+            return made.reshape(*values.shape[:-2], *made.shape)
+
+        cells = prefix_tokens + after[0] * after[1]
+        return computed(tensor, (*tensor.shape[:-2], cells, tensor.shape[-1]), compute)
+
+    return each(state_dict, matching(state_dict, patterns), resized)
+
+
+@value_edit
+def resize_bias_table(
+    state_dict: Checkpoint, patterns: Patterns, window: str, *, mode: str = "bicubic"
+) -> Change[Checkpoint]:
+    """Interpolate relative-position tables from one window to another: ``window`` is OLD:NEW, as ``7x7:12x12``.
+
+    A table has (2h - 1)(2w - 1) rows, one column a head (Swin).  The index that goes with it is the model's own:
+    drop it with ``drop --derivable``.  Raises NothingMatched, EditError.
+
+    >>> import torch
+    >>> state = {"relative_position_bias_table": torch.zeros(9, 4)}
+    >>> resize_bias_table(state, "*_table", "2x2:3x3")["relative_position_bias_table"].shape
+    torch.Size([25, 4])
+    """
+    old, new = parse_grid(window)
+    before, after = (2 * old[0] - 1, 2 * old[1] - 1), (2 * new[0] - 1, 2 * new[1] - 1)
+
+    def resized(key: str, tensor: Tensor) -> Tensor:
+        if len(tensor.shape) != 2 or tensor.shape[0] != before[0] * before[1]:
+            raise EditError([f"{key!r} of shape {list(tensor.shape)} is no table of a {old[0]}x{old[1]} window"])
+
+        def compute(values: torch.Tensor) -> torch.Tensor:
+            return _interpolated(values, before, after, mode).to(values.dtype)
+
+        return computed(tensor, (after[0] * after[1], tensor.shape[1]), compute)
+
+    return each(state_dict, matching(state_dict, patterns), resized)
+
+
+def _interpolated(cells: torch.Tensor, before: tuple[int, int], after: tuple[int, int], mode: str) -> torch.Tensor:
+    """Rows of a grid, [h * w, C], at another resolution."""
+    from torch.nn.functional import interpolate
+
+    picture = cells.float().reshape(1, *before, -1).permute(0, 3, 1, 2)
+    shrinks = after[0] < before[0] or after[1] < before[1]
+    scaled = interpolate(picture, size=after, mode=mode, align_corners=False, antialias=shrinks)
+    return scaled.permute(0, 2, 3, 1).reshape(after[0] * after[1], -1)
+
+
+def parse_grid(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Two grids from ``14x14:32x32``.  Raises EditError: a grid is stated, never guessed.
+
+    >>> parse_grid("14x14:7x28")
+    ((14, 14), (7, 28))
+    """
+    found = re.fullmatch(r"(\d+)x(\d+):(\d+)x(\d+)", text)
+    if found is None or "0" in found.groups():
+        raise EditError([f"{text!r} is no pair of grids; write it like 14x14:32x32"])
+    rows, columns, new_rows, new_columns = map(int, found.groups())
+    return (rows, columns), (new_rows, new_columns)
+
+
+def _check(holds: bool, problem: str) -> None:
+    if not holds:
+        raise EditError([problem])
+
+
+def computed(tensor: Tensor, shape: tuple[int, ...], compute: Callable[[torch.Tensor], torch.Tensor]) -> ComputedTensor:
+    """A tensor that torch computes from one whole input when it is written."""
+
+    def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
+        yield from pieces(compute(whole(inputs[0])).to(torch_dtype(inputs[0])))
+
+    return ComputedTensor(tensor.dtype, shape, (tensor,), make)

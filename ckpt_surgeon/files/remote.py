@@ -1,0 +1,404 @@
+"""One file behind a URL that fsspec knows: its name, its size, exact ranges of its bytes.
+
+A :class:`RemotePath` stands where a ``Path`` stands for a local file.  It asks for exactly the bytes that are wanted:
+no block cache fetches more.  What it learned when it was first asked (size, version, the first bytes) it keeps, so
+that a reader costs few round trips.  fsspec is imported when the first URL is opened, never for local files.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from ..errors import BrokenFile, FileError
+from .failures import is_missing, may_pass, refused, without_secrets
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import fsspec
+
+T = TypeVar("T")
+Range: TypeAlias = tuple[int, int]  # start and stop (exclusive) of bytes
+
+INSTALL = "pip install 'ckpt_surgeon[remote]'"
+HEAD = 4096  # bytes that tell a file's kind
+WHOLE = 128 << 10  # a file up to this size is fetched with the first request
+UNRANGED = 16 << 20  # a file up to this size is fetched whole where the server has no ranges
+PAUSES = (0.2, 1.0)  # seconds before an HTTP request is made again; other file systems repeat their requests themselves
+SILENCE = 60  # seconds without a byte after which a web server is given up
+CONCURRENT = 32  # requests at a time
+
+_URL = r"(?:[A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+://"  # patterns are compiled when they are needed: few runs do
+_WEB = ("http", "https")
+_INSTALLED_BY_EXTRA = ("fsspec", "s3fs", "aiohttp", "huggingface_hub")
+_SIZED = ("http", "https", "hf")  # file systems whose open() takes a size and then need not ask for it
+_VERSIONS = ("ETag", "etag", "blob_id", "generation", "md5Hash", "Last-Modified", "LastModified", "mtime", "created")
+
+
+def is_url(text: str) -> bool:
+    """Whether a text names a file by URL.
+
+    >>> is_url("s3://bucket/model.pth"), is_url("model.pth"), is_url("C:/model.pth")
+    (True, False, False)
+    """
+    return "://" in text and re.match(_URL, text) is not None
+
+
+class _Known:
+    """What has been learned of a remote file, or is kept of it."""
+
+    __slots__ = ("anew", "extents", "fs", "info", "lock", "path")
+
+    def __init__(self, *, anew: bool) -> None:
+        self.anew = anew  # whether what the file system remembers from earlier may be old
+        self.fs: fsspec.AbstractFileSystem | None = None
+        self.path = ""  # as the file system spells it
+        self.info: Mapping[str, object] | None = None
+        self.extents: list[tuple[int, bytes]] = []  # bytes that were fetched, by their start
+        self.lock = Lock()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RemotePath:
+    """A URL that fsspec knows, with the options of its file system (``anon``, ``endpoint_url`` …).
+
+    ``str()`` of it, and so every message, leaves out passwords and signed queries.
+
+    >>> path = RemotePath("s3://bucket/run/model.safetensors", {"anon": True})
+    >>> path.name, str(path.parent / "config.json")
+    ('model.safetensors', 's3://bucket/run/config.json')
+    """
+
+    url: str
+    options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    _known: _Known = field(default_factory=lambda: _Known(anew=True), compare=False)
+
+    def __str__(self) -> str:
+        return without_secrets(self.url)
+
+    def __repr__(self) -> str:
+        return f"RemotePath({str(self)!r})"
+
+    # -- names
+
+    @property
+    def protocol(self) -> str:
+        """The part before ``://``, of the outermost file system where several are chained."""
+        return re.split("::|:", self.url, maxsplit=1)[0]
+
+    @property
+    def _cut(self) -> tuple[str, str, str]:
+        """Everything up to the name, the name, the query of an HTTP address."""
+        address, mark, query = self.url.partition("?") if self.protocol in _WEB else (self.url, "", "")
+        folder, slash, name = address.rstrip("/").rpartition("/")
+        return folder + slash, name, mark + query
+
+    @property
+    def name(self) -> str:
+        return self._cut[1]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).stem
+
+    @property
+    def parent(self) -> RemotePath:
+        folder, _, query = self._cut
+        return self._beside(folder + query)
+
+    def with_name(self, name: str) -> RemotePath:
+        """The file of another name in the same folder."""
+        folder, _, query = self._cut
+        return self._beside(folder + name + query)
+
+    def __truediv__(self, name: str) -> RemotePath:
+        folder, own, query = self._cut
+        return self._beside(f"{folder}{own}/{name}{query}")
+
+    def _beside(self, url: str) -> RemotePath:
+        known = _Known(anew=False)
+        fs = self._known.fs
+        if fs is not None and "::" not in url:
+            known.fs, known.path = fs, fs._strip_protocol(url)  # else each thread would make itself a connection
+        return RemotePath(url, self.options, known)
+
+    def afresh(self) -> RemotePath:
+        """The same place, of which nothing is known yet."""
+        return RemotePath(self.url, self.options)
+
+    # -- what is there
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system.  Raises FileError, with the line that installs what is missing."""
+        return self._connected()[0]
+
+    def _connected(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        known = self._known
+        if known.fs is None:
+            try:
+                from fsspec.core import url_to_fs
+
+                options = {**(self._web_options() if self.protocol in _WEB else {}), **self.options}
+                known.fs, known.path = url_to_fs(self.url, **options)
+            except ImportError as error:
+                package = self._package()
+                raise FileError(
+                    self,
+                    f"needs {package}, which is not installed or too old",
+                    INSTALL if package in _INSTALLED_BY_EXTRA else f"pip install {package}",
+                ) from error
+            except Exception as error:
+                raise refused(self, error) from error
+        return known.fs, known.path
+
+    def _web_options(self) -> Mapping[str, object]:
+        """What is asked of fsspec's HTTP: patience with slow lines, none with dead ones, and addresses left alone."""
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        is_spelled = {"encoded": True} if "%" in self.url else {}  # a signature holds for what was signed
+        return {"client_kwargs": {"timeout": timeout}, **is_spelled}
+
+    def _package(self) -> str:
+        """The package that is missing: fsspec itself, or the one that it needs for the protocol."""
+        try:
+            from fsspec.registry import known_implementations
+        except ImportError:
+            return "fsspec"
+        found = known_implementations.get(self.protocol, {}).get("class", "fsspec")
+        return "aiohttp" if self.protocol in _WEB else str(found).partition(".")[0]
+
+    def _info(self) -> Mapping[str, object]:
+        """What the file system tells of the file, asked once."""
+        known = self._known
+        if known.info is None:
+            fs, path = self._connected()
+            if known.anew:
+                self._forget_listing()
+            known.info = self._asked(lambda: fs.info(path))
+        return known.info
+
+    def _forget_listing(self) -> None:
+        fs, path = self._connected()
+        self._asked(lambda: fs.invalidate_cache(path))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file.  Raises FileError when it is not there or its server does not say."""
+        found = self._info().get("size")
+        if not isinstance(found, int):
+            raise FileError(self, "comes from a server that does not say its size", "download the file first")
+        return found
+
+    def check_unchanged(self) -> None:
+        """Raise BrokenFile when the file is another one than when it was opened, as far as its server tells."""
+        fs, path = self._connected()
+        self._forget_listing()
+        before, now = _version(self._info()), _version(self._asked(lambda: fs.info(path)))
+        if now != before:
+            raise BrokenFile(self, f"changed while it was read (it was {before}, it is {now})", "do it again")
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder; a URL that ends in a slash is one."""
+        return self.url.partition("?")[0].endswith("/") or self._info().get("type") == "directory"
+
+    @property
+    def has_listing(self) -> bool:
+        """Whether its folder can be listed; a web server may answer with a page of any kind."""
+        return self.protocol not in _WEB
+
+    def exists(self) -> bool:
+        """Whether something is there now."""
+        fs, path = self._connected()
+        self._forget_listing()
+        return bool(self._asked(lambda: fs.exists(path)))
+
+    def is_file(self) -> bool:
+        """Whether a file is there."""
+        try:
+            return self._info().get("type") != "directory"
+        except FileError as error:
+            if is_missing(error.__cause__):
+                return False
+            raise
+
+    def names(self) -> list[str]:
+        """The names in this folder; none where there is none.  Raises FileError where it cannot be listed."""
+        fs, path = self._connected()
+        self._forget_listing()
+        try:
+            found = self._asked(lambda: fs.ls(path, detail=False))
+        except FileError as error:
+            if is_missing(error.__cause__):
+                return []
+            raise
+        return sorted({str(name).rstrip("/").rpartition("/")[2] for name in found})
+
+    # -- bytes
+
+    def head(self) -> bytes:
+        """The first bytes; more of them are kept, but never so many that it shows in what is fetched altogether."""
+        count = self.size if self.size <= WHOLE else self.reach
+        self.fetch_ahead([(0, count)])
+        return self.fetch(0, min(HEAD, count))
+
+    @property
+    def reach(self) -> int:
+        """Bytes at either end that may be fetched in the hope that they are needed: 1/400 of the file, 4 to 64 kB."""
+        return min(max(self.size // 400, HEAD), 64 << 10)
+
+    def fetch_ahead(self, ranges: Sequence[Range]) -> None:
+        """Fetch ranges, all at a time, and keep them until :meth:`forget`; neighbours become one request."""
+        missing = [one for one in coalesced(ranges, self.size // 512 // max(len(ranges), 1)) if not self._has(*one)]
+        fetched = requests().map(lambda one: self._request(*one), missing) if len(missing) > 1 else None
+        for start, stop in missing:
+            self._keep(start, next(fetched) if fetched else self._request(start, stop))
+
+    def forget(self) -> None:
+        """Let go of kept bytes, unless they are the whole file."""
+        self._known.extents[:] = [(at, raw) for at, raw in self._known.extents if len(raw) == self.size]
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """The bytes ``start`` to ``stop``, from what is kept and, for the rest, from the server.
+
+        Raises BrokenFile when the file has become shorter, FileError when the server refuses or fails.
+        """
+        parts: list[bytes] = []
+        while start < stop:
+            parts.append(self._kept(start, stop) or self._request(start, min(stop, self._next_kept(start))))
+            start += len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.fetch(0, self.size).decode(encoding)
+
+    def write_text(self, text: str, encoding: str = "utf-8") -> None:
+        fs, path = self._connected()
+        self._asked(lambda: fs.pipe_file(path, text.encode(encoding)), "written")
+
+    def put(self, made: Path) -> None:
+        """Send a local file here.  Raises FileError."""
+        fs, path = self._connected()
+        self._asked(lambda: fs.put_file(str(made), path), "written")
+
+    def unlink(self) -> None:
+        """Remove the file.  Raises FileError."""
+        fs, path = self._connected()
+        self._asked(lambda: fs.rm_file(path), "removed")
+
+    def _has(self, start: int, stop: int) -> bool:
+        kept = self._kept(start, stop)
+        return kept is not None and len(kept) == stop - start
+
+    def _kept(self, start: int, stop: int) -> bytes | None:
+        extents = self._known.extents
+        index = bisect_right(extents, start, key=lambda one: one[0]) - 1
+        if index < 0:
+            return None
+        at, raw = extents[index]
+        return raw[start - at : stop - at] or None
+
+    def _next_kept(self, start: int) -> int:
+        extents = self._known.extents
+        index = bisect_right(extents, start, key=lambda one: one[0])
+        return extents[index][0] if index < len(extents) else self.size
+
+    def _keep(self, start: int, raw: bytes) -> None:
+        insort(self._known.extents, (start, raw), key=lambda one: one[0])
+
+    def _request(self, start: int, stop: int) -> bytes:
+        if start >= stop:
+            raise BrokenFile(self, f"ends at byte {self.size:,}, before the data that it announces")
+        try:
+            raw = self._asked(lambda: self._answer(start, stop))
+        except FileError as error:
+            if "range requests" not in str(error.__cause__):
+                raise
+            return self._unranged(start, stop)
+        if len(raw) != stop - start:
+            less = f"{len(raw):,} bytes came where {stop - start:,} were asked for"
+            raise BrokenFile(self, f"became shorter while it was read ({less})", "do it again")
+        return raw
+
+    def _answer(self, start: int, stop: int) -> bytes:
+        """Exactly these bytes: by ``cat_file`` where the file system has one of its own, else by a plain open."""
+        import fsspec
+
+        fs, path = self._connected()
+        plain = type(fs).cat_file is fsspec.AbstractFileSystem.cat_file and not fs.async_impl
+        if not plain and self.protocol not in _WEB:  # HTTP's would load a whole file from a server without ranges
+            return bytes(fs.cat_file(path, start=start, end=stop))
+        known = {"size": self.size} if self.protocol in _SIZED else {}
+        with fs.open(path, "rb", cache_type="none", **known) as file:
+            file.seek(start)
+            return bytes(file.read(stop - start))
+
+    def _unranged(self, start: int, stop: int) -> bytes:
+        """What to do where the server sends files whole only."""
+        if self.size > UNRANGED:
+            raise FileError(self, "comes from a server that does not serve ranges", "download the file first")
+        with self._known.lock:
+            if not self._has(0, self.size):
+                self._known.extents[:] = [(0, self._request(0, self.size))]
+        return self._kept(start, stop) or b""
+
+    # -- troubles
+
+    def _asked(self, ask: Callable[[], T], doing: str = "read") -> T:
+        """Ask the file system, again where that may help.  Raises FileError."""
+        pauses = PAUSES if self.protocol in _WEB else ()
+        for pause in (*pauses, None):
+            try:
+                return ask()
+            except FileError:
+                raise
+            except Exception as error:
+                if pause is None or not may_pass(error):
+                    raise refused(self, error, doing) from error
+                time.sleep(pause)
+        raise AssertionError
+
+
+def _version(info: Mapping[str, object]) -> str:
+    """What changes when a file does: its ETag, checksum or date, and its size."""
+    said = next((f"{name} {info[name]}, " for name in _VERSIONS if info.get(name)), "")
+    return f"{said}{info.get('size')} bytes"
+
+
+@cache
+def requests() -> ThreadPoolExecutor:
+    """The threads that wait for servers."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(CONCURRENT, thread_name_prefix="ckpt-fetch")
+
+
+def coalesced(ranges: Iterable[Range], gap: int) -> list[Range]:
+    """Ranges in order of their place, those that are no more than ``gap`` bytes apart as one.
+
+    >>> coalesced([(50, 60), (0, 10), (12, 20)], gap=4)
+    [(0, 20), (50, 60)]
+    """
+    joined: list[Range] = []
+    for start, stop in sorted(ranges):
+        if joined and start <= joined[-1][1] + gap:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+Place: TypeAlias = Path | RemotePath

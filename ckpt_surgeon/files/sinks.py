@@ -1,0 +1,139 @@
+"""A sink that fills a file: the kernel copies what does not change, small writes are gathered first."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import BrokenFile
+from ..tensors.records import BLOCK, Block, ByteSpan
+from .remote import RemotePath
+from .sink import streamed
+
+CHUNK = 64 << 20  # bytes that one kernel call copies, so that progress and signals get their turn
+SMALL = 64 << 10  # bytes up to which a copy through memory costs less than a kernel call of its own
+PAGE = 4096
+
+Progress = Callable[[int], object]  # is told how many more bytes are done
+
+_NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+
+
+class FileSink:
+    """A :class:`~ckpt_surgeon.formats.sink.Sink` that fills one file; small writes are gathered first."""
+
+    can_patch = True
+
+    def __init__(self, descriptor: int, tell: Progress) -> None:
+        self._descriptor = descriptor
+        self._tell = tell
+        self._pending = bytearray()
+        self._flushed = 0
+        self._sources: dict[Path, int] = {}
+
+    def __enter__(self) -> FileSink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._flush()
+        finally:
+            for source in self._sources.values():
+                os.close(source)
+
+    @property
+    def position(self) -> int:
+        return self._flushed + len(self._pending)
+
+    def literal(self, raw: Block) -> None:
+        if len(raw) >= BLOCK // 4:
+            self._flush()
+            self._put(memoryview(raw))
+            return
+        self._pending += raw
+        if len(self._pending) >= BLOCK:
+            self._flush()
+
+    def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
+        return streamed(blocks, nbytes, self.literal, self._tell)
+
+    def patch(self, position: int, raw: bytes) -> None:
+        self._flush()
+        os.pwrite(self._descriptor, raw, position)
+
+    def copy(self, span: ByteSpan) -> None:
+        if isinstance(span.path, RemotePath):
+            for block in span.blocks():
+                self.literal(block)
+                self._tell(len(block))
+            return
+        source = self._source(span.path)
+        if len(span) < SMALL:
+            block = os.pread(source, len(span), span.start)
+            if len(block) < len(span):
+                raise BrokenFile(span.path, f"ends {len(span) - len(block):,} bytes before the data that it announces")
+            self.literal(block)
+            self._tell(len(span))
+            return
+        self._flush()
+        at = span.start
+        with _reading(span.path):
+            while at < span.stop:
+                done = self._copy_some(source, at, min(span.stop - at, CHUNK))
+                if done == 0:
+                    raise BrokenFile(span.path, f"ends {span.stop - at:,} bytes before the data that it announces")
+                at += done
+                self._flushed += done
+                self._tell(done)
+
+    def _copy_some(self, source: int, at: int, count: int) -> int:
+        """The fastest copy that works here.
+
+        Where source and target agree on their place in a page, sendfile moves whole pages; where not, or where
+        the file system shares blocks, copy_file_range is as fast or faster.
+        """
+        agree = at % PAGE == self._flushed % PAGE
+        for name in ("sendfile", "copy_file_range") if agree else ("copy_file_range", "sendfile"):
+            if not hasattr(os, name):
+                continue
+            try:
+                if name == "sendfile":
+                    os.lseek(self._descriptor, self._flushed, os.SEEK_SET)
+                    return os.sendfile(self._descriptor, source, at, count)
+                return os.copy_file_range(source, self._descriptor, count, at, self._flushed)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+        block = os.pread(source, min(count, BLOCK), at)
+        return os.pwrite(self._descriptor, block, self._flushed)
+
+    def _source(self, path: Path) -> int:
+        if path not in self._sources:
+            if len(self._sources) >= 64:
+                os.close(self._sources.pop(next(iter(self._sources))))
+            self._sources[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        return self._sources[path]
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, bytearray()
+        self._put(memoryview(pending))
+
+    def _put(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._descriptor, view[done:], self._flushed + done)
+        self._flushed += len(view)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell an input that fails from an output that does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise BrokenFile(path, "cannot be read (input/output error)") from error
+        raise

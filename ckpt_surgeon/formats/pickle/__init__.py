@@ -1,0 +1,1 @@
+"""The inert pickle machine, and the objects that it builds without importing anything."""

@@ -1,0 +1,267 @@
+"""The containers: one module each, which reads and, where anybody needs it, writes.
+
+A reader is chosen by content, never by the file's name; a writer by the output's extension.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from ..errors import NEW_FILE, FileError, NotACheckpoint
+from ..files.failures import refused
+from ..files.paths import names
+from ..files.remote import HEAD, Place, RemotePath
+from ..files.sink import Sink
+from ..tensors.records import Tensor
+from . import foreign, plain_pickle, safetensors, sharded, torch_legacy, torch_tar
+from .contents import Contents, Index
+from .dcp import consolidated
+from .dcp import metadata as dcp
+from .pickle.machine import Value
+from .zip import archive as zip_archive
+from .zip import torch_export, torch_package, torch_zip, torchscript
+
+
+class Writer(Protocol):
+    """What a module offers that can write its container."""
+
+    CONTAINER: str
+    SUFFIXES: tuple[str, ...]
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+    def size_of(self, tensors: Mapping[str, Tensor]) -> int: ...
+
+    def write(
+        self,
+        sink: Sink,
+        tensors: Mapping[str, Tensor],
+        versions: Mapping[str, Mapping[str, Value]] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None: ...
+
+
+@runtime_checkable
+class FolderWriter(Protocol):
+    """What a module offers whose container is a folder."""
+
+    CONTAINER: str
+    SUFFIXES: tuple[str, ...]
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+    def size_of(self, tensors: Mapping[str, Tensor]) -> int: ...
+
+    def write_folder(
+        self,
+        folder: Path,
+        tensors: Mapping[str, Tensor],
+        tell: Callable[[int], object],
+        *,
+        max_file_size: int | None = None,
+    ) -> None: ...
+
+
+class Reader(Protocol):
+    """Reads one container."""
+
+    def __call__(self, path: Place, *, salvage: bool = False) -> Contents: ...
+
+
+READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
+    (zip_archive.matches, lambda path, salvage=False: read_zip(path, salvage=salvage)),
+    (safetensors.matches, safetensors.read),
+    (torch_legacy.matches, torch_legacy.read),
+    (sharded.matches, lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage)),
+    (torch_tar.matches, torch_tar.read),
+    (dcp.matches, lambda path, salvage=False: read_distributed(path, salvage=salvage)),
+    (plain_pickle.matches, plain_pickle.read),
+)
+
+
+class ZipKind(Protocol):
+    """What a module offers that reads one kind of zip."""
+
+    def holds(self, archive: zip_archive.Archive) -> bool: ...
+
+    def read(self, archive: zip_archive.Archive, *, salvage: bool = False) -> Contents: ...
+
+
+# What a zip may be, told by its members.
+ZIPS: tuple[ZipKind, ...] = (torch_export, torchscript, torch_package, torch_zip)
+
+WRITERS: dict[str, Writer | FolderWriter] = {
+    suffix: writer for writer in (torch_zip, safetensors, dcp) for suffix in writer.SUFFIXES
+}
+
+
+def read(path: Place, *, salvage: bool = False) -> Contents:
+    """Read what a file or folder holds: its index only, no tensor.
+
+    With ``salvage`` a truncated file is read as far as it goes; tensors that are cut off are opaque ones of kind
+    "lost".  Raises NotACheckpoint (it is something else), BrokenFile (it is damaged), FileError (it cannot be
+    opened).
+    """
+    try:
+        if path.is_dir():
+            if isinstance(path, Path):
+                return _read_folder(path, salvage=salvage)
+            path = _found_there(path)
+        if path.name == dcp.METADATA:
+            return read_distributed(path, salvage=salvage)
+        head = _head(path)
+        for matches, reader in READERS:
+            if matches(head):
+                return _read_by(reader, path, salvage)
+    except OSError as error:
+        raise _unopened(path, error) from error
+    raise foreign.refuse(path, head, safetensors.broken(path, head))
+
+
+def _found_there(folder: RemotePath) -> Place:
+    """The file of a folder at a URL that says what is in it."""
+    if dcp.METADATA in names(folder):
+        return folder / dcp.METADATA
+    return sharded.find(folder)
+
+
+def read_distributed(path: Place, *, salvage: bool = False) -> Contents:
+    """Read a distributed checkpoint's metadata.  Raises FileError for one at a URL."""
+    if not isinstance(path, Path):
+        problem = "belongs to a distributed checkpoint at a URL, whose pieces torch's own engine reads from files"
+        raise FileError(path, problem, "copy its folder here first")
+    return dcp.read(path, salvage=salvage)
+
+
+def located(path: Path) -> Path:
+    """The file that a path means: itself, or that in a folder.  Raises NotACheckpoint for a folder without one."""
+    try:
+        return _found(path) if path.is_dir() and not consolidated.holds(path) else path
+    except OSError as error:
+        raise _unopened(path, error) from error
+
+
+def index_of(path: Path) -> Index:
+    """The index of a file, whose keys can be said anew where they lie.
+
+    Raises FileError for a container where they cannot, and what :func:`read` raises.
+    """
+    path = located(path)
+    try:
+        index = _index(path, _head(path))
+        listing = sharded.index_over(path)
+    except OSError as error:
+        raise _unopened(path, error) from error
+    if index is None:
+        container = read(path).container
+        raise FileError(path, f"is {container}: its keys cannot be changed where they lie", NEW_FILE)
+    if listing is not None:
+        raise FileError(path, f"is a shard, and two files, it and {listing.name}, cannot change in one step", NEW_FILE)
+    return index
+
+
+def _index(path: Path, head: bytes) -> Index | None:
+    if safetensors.matches(head):
+        return safetensors.Index(path)
+    if zip_archive.matches(head):
+        archive = zip_archive.read_archive(path)
+        if next((kind for kind in ZIPS if kind.holds(archive)), None) is torch_zip:
+            return torch_zip.Index(archive)
+    return None
+
+
+def _read_folder(folder: Path, *, salvage: bool) -> Contents:
+    if consolidated.holds(folder):
+        return consolidated.read(folder)
+    contents = read(_found(folder), salvage=salvage)
+    pieces = folder / "sharded"
+    if not pieces.is_dir() or not consolidated.holds(pieces):
+        return contents
+    return replace(contents, notes=(*contents.notes, f"{pieces} has the same tensors in pieces, not read"))
+
+
+def _found(folder: Path) -> Path:
+    """The file of a folder that says what is in it.  Raises NotACheckpoint when there is none, or several."""
+    inside = names(folder)
+    try:
+        found = folder / sharded.find(folder).name
+    except NotACheckpoint as error:
+        if dcp.METADATA in inside:
+            return folder / dcp.METADATA
+        raise foreign.refuse_folder(folder, inside) or error from None
+    if dcp.METADATA not in inside:
+        return found
+    problem = f"holds a distributed checkpoint ({dcp.METADATA}) and {found.name!r}"
+    raise NotACheckpoint(folder, problem, f"name one: {folder / dcp.METADATA} or {found}")
+
+
+def _read_by(reader: Reader, path: Place, salvage: bool) -> Contents:
+    contents = reader(path, salvage=salvage)
+    if isinstance(path, RemotePath):
+        path.forget()
+    return contents
+
+
+def read_shard(path: Place, *, salvage: bool = False) -> Contents:
+    """Read one file that an index names, which is no index."""
+    if sharded.matches(_head(path)):
+        raise NotACheckpoint(path, "is named as a shard and is an index itself, or other JSON", "rebuild the index")
+    return read(path, salvage=salvage)
+
+
+def _head(path: Place) -> bytes:
+    if isinstance(path, RemotePath):
+        return path.head()
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise FileError(path, "is no regular file (a pipe or a device)", "save it to a file first")
+    with open(path, "rb") as file:
+        return file.read(HEAD)
+
+
+def read_zip(path: Place, *, salvage: bool = False) -> Contents:
+    """Read a zip of one of torch's kinds.  Raises NotACheckpoint for any other zip, BrokenFile."""
+    try:
+        archive = zip_archive.read_archive(path)
+    except zip_archive.Truncated as error:
+        if isinstance(path, RemotePath) and not salvage:
+            raise  # to look for its records is to fetch all of it
+        archive = zip_archive.scan_archive(path)
+        if not salvage:
+            raise torch_zip.truncated(archive, error) from error
+        if not torch_zip.holds(archive):
+            raise
+    for kind in ZIPS:
+        if kind.holds(archive):
+            return kind.read(archive, salvage=salvage)
+    raise foreign.refuse_zip(path, list(archive.members))
+
+
+def _unopened(path: Place, error: OSError) -> FileError:
+    if isinstance(path, RemotePath):
+        return refused(path, error)
+    if error.errno == errno.ENOENT:
+        near = path.parent if path.parent.is_dir() else None
+        alike = [name for name in names(near) if name.startswith(path.stem)][:3] if near else []
+        if re.match(r"[A-Za-z][\w+.-]+:/[^/]", str(path)):
+            return FileError(path, "is a URL that pathlib has cut short", "give it as text")
+        remedy = f"there is {', '.join(alike)}" if alike else "check the name"
+        return FileError(path, "does not exist", remedy)
+    if error.errno == errno.EACCES:
+        return FileError(path, "may not be read by you", "change its permissions (chmod)")
+    return FileError(path, f"cannot be opened ({error.strerror})", "check the path")
+
+
+def writer_for(path: Place) -> Writer | FolderWriter:
+    """The writer for an output's extension.  Raises NotACheckpoint for one that names no container."""
+    try:
+        return WRITERS[path.suffix.lower()]
+    except KeyError:
+        known = ", ".join(WRITERS)
+        what = "has an extension that names no container to write" if path.suffix else "has no extension"
+        raise NotACheckpoint(path, what, f"the container is chosen by it: {known}") from None

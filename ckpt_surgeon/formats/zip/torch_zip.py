@@ -1,0 +1,379 @@
+"""The zip container of ``torch.save`` since 1.6: ``data.pkl`` beside one record of bytes per storage.
+
+Reading resolves every storage to its place in the file; writing emits the same layout (protocol 2 pickle, records
+``data/0``, ``data/1`` …, stored, aligned), so that ``torch.load`` reads it, mapped or not, with weights_only.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from ...errors import NEW_FILE, BrokenFile, EditError, FileError, NoRoom
+from ...files.journal import Patch
+from ...files.paths import size as size_of_file
+from ...files.prefetch import reading_ahead
+from ...files.sink import Sink
+from ...tensors.records import OpaqueTensor, Storage, StoredTensor, Tensor, row_major, spans_of
+from ..contents import Contents, Reindexed
+from ..pickle import numpy_objects
+from ..pickle.key_opcodes import Place, Spotter
+from ..pickle.machine import Global, Object, PickleError, Unpickler, Value, spelled
+from ..pickle.torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
+from .archive import ALIGNMENT, TRUNCATED, Archive, Directory, Member, checksum_places
+
+CONTAINER = "torch zip"
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+ALL_CONSTRUCTORS = CONSTRUCTORS | numpy_objects.CONSTRUCTORS
+ROOT = "archive"  # the folder in the archive; torch takes any
+
+
+# -- reading
+
+
+def holds(archive: Archive) -> bool:
+    """Whether a zip is a checkpoint of torch.save."""
+    return any(name == "data.pkl" or name.endswith("/data.pkl") for name in archive.members)
+
+
+def main_pickle(archive: Archive) -> str:
+    """The pickle that torch.load reads: that in the folder of the first record; else the outermost one."""
+    folder = next(iter(archive.members)).partition("/")[0]
+    if f"{folder}/data.pkl" in archive.members:
+        return f"{folder}/data.pkl"
+    names = [name for name in archive.members if name == "data.pkl" or name.endswith("/data.pkl")]
+    return min(names, key=len)
+
+
+def read(archive: Archive, *, salvage: bool = False) -> Contents:
+    """Read the index of a torch zip; with ``salvage``, storages may be missing.  Raises BrokenFile."""
+    pickle = main_pickle(archive)
+    folder = pickle.removesuffix("data.pkl")
+    find = storages(archive, folder, folder + "data/{}", salvage=salvage)
+    return _contents(archive, *load(archive, pickle, find))
+
+
+def _contents(archive: Archive, root: Value, names: tuple[Global, ...]) -> Contents:
+    notes = () if archive.has_checksums else ("saved without checksums: damage cannot be told",)
+    return Contents(archive.path, CONTAINER, root, notes=notes, globals=names)
+
+
+def truncated(found: Archive, error: BrokenFile) -> BrokenFile:
+    """The error for a zip without its directory, with the bytes that it would need where its pickle tells them."""
+    if not holds(found):
+        return error
+    pickle = found.members[main_pickle(found)]
+    if pickle.packed < pickle.size:
+        return error  # nobody knows to how many bytes the tensors were packed
+    sizes: dict[Value, int] = {}
+
+    def see(saved: Value) -> Value:
+        if isinstance(saved, tuple) and len(saved) == 5 and type(saved[4]) is int:
+            sizes[spelled(saved[2])] = saved[4] * storage_dtype(saved[1]).itemsize
+        return None
+
+    try:
+        Unpickler(found.read(pickle.name), persistent=see).load()
+    except (PickleError, BrokenFile):
+        return error
+    there = size_of_file(found.path)
+    whole = max(member.start + member.packed for member in found.members.values())
+    missing = [size for key, size in sizes.items() if pickle.name.removesuffix(".pkl") + f"/{key}" not in found.members]
+    needed = whole + sum(missing) + len(missing) * ALIGNMENT
+    problem = f"is truncated: it has {there:,} bytes of at least {needed:,}"
+    return BrokenFile(found.path, problem if needed > there else error.problem, TRUNCATED)
+
+
+def load(archive: Archive, pickle: str, find: Callable[[Value], Value]) -> tuple[Value, tuple[Global, ...]]:
+    """The object of one pickle in an archive, and the names that it mentions."""
+    return loaded(archive, pickle, Unpickler(archive.read(pickle), constructors=ALL_CONSTRUCTORS, persistent=find))
+
+
+def loaded(archive: Archive, pickle: str, machine: Unpickler) -> tuple[Value, tuple[Global, ...]]:
+    """What a machine makes of the pickle that it was given, and the names."""
+    try:
+        return machine.load(), tuple(machine.globals.values())
+    except PickleError as error:
+        raise BrokenFile(archive.path, f"its {pickle.rpartition('/')[2]} is damaged: {error}") from error
+
+
+def storages(archive: Archive, folder: str, place: str, *, salvage: bool = False) -> Callable[[Value], Value]:
+    """A function from a persistent id to the storage in the archive; ``place`` is where a key's record lies."""
+    big = folder + "byteorder" in archive.members and archive.read(folder + "byteorder") == b"big"
+    known: dict[str, TypedStorage] = {}
+
+    def find(saved: Value) -> Value:
+        if not isinstance(saved, tuple) or len(saved) != 5 or saved[0] != "storage":
+            return unknown_id(saved)
+        _, cls, key, location, numel = saved
+        if type(key) is not str:
+            key = spelled(key)
+        if type(numel) is not int or numel < 0:
+            raise ValueError("a storage without a proper size")
+        typed = known.get(key)
+        if typed is None:
+            dtype = storage_dtype(cls)
+            nbytes = numel * dtype.itemsize
+            member = archive.members.get(place.format(key))
+            if member is None and salvage:
+                storage = Storage(None, nbytes, spelled(location))
+            elif member is None:
+                raise BrokenFile(archive.path, f"storage {key!r} is missing: there is no record data/{key}", TRUNCATED)
+            elif member.size != nbytes:
+                raise BrokenFile(
+                    archive.path, f"storage {key!r} should have {nbytes:,} bytes, its record has {member.size:,}"
+                )
+            else:
+                storage = member.storage(archive.path, spelled(location), big, archive.has_checksums)
+            typed = known[key] = TypedStorage(storage, dtype)
+        return typed
+
+    return find
+
+
+def unknown_id(saved: Value) -> Value:
+    """A persistent id that is no storage: torch.package has such for its own objects."""
+    if isinstance(saved, tuple) and saved and isinstance(saved[0], str) and saved[0] != "storage":
+        return Object(Global("persistent", saved[0]), saved[1:])
+    raise ValueError("a persistent id that is no storage")
+
+
+# -- renaming in place
+
+
+class Index:
+    """The pickle of a torch zip, its keys with the opcodes that say them: see :class:`.contents.Index`.
+
+    What is shorter leaves its room behind the STOP opcode, where no unpickler looks.  Raises FileError where the
+    pickle does not lie in the file as it is, or shares its bytes with another record.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._member = archive.members[main_pickle(archive)]
+        start, stop = self._member.start, self._member.start + self._member.packed
+        if self._member.packed != self._member.size or self._member.method:
+            raise FileError(archive.path, "its index is compressed, so its keys cannot be renamed in place", NEW_FILE)
+        if any(other.start < stop and start < other.start + other.packed for other in self._others()):
+            raise BrokenFile(archive.path, "another record shares bytes with its index", "fetch the file again")
+        self._raw = archive.read(self._member.name)
+        folder = self._member.name.removesuffix("data.pkl")
+        find = storages(archive, folder, folder + "data/{}")
+        self._machine = Spotter(self._raw, constructors=ALL_CONSTRUCTORS, persistent=find)
+        self.contents = _contents(archive, *loaded(archive, self._member.name, self._machine))
+
+    def _others(self) -> list[Member]:
+        return [member for member in self._archive.members.values() if member is not self._member]
+
+    def places(self, node: Value, name: str) -> Sequence[Hashable]:
+        """The opcodes that say a key."""
+        return self._machine.places(node, name)
+
+    def rewritten(self, texts: Mapping[Hashable, str]) -> Reindexed:
+        """The pickle with other keys, and its new checksums.  Raises NoRoom."""
+        places = {place: text for place, text in texts.items() if isinstance(place, Place)}
+        room = len(self._raw)
+        made = self._machine.rewritten(places)
+        if len(made) > room:
+            made = self._machine.rewritten(places, lean=True)
+        if len(made) > room:
+            raise NoRoom(self._archive.path, len(made), room)
+        padded = made.ljust(room, b"\0")
+        patches = [Patch(self._member.start, self._raw, padded)]
+        if self._archive.has_checksums:
+            old, new = struct.pack("<I", self._member.crc32), struct.pack("<I", zlib.crc32(padded))
+            patches += [Patch(place, old, new) for place in checksum_places(self._archive.path, self._member)]
+        planned = Archive(self._archive.path, self._archive.members)
+        planned.replaced[self._member.name] = padded
+        return Reindexed(tuple(patches), read(planned), room - len(made))
+
+
+# -- writing
+
+
+def check(tensors: Mapping[str, Tensor]) -> None:
+    """Raise EditError naming the tensors that this container cannot hold here."""
+    odd = [f"{key!r} ({tensor.kind})" for key, tensor in tensors.items() if isinstance(tensor, OpaqueTensor)]
+    if odd:
+        raise EditError([f"{', '.join(odd)}: more than plain elements, cannot be copied; leave them out by pattern"])
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """About how many bytes :func:`write` will write: the elements, each tie once, and the index."""
+    data = {tensor.tie: tensor.nbytes for tensor in tensors.values()}
+    return sum(data.values()) + sum(len(key) + 160 for key in tensors) + 120 * len(data)
+
+
+def write(
+    sink: Sink,
+    tensors: Mapping[str, Tensor],
+    versions: Mapping[str, Mapping[str, Value]] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a state_dict: ties as one storage, everything else compact, on the device ``cpu``.
+
+    ``versions`` becomes the OrderedDict's ``_metadata``; torch zips have no room for ``metadata``.
+    """
+    check(tensors)
+    records: dict[Hashable, tuple[int, Tensor]] = {}
+    for tensor in tensors.values():
+        records.setdefault(tensor.tie, (len(records), tensor))
+    directory = Directory()
+
+    def literal(name: str, raw: bytes) -> None:
+        sink.literal(directory.local(f"{ROOT}/{name}", len(raw), zlib.crc32(raw), sink.position))
+        sink.literal(raw)
+
+    literal("data.pkl", _pickled(tensors, records, versions))
+    literal("byteorder", b"little")
+    with reading_ahead(spans_of(tensor for _, tensor in records.values())):
+        for index, tensor in records.values():
+            _write_record(sink, directory, f"{ROOT}/data/{index}", tensor)
+    literal("version", b"3\n")
+    sink.literal(directory.finish(sink.position))
+
+
+def _write_record(sink: Sink, directory: Directory, name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, StoredTensor) and not tensor.is_contiguous:
+        tensor = tensor.in_place or tensor
+    span, crc32 = tensor.span, tensor.crc32
+    if span is not None and crc32 is not None:
+        sink.literal(directory.local(name, tensor.nbytes, crc32, sink.position, source_start=span.start))
+        sink.copy(span)
+        return
+    sink.literal(directory.local(name, tensor.nbytes, 0, sink.position, described=not sink.can_patch))
+    made = sink.stream(tensor.blocks(), tensor.nbytes)
+    where, checksum = directory.set_crc32(made)
+    if sink.can_patch:
+        sink.patch(where, checksum)
+    else:
+        sink.literal(directory.descriptor())
+
+
+def _pickled(
+    tensors: Mapping[str, Tensor],
+    records: Mapping[Hashable, tuple[int, Tensor]],
+    versions: Mapping[str, Mapping[str, Value]] | None,
+) -> bytes:
+    """The pickle of an OrderedDict of tensors, in protocol 2 as torch.save writes it."""
+    out = _Pickle()
+    out.raw(b"\x80\x02")
+    out.ordered_dict()
+    if tensors:
+        out.raw(b"(")
+        for key, tensor in tensors.items():
+            out.text(key)
+            out.tensor(tensor, records[tensor.tie][0])
+        out.raw(b"u")
+    if versions is not None:
+        out.raw(b"}")
+        out.text("_metadata")
+        out.ordered_dict()
+        if versions:
+            out.raw(b"(")
+            for module, version in versions.items():
+                out.text(module)
+                out.plain(dict(version))
+            out.raw(b"u")
+        out.raw(b"sb")
+    out.raw(b".")
+    return bytes(out.buffer)
+
+
+class _Pickle:
+    """Just enough of a pickler for a state_dict; globals and repeated words go through the memo."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+        self._memo: dict[str, bytes] = {}
+
+    def raw(self, opcodes: bytes) -> None:
+        self.buffer += opcodes
+
+    def _once(self, name: str, opcodes: bytes) -> None:
+        if name in self._memo:
+            self.buffer += self._memo[name]
+        else:
+            index = len(self._memo)
+            self._memo[name] = b"j" + struct.pack("<I", index)
+            self.buffer += opcodes + b"r" + struct.pack("<I", index)
+
+    def found(self, module: str, name: str) -> None:
+        self._once(f"{module} {name}", f"c{module}\n{name}\n".encode())
+
+    def word(self, text: str) -> None:
+        self._once(f"'{text}", _unicode(text))
+
+    def text(self, text: str) -> None:
+        self.buffer += _unicode(text)
+
+    def ordered_dict(self) -> None:
+        self.found("collections", "OrderedDict")
+        self.buffer += b")R"
+
+    def integers(self, values: tuple[int, ...]) -> None:
+        short = len(values) <= 3
+        self.buffer += b"" if short else b"("
+        for value in values:
+            self.buffer += _integer(value)
+        self.buffer += (b")", b"\x85", b"\x86", b"\x87")[len(values)] if short else b"t"
+
+    def tensor(self, tensor: Tensor, record: int) -> None:
+        """One ``_rebuild_tensor_v2`` (or v3, where the dtype has no storage class) and its persistent id."""
+        dtype = tensor.dtype
+        stride = tensor.stride if isinstance(tensor, StoredTensor) and tensor.is_dense else row_major(tensor.shape)
+        self.found("torch._utils", "_rebuild_tensor_v2" if dtype.storage else "_rebuild_tensor_v3")
+        self.buffer += b"(("
+        self.word("storage")
+        self.found(*(("torch", dtype.storage) if dtype.storage else ("torch.storage", "UntypedStorage")))
+        self.text(str(record))
+        self.word("cpu")
+        self.buffer += _integer(tensor.numel if dtype.storage else tensor.nbytes) + b"tQK\x00"
+        self.integers(tensor.shape)
+        self.integers(stride)
+        self.buffer += b"\x89"
+        self.ordered_dict()
+        if not dtype.storage:
+            self.found("torch", dtype.name)
+        self.buffer += b"tR"
+
+    def plain(self, value: Value) -> None:
+        """A value of torch's ``_metadata``: nested dicts, lists and tuples of numbers, strings, None."""
+        if value is None or isinstance(value, bool):
+            self.buffer += {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        elif isinstance(value, int):
+            self.buffer += _integer(value)
+        elif isinstance(value, float):
+            self.buffer += b"G" + struct.pack(">d", value)
+        elif isinstance(value, str):
+            self.text(value)
+        elif isinstance(value, dict):
+            self.buffer += b"}("
+            for key, item in value.items():
+                self.plain(key)
+                self.plain(item)
+            self.buffer += b"u"
+        elif isinstance(value, (list, tuple)):
+            self.buffer += b"](" if isinstance(value, list) else b"("
+            for item in value:
+                self.plain(item)
+            self.buffer += b"e" if isinstance(value, list) else b"t"
+        else:
+            self.buffer += b"N"  # an object of some class: torch's own readers of _metadata look at versions only
+
+
+def _unicode(text: str) -> bytes:
+    encoded = text.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def _integer(value: int) -> bytes:
+    if 0 <= value < 256:
+        return b"K" + bytes((value,))
+    if 0 <= value < 65536:
+        return b"M" + struct.pack("<H", value)
+    if -(1 << 31) <= value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes((len(encoded),)) + encoded

@@ -1,0 +1,1 @@
+"""A checkpoint and a model: do they fit, and how can they be made to."""

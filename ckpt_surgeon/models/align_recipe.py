@@ -1,0 +1,196 @@
+"""An alignment as a recipe that a person can read: a few rules where they explain the pairs, pairs where not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from ..edits.keys import rename
+from ..edits.recipe import Recipe, Step, step
+from ..edits.rename import Rules
+from ..errors import EditError
+from .align import Alignment
+
+Pair = tuple[str, str]
+
+_DIGITS = re.compile(r"(\d+)")
+_LETTERS = "nmkijpqrst"
+
+
+def alignment_recipe(found: Alignment, keys: Iterable[str]) -> Recipe:
+    """The recipe that carries an alignment out on a checkpoint with these keys.
+
+    Renames first, as rules; then reshapes.  A key without a proposal keeps its name, unless the target means
+    something by that name: what is open would be settled by accident.  Then it is dropped.
+    """
+    keys = list(keys)
+    pairs = found.pairs
+    steps: list[Step] = []
+    taken = {*pairs.values(), *found.missing, *(key for one in found.ambiguous for key in one.news)}
+    blocking = {key: None for key in keys if key not in pairs and key in taken}
+    if blocking:
+        steps.append(step("drop", patterns=[_escaped(key) for key in blocking]))
+    left = [key for key in keys if key not in blocking]
+    prefix = _common_prefix(pairs, left)
+    rules = [] if prefix else rename_rules(pairs, left)
+    if prefix:
+        steps.append(step("add_prefix", prefix=prefix))
+    if rules:
+        steps.append(step("rename", pairs=[list(rule) for rule in rules]))
+    reshaped: dict[tuple[int, ...], list[str]] = {}
+    for one in found.proposals:
+        if one.reshape is not None:
+            reshaped.setdefault(one.reshape, []).append(_escaped(one.new))
+    steps += [step("reshape", patterns=names, shape=list(shape)) for shape, names in reshaped.items()]
+    return Recipe(tuple(steps))
+
+
+def _common_prefix(pairs: Mapping[str, str], keys: list[str]) -> str:
+    """The prefix that every key gets, if that is all that happens."""
+    prefixes = {new.removesuffix(old) for old, new in pairs.items() if new.endswith("." + old)}
+    if len(prefixes) != 1 or len(pairs) != len(keys):
+        return ""
+    prefix = prefixes.pop()
+    return prefix if all(new == prefix + old for old, new in pairs.items()) else ""
+
+
+def rename_rules(pairs: Mapping[str, str], keys: Iterable[str]) -> list[Pair]:
+    """Few rules that rename exactly as the pairs say, and leave every other key alone.
+
+    >>> pairs = {f"layers.{i}.fc.weight": f"blocks.{i + 1}.fc.weight" for i in range(3)}
+    >>> rename_rules(pairs, pairs)
+    [('^layers.{n}', 'blocks.{n+1}')]
+    """
+    keys = list(keys)
+    wanted = {key: pairs.get(key, key) for key in keys}
+    changed = {old: new for old, new in wanted.items() if old != new}
+    if not changed:
+        return []
+    rules = _generalised(sorted({_trimmed(old, new) for old, new in changed.items()}, key=_length))
+    exact: list[Pair] = []
+    for _ in range(3):
+        got = _renamed(keys, [*exact, *rules])
+        wrong = [key for key in keys if got is None or got[key] != wanted[key]]
+        if not wrong:
+            return _without_idle([*exact, *rules], keys)
+        exact = [(f"^{key}$", wanted[key]) for key in keys if key in set(wrong) or (f"^{key}$", wanted[key]) in exact]
+        if got is None:
+            break
+    return [(f"^{old}$", new) for old, new in changed.items()]
+
+
+def _length(rule: Pair) -> tuple[int, Pair]:
+    """Longer rules first: they are the exceptions of the shorter ones."""
+    return -rule[0].count("."), rule
+
+
+def _renamed(keys: list[str], rules: list[Pair]) -> dict[str, str] | None:
+    """What rules make of keys; None where they make one of two."""
+    try:
+        change = rename.plan(dict.fromkeys(keys), [(old, new) for old, new in rules], allow_unmatched=True)
+    except EditError:
+        return None
+    return {olds[0]: new for new, olds in change.origins.items()}
+
+
+def _without_idle(rules: list[Pair], keys: Iterable[str]) -> list[Pair]:
+    """Without the rules whose keys all go by another one: a recipe refuses a rename that matches nothing."""
+    tried = Rules(rules)
+    tried.new_names(keys)
+    idle = set(tried.unused)
+    return [rule for rule in rules if rule[0] not in idle]
+
+
+def _trimmed(old: str, new: str) -> Pair:
+    """A pair without the components that both end with, as a rule bound to the beginning."""
+    olds, news = old.split("."), new.split(".")
+    whole = True
+    while len(olds) > 1 and news and olds[-1] == news[-1]:
+        olds.pop()
+        news.pop()
+        whole = False
+    return "^" + ".".join(olds) + ("$" if whole else ""), ".".join(news)
+
+
+def _generalised(rules: list[Pair]) -> list[Pair]:
+    """Rules that differ in numbers only become one, where the new numbers follow from the old ones."""
+    groups: dict[Pair, list[Pair]] = {}
+    for rule in rules:
+        groups.setdefault((_DIGITS.sub("#", rule[0]), _DIGITS.sub("#", rule[1])), []).append(rule)
+    made: list[Pair] = []
+    for group in groups.values():
+        made += _few_rules(group)
+    return sorted(made, key=_length)
+
+
+def _few_rules(group: list[Pair]) -> list[Pair]:
+    """One rule for a group, or one for each value of the number that keeps it from being one, or the group itself."""
+    one = _one_rule(group)
+    if one is not None or len(group) < 2:
+        return one or group
+    best = group
+    for slot in range(len(_DIGITS.findall(group[0][0]))):
+        parts: dict[str, list[Pair]] = {}
+        for rule in group:
+            parts.setdefault(_DIGITS.findall(rule[0])[slot], []).append(rule)
+        rules = [rule for part in parts.values() for rule in (_one_rule(part) or part)]
+        best = rules if len(rules) < len(best) else best
+    return best
+
+
+def _one_rule(group: list[Pair]) -> list[Pair] | None:
+    """One rule with indices for several that differ in numbers, or None where no arithmetic explains them."""
+    if len(group) < 2:
+        return None
+    olds = [[int(number) for number in _DIGITS.findall(old)] for old, _ in group]
+    news = [[int(number) for number in _DIGITS.findall(new)] for _, new in group]
+    varying = [slot for slot in range(len(olds[0])) if len({numbers[slot] for numbers in olds}) > 1]
+    if not varying or len(varying) > len(_LETTERS):
+        return None
+    names = dict(zip(varying, _LETTERS, strict=False))
+    texts = []
+    for slot in range(len(news[0])):
+        values = [numbers[slot] for numbers in news]
+        text = str(values[0]) if len(set(values)) == 1 else _from_old(values, olds, names)
+        if text is None:
+            return None
+        texts.append(text)
+    old_texts = [f"{{{names[slot]}}}" if slot in names else str(olds[0][slot]) for slot in range(len(olds[0]))]
+    return [(_with_numbers(group[0][0], old_texts), _with_numbers(group[0][1], texts))]
+
+
+def _from_old(values: list[int], olds: list[list[int]], names: Mapping[int, str]) -> str | None:
+    """New numbers as an old index and an offset."""
+    for slot, name in names.items():
+        offsets = {value - numbers[slot] for value, numbers in zip(values, olds, strict=True)}
+        if len(offsets) == 1:
+            offset = offsets.pop()
+            return f"{{{name}{offset:+d}}}" if offset else f"{{{name}}}"
+    return None
+
+
+def _with_numbers(text: str, numbers: list[str]) -> str:
+    waiting = iter(numbers)
+    return _DIGITS.sub(lambda _: next(waiting), text)
+
+
+def _escaped(key: str) -> str:
+    """A key as a glob that matches it alone."""
+    return re.sub(r"([*?[])", r"[\1]", key)
+
+
+def commented(recipe: Recipe, found: Alignment) -> str:
+    """The recipe's TOML with the reasons in front: what a reviewer wants to know first."""
+    reasons: dict[tuple[str, str], int] = {}
+    for one in found.proposals:
+        reasons[one.certainty, one.reason] = reasons.get((one.certainty, one.reason), 0) + 1
+    lines = [f"# {len(found.proposals):,} keys aligned; review before you apply it"]
+    lines += [f"#   {certainty}: {reason} ({count:,} keys)" for (certainty, reason), count in reasons.items()]
+    for open_choice in found.ambiguous:
+        lines.append(f"# open: {', '.join(open_choice.olds[:6])} -> {', '.join(open_choice.news[:6])}")
+        lines.append(f"#   {open_choice.reason}")
+    if found.missing:
+        lines.append(f"# missing in the checkpoint: {', '.join(found.missing[:6])} ({len(found.missing):,} keys)")
+    return "\n".join(line.encode("unicode_escape").decode() if not line.isprintable() else line for line in lines) + (
+        "\n\n" + recipe.dumps()
+    )

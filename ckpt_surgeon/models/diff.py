@@ -1,0 +1,222 @@
+"""What separates a checkpoint from a target: keys that match, are missing, unused or of another shape.
+
+A :class:`Diff` is data; :mod:`ckpt_surgeon.report` makes it text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from glob import escape
+from math import prod
+from typing import TYPE_CHECKING
+
+from ..edits.keys import WRAPPERS, drop, is_derivable, without_wrappers
+from ..errors import TargetError
+from ..tensors.records import Shaped
+from .align import align
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One key with two shapes, or two dtypes."""
+
+    key: str
+    ours: str
+    theirs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """An edit of keys that would make more of them match: what to say, what to run, and how many keys then match.
+
+    ``command`` is the ``ckpt`` command's name and options.
+    """
+
+    said: str
+    command: tuple[str, ...]
+    matched: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """The differences between a checkpoint and a target.
+
+    ``missing`` keys are the target's alone, ``unused`` ones the checkpoint's; ``mismatched`` have two shapes;
+    ``dtypes`` lists matched keys with two dtypes, which ``load_state_dict`` converts in silence; ``rewritten`` those
+    matched keys of the target that the model itself makes of others on load, as torch's own hooks do.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    mismatched: tuple[Mismatch, ...]
+    dtypes: tuple[Mismatch, ...]
+    matched_numel: int
+    target_numel: int
+    target_keys: int
+    hint: Hint | None = None
+    rewritten: tuple[str, ...] = ()
+
+    @property
+    def loadable(self) -> bool:
+        """Whether ``load_state_dict(strict=True)`` would accept the checkpoint."""
+        return not (self.missing or self.unused or self.mismatched)
+
+    @property
+    def share(self) -> float:
+        """The matched share of the target's parameters, 0 to 1."""
+        return self.matched_numel / self.target_numel if self.target_numel else float(self.loadable)
+
+
+def diff(
+    checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped] | torch.nn.Module, *, hints: bool = True
+) -> Diff:
+    """Compare keys, shapes and dtypes; nothing is read of either's values.
+
+    ``checkpoint`` and ``target`` are mappings from key to anything with a dtype and a shape: a Checkpoint, the
+    result of :func:`ckpt_surgeon.models.targets.resolve`, a state_dict of torch tensors.  ``target`` may be a
+    model too: then what its own hooks accept on load counts as torch counts it.
+
+    >>> from ckpt_surgeon.dtypes import parse
+    >>> from ckpt_surgeon.targets import Expected
+    >>> ours = {"module.fc.bias": Expected(parse("float32"), (10,), True)}
+    >>> theirs = {"fc.bias": Expected(parse("float32"), (10,), True)}
+    >>> found = diff(ours, theirs)
+    >>> found.missing, found.unused, found.hint.said
+    (('fc.bias',), ('module.fc.bias',), "stripping 'module.' makes all 1 match")
+    """
+    if isinstance(target, Mapping):
+        return _compared(checkpoint, target, None, hints=hints)
+    from .targets import expected
+
+    return _compared(checkpoint, expected(target), target, hints=hints)
+
+
+def _compared(
+    checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], model: torch.nn.Module | None, *, hints: bool
+) -> Diff:
+    shared = [key for key in target if key in checkpoint]
+    odd = [key for key in shared if not _takes(target[key], checkpoint[key], is_model=model is not None)]
+    missing = [key for key in target if key not in checkpoint]
+    unused = [key for key in checkpoint if key not in target]
+    rewritten: list[str] = []
+    if model is not None and (missing or unused):
+        from .modules import verdict
+
+        try:
+            said = verdict(model, _without(checkpoint, odd))
+        except TargetError:  # a model that cannot be copied to ask is compared by its keys alone
+            said = None
+        if said is not None and not said.refused:
+            # a buffer that the model makes itself is worth a word only where nothing else is amiss
+            amiss = bool(set(said.missing) - set(odd)) or bool(said.unexpected)
+            rewritten = [key for key in missing if key not in said.missing and not (amiss and is_derivable(key))]
+            missing = [key for key in missing if key not in rewritten]
+            unused = [key for key in unused if key in said.unexpected]
+    matched = [key for key in target if key in rewritten or (key in checkpoint and key not in odd)]
+    both = [key for key in matched if key in checkpoint]
+    return Diff(
+        tuple(matched),
+        tuple(missing),
+        tuple(unused),
+        tuple(Mismatch(key, _shape(checkpoint[key]), _shape(target[key])) for key in odd),
+        tuple(
+            Mismatch(key, _dtype(checkpoint[key]), _dtype(target[key]))
+            for key in both
+            if _dtype(checkpoint[key]) != _dtype(target[key])
+        ),
+        sum(prod(target[key].shape) for key in matched),
+        sum(prod(theirs.shape) for theirs in target.values()),
+        len(target),
+        best_hint(checkpoint, target, len(matched)) if hints and missing and unused else None,
+        tuple(rewritten),
+    )
+
+
+def _takes(theirs: Shaped, ours: Shaped, *, is_model: bool) -> bool:
+    """Whether shapes agree; a model takes a 1-d tensor for a 0-d one too, as torch 0.3 saved them."""
+    return tuple(ours.shape) == tuple(theirs.shape) or (is_model and not theirs.shape and len(ours.shape) == 1)
+
+
+def _without(checkpoint: Mapping[str, Shaped], keys: list[str]) -> Mapping[str, Shaped]:
+    """A checkpoint without some keys, with its ``_metadata``."""
+    if not keys:
+        return checkpoint
+    return drop(checkpoint, [escape(key) for key in keys])
+
+
+def _shape(tensor: Shaped) -> str:
+    return str(list(tensor.shape))
+
+
+def _dtype(tensor: Shaped) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], now: int) -> Hint | None:
+    """What would make most keys match in name and shape, if anything makes more match than ``now``.
+
+    A change of prefixes, since that is one command; else what :func:`ckpt_surgeon.align` finds.
+    """
+    unused = [key for key in checkpoint if key not in target]
+    missing = {key for key in target if key not in checkpoint}
+    trials: list[tuple[str, tuple[str, ...], Callable[[str], str]]] = []
+    for prefix in _prefixes(unused):
+        trials.append((f"stripping {prefix!r}", _strip_command(prefix), _stripper(prefix)))
+    if any(part in WRAPPERS for key in unused for part in key.split(".")):
+        trials.append(("peeling all wrappers", ("strip-prefix", "--wrappers"), without_wrappers))
+    for prefix in _prefixes(missing):
+        trials.append((f"adding {prefix!r}", ("add-prefix", "--prefix", prefix), _adder(prefix)))
+    best: tuple[int, str, tuple[str, ...]] | None = None
+    for said, command, change in trials:
+        new_names = {key: change(key) for key in checkpoint}
+        if len(set(new_names.values())) < len(new_names):
+            continue  # the edit would refuse
+        matches = sum(_fits(checkpoint[key], target.get(new)) for key, new in new_names.items())
+        if matches > max(now, best[0] if best else 0):
+            best = (matches, said, command)
+    found = align(checkpoint, target)
+    aligned = sum(one.certainty != "other shape" for one in found.proposals)
+    if aligned > max(now, best[0] if best else 0, len(target) // 2):
+        return Hint(f"renaming makes {aligned:,} of {len(target):,} match", ("align",), aligned)
+    if best is None:
+        return None
+    count = f"all {best[0]:,}" if best[0] == len(target) == len(checkpoint) else f"{best[0]:,} of {len(target):,}"
+    return Hint(f"{best[1]} makes {count} match", best[2], best[0])
+
+
+def _strip_command(prefix: str) -> tuple[str, ...]:
+    return ("strip-prefix",) if prefix == "module." else ("strip-prefix", "--prefix", prefix)
+
+
+def _stripper(prefix: str) -> Callable[[str], str]:
+    def strip(key: str) -> str:
+        while key.startswith(prefix):
+            key = key[len(prefix) :]
+        return key
+
+    return strip
+
+
+def _adder(prefix: str) -> Callable[[str], str]:
+    return lambda key: prefix + key
+
+
+def _fits(ours: Shaped, theirs: Shaped | None) -> bool:
+    return theirs is not None and tuple(ours.shape) == tuple(theirs.shape)
+
+
+def _prefixes(keys: Iterable[str], limit: int = 32) -> list[str]:
+    """Leading components that many of the keys share, the commonest first, at most ``limit``."""
+    counts: dict[str, int] = {}
+    for key in keys:
+        parts = key.split(".")[:-1]
+        for depth in range(1, min(len(parts), 4) + 1):
+            prefix = ".".join(parts[:depth]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    common = [prefix for prefix, count in counts.items() if count > 1 or len(counts) < limit]
+    return sorted(common, key=lambda prefix: (-counts[prefix], len(prefix)))[:limit]

@@ -1,0 +1,296 @@
+"""Makes a checkpoint strictly loadable into a target: renames it, settles every shape, fills what is allowed.
+
+Every key ends up in one row of the outcome; nothing is settled in silence.  :func:`plan_fit` computes no value; the
+values that only the target has (its own initialisation) are asked for by key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from ..edits.keys import Change, is_derivable, matching
+from ..edits.recipe import Recipe
+from ..errors import EditError, listed
+from ..files.paths import AnyPath
+from ..reading.opening import open as open_checkpoint
+from ..tensors.checkpoint import Checkpoint
+from ..tensors.elements import pieces
+from ..tensors.records import Block, ComputedTensor, Tensor
+from .align import Alignment, align
+from .align_recipe import alignment_recipe
+from .targets import Expected
+
+if TYPE_CHECKING:
+    import torch
+
+# What may become of a key whose shape does not fit, beside an initialisation by name.
+POLICIES = ("error", "drop")
+INITIALISATIONS = (
+    "zeros", "ones", "normal", "trunc_normal", "uniform", "xavier_normal", "xavier_uniform", "kaiming_normal",
+    "kaiming_uniform", "orthogonal",
+)  # fmt: skip
+HOWS = ("as is", "renamed", "reshaped", "adapted", "initialised", "dropped")
+
+Values = Callable[[list[str]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one key: ``how`` is one of :data:`HOWS`, ``source`` the old key ("" for none)."""
+
+    key: str
+    how: str
+    source: str
+    numel: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A checkpoint that fits: the result, what became of every key, the recipe that renamed it.
+
+    ``matched`` is the share of the target's elements that come from the checkpoint, 0 to 1.
+    """
+
+    result: Checkpoint
+    change: Change[Checkpoint]
+    outcomes: tuple[Outcome, ...]
+    recipe: Recipe
+    alignment: Alignment | None
+    target_numel: int
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The target's keys that get values of the checkpoint."""
+        return tuple(one.key for one in self.outcomes if one.how in ("as is", "renamed", "reshaped", "adapted"))
+
+    @property
+    def initialized(self) -> tuple[str, ...]:
+        """The target's keys that do not."""
+        return tuple(one.key for one in self.outcomes if one.how == "initialised")
+
+    @property
+    def matched(self) -> float:
+        taken = sum(one.numel for one in self.outcomes if one.how not in ("initialised", "dropped"))
+        return taken / self.target_numel if self.target_numel else 1.0
+
+
+def plan_fit(
+    checkpoint: Checkpoint,
+    target: Mapping[str, Expected],
+    values: Values,
+    *,
+    recipe: Recipe | None = None,
+    adapt: Recipe | None = None,
+    on_mismatch: str = "error",
+    allow_missing: Iterable[str] = (),
+    min_match: float = 0.0,
+    seed: int = 0,
+    ties: Iterable[Iterable[str]] = (),
+) -> Fit:
+    """Settle every key of a checkpoint against a target.
+
+    ``recipe`` takes the place of the alignment; ``adapt`` has edits for the shapes (see :mod:`ckpt_surgeon.adapt`),
+    in the target's keys.  Keys of another shape after that are an "error", or "drop"ped for the target's own
+    initialisation, or initialised by name (:data:`INITIALISATIONS`).  Missing keys have to be allowed by pattern;
+    buffers that models derive themselves always are.  ``values`` gives the target's own initialisation, ``ties`` the
+    keys that are one parameter: files may hold only one of them.  Raises EditError with all problems at once.
+    """
+    if on_mismatch not in (*POLICIES, *INITIALISATIONS):
+        raise EditError([f"on_mismatch is one of {', '.join((*POLICIES, *INITIALISATIONS))}, not {on_mismatch!r}"])
+    alignment = None
+    if recipe is None:
+        alignment = align(checkpoint, target)
+        recipe = alignment_recipe(alignment, checkpoint)
+    renamed = recipe.plan(checkpoint)
+    adapted = adapt.plan(renamed.result) if adapt else None
+    edited = adapted.result if adapted else renamed.result
+    mismatched = [key for key in target if key in edited and edited[key].shape != target[key].shape]
+    twins = _twins(edited, target, ties)
+    missing = [key for key in target if key not in edited and key not in twins]
+    allowed = matching(target, allow_missing, allow_unmatched=True)
+    refused = [key for key in missing if key not in allowed and not is_derivable(key)]
+    _raise_unless_settled(edited, target, mismatched if on_mismatch == "error" else [], refused, alignment)
+    fresh = _initialised(target, mismatched, on_mismatch, seed) if on_mismatch in INITIALISATIONS else {}
+    own = values([key for key in (*missing, *mismatched) if key not in fresh])
+    rows = [
+        _filled(key, wanted, on_mismatch if key in fresh else "", key in edited)
+        if key in {*missing, *mismatched}
+        else _taken(key, wanted, renamed, adapted, twins.get(key, ""))
+        for key, wanted in target.items()
+    ]
+    used = {row.source for row in rows}
+    dropped = [Outcome(key, "dropped", key, tensor.numel) for key, tensor in checkpoint.items() if key not in used]
+    supplied: dict[str, Tensor] = {**fresh, **own}
+    given = {row.key: edited[twins.get(row.key, row.key)] for row in rows if row.source} | supplied
+    tensors = {key: given[key] for key in target if key in given}
+    result = edited.with_tensors(tensors, edited.versions)
+    origins = {row.key: (row.source,) if row.source else () for row in rows if row.key in tensors}
+    change = Change(checkpoint, result, origins, (*renamed.notes, *(adapted.notes if adapted else ())))
+    numel = sum(prod(wanted.shape) for wanted in target.values())
+    found = Fit(result, change, (*rows, *dropped), recipe, alignment, numel)
+    if found.matched < min_match or not found.loaded:
+        asked = f", less than the {min_match:.1%} asked for" if found.loaded else ": nothing matches"
+        raise EditError([f"only {found.matched:.1%} of the target's parameters come from the checkpoint{asked}"])
+    return found
+
+
+def _filled(key: str, wanted: Expected, scheme: str, has_other_shape: bool) -> Outcome:
+    how = scheme or ("derived by the model" if is_derivable(key) else "the model's own")
+    why = "another shape in the checkpoint" if has_other_shape else "not in the checkpoint"
+    return Outcome(key, "initialised", "", prod(wanted.shape), f"{how}; {why}")
+
+
+def _twins(edited: Checkpoint, target: Mapping[str, Expected], ties: Iterable[Iterable[str]]) -> dict[str, str]:
+    """The keys that are missing only because the file holds another name of the same parameter, and that name."""
+    found: dict[str, str] = {}
+    for names in ties:
+        held = [name for name in names if name in edited and edited[name].shape == target[name].shape]
+        found |= {name: held[0] for name in names if held and name in target and name not in edited}
+    return found
+
+
+def _taken(
+    key: str, wanted: Expected, renamed: Change[Checkpoint], adapted: Change[Checkpoint] | None, twin: str = ""
+) -> Outcome:
+    """Where a key's values come from, and how it came about."""
+    held = twin or key
+    middle = adapted.origins[held][0] if adapted else held
+    olds = renamed.origins[middle]
+    before, after = renamed.before[olds[0]], (adapted or renamed).result[held]
+    if adapted and after is not renamed.result[middle]:
+        how = "adapted"
+    elif before.shape != after.shape:
+        how = "reshaped"
+    else:
+        how = "as is" if olds == (key,) else "renamed"
+    return Outcome(key, how, olds[0], prod(wanted.shape), f"tied to {twin}" if twin else "")
+
+
+def _raise_unless_settled(
+    edited: Checkpoint,
+    target: Mapping[str, Expected],
+    mismatched: list[str],
+    missing: list[str],
+    alignment: Alignment | None,
+) -> None:
+    """Everything that no policy settles, in one error."""
+    problems = [
+        f"{key!r} has shape {list(edited[key].shape)}, the target wants {list(target[key].shape)}" for key in mismatched
+    ]
+    if mismatched:
+        problems.append("settle shapes by on_mismatch (drop, zeros …) or an edit that resizes them")
+    if missing:
+        problems.append(
+            f"{len(missing):,} keys of the target are missing: {listed(missing)}; allow them by pattern (allow_missing)"
+        )
+    if problems and alignment is not None:
+        problems += [
+            f"open: {listed(one.olds, 3)} to {listed(one.news, 3)}: {one.reason}; say so in a recipe"
+            for one in alignment.ambiguous[:3]
+        ]
+    if problems:
+        raise EditError(problems)
+
+
+def _initialised(
+    target: Mapping[str, Expected], keys: Iterable[str], scheme: str, seed: int
+) -> dict[str, ComputedTensor]:
+    """Tensors drawn by one of torch.nn.init's functions, each from its own seed."""
+
+    def drawn(index: int, key: str) -> ComputedTensor:
+        wanted = target[key]
+
+        def make(_: tuple[Tensor, ...]) -> Iterator[Block]:
+            import torch
+
+            made = torch.empty(wanted.shape)
+            generator = torch.Generator().manual_seed(seed + index)
+            draw = getattr(torch.nn.init, f"{scheme}_")
+            if scheme in ("zeros", "ones"):
+                draw(made)
+            elif made.dim() < 2 and scheme not in ("normal", "trunc_normal", "uniform"):
+                torch.nn.init.zeros_(made)  # these schemes are for weights; a bias beside them starts at zero
+            else:
+                draw(made, generator=generator)
+            dtype: torch.dtype = getattr(torch, wanted.dtype.name)
+            yield from pieces(made.to(dtype))
+
+        return ComputedTensor(wanted.dtype, wanted.shape, (), make)
+
+    return {key: drawn(index, key) for index, key in enumerate(keys)}
+
+
+def fit(
+    source: AnyPath | Checkpoint,
+    target: str | torch.nn.Module,
+    *,
+    select: str | None = None,
+    recipe: Recipe | None = None,
+    adapt: Recipe | None = None,
+    on_mismatch: str = "error",
+    allow_missing: Iterable[str] = (),
+    min_match: float = 0.0,
+    seed: int = 0,
+) -> Fit:
+    """Fit a checkpoint to a model: find the renames, settle every shape, prove that it loads strictly.
+
+    ``target`` is a model, or its spelling ``package.module:factory``.  See :func:`plan_fit` for the other arguments.
+    The result is proven on a twin of the model without memory: torch's own ``load_state_dict`` takes it.  Raises
+    EditError with all problems at once, TargetError, and what :func:`ckpt_surgeon.open` raises.
+
+    >>> import ckpt_surgeon, torch
+    >>> torch.save({"module.0.weight": torch.ones(2, 3), "module.0.bias": torch.ones(2)}, "wrapped.pth")
+    >>> found = ckpt_surgeon.fit("wrapped.pth", torch.nn.Sequential(torch.nn.Linear(3, 2)))
+    >>> list(found.result), found.matched
+    (['0.weight', '0.bias'], 1.0)
+    """
+    from . import modules, targets
+
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, select=select)
+    model = targets.build(target) if isinstance(target, str) else target
+    found = plan_fit(
+        checkpoint,
+        targets.resolve(target) if isinstance(target, str) else targets.expected(target),
+        lambda keys: own_values(target, keys),
+        recipe=recipe,
+        adapt=adapt,
+        on_mismatch=on_mismatch,
+        allow_missing=allow_missing,
+        min_match=min_match,
+        seed=seed,
+        ties=() if isinstance(model, Mapping) else modules.tied(model),
+    )
+    if isinstance(model, Mapping):
+        return found
+    proof = modules.verdict(model, found.result)
+    if not proof.accepted:
+        keys = listed((*proof.missing, *proof.unexpected))
+        raise EditError([f"torch would not load the result strictly: {proof.refused or keys}"])
+    return found
+
+
+def own_values(target: str | torch.nn.Module, keys: list[str]) -> Mapping[str, Tensor]:
+    """A model's own values for some keys, as it was initialised.  Raises EditError for a model without values."""
+    if not keys:
+        return {}
+    import torch
+
+    from . import targets
+    from .load_into import from_torch
+
+    model = targets.build(target, with_values=True) if isinstance(target, str) else target
+    state = model if isinstance(model, Mapping) else model.state_dict()
+    counters = {key: torch.zeros_like(state[key], device="cpu") for key in keys if _is_unused_counter(key, state[key])}
+    empty = [key for key in keys if state[key].is_meta and key not in counters]
+    if empty:
+        raise EditError([f"the model is on the meta device and has no values for {listed(empty)}"])
+    return from_torch({key: counters.get(key, state[key]) for key in keys}).tensors
+
+
+def _is_unused_counter(key: str, value: torch.Tensor) -> bool:
+    """Whether a buffer on the meta device is one that begins at zero in every model."""
+    return value.is_meta and key.rpartition(".")[2] == "num_batches_tracked"

@@ -1,0 +1,360 @@
+"""What a model expects of a checkpoint: its keys in order, and the dtype and shape of each.
+
+A target is spelled ``package.module:factory`` or ``path/file.py:factory``, with literal arguments in parentheses
+where it needs some: ``torchvision.models:resnet18(num_classes=10)``.  Here, and only here, other people's code is
+imported and run, because the caller named it.  Models are built on torch's meta device wherever they allow it, so
+that a model too large for this machine costs nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import os
+import pkgutil
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from ..errors import TargetError, listed
+from ..tensors.dtypes import BY_NAME, DType
+
+if TYPE_CHECKING:
+    import torch
+
+_NAME = r"[^\W\d]\w*"
+_DOTTED = rf"{_NAME}(?:\.{_NAME})*"
+_SPELLING = re.compile(rf"(?P<source>{_DOTTED}|.+\.py):(?P<path>{_DOTTED})(?P<call>\s*\(.*)?", re.DOTALL)
+
+# Modules that files brought from their own folders: the next file may have others of the same names.
+_siblings: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """One entry of a model's state_dict, without its values."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    parameter: bool  # False for buffers
+
+
+@dataclass(frozen=True, slots=True)
+class _Spelling:
+    """A target taken apart; ``called`` tells ``f()`` from ``f``."""
+
+    source: str
+    path: str
+    called: bool
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] | None = None
+
+    @property
+    def file(self) -> Path | None:
+        return Path(self.source) if self.source.endswith(".py") else None
+
+
+def is_model(target: str) -> bool:
+    """Whether this is spelled as a model; the path of something that exists never is.
+
+    >>> is_model("torchvision.models:resnet18(num_classes=10)"), is_model("nets/unet.py:UNet"), is_model("unet.pth")
+    (True, True, False)
+    """
+    return _SPELLING.fullmatch(target) is not None and not os.path.exists(target)
+
+
+def resolve(target: str) -> dict[str, Expected]:
+    """Build the model that ``target`` spells and say what it expects.  Raises TargetError.
+
+    >>> {key: entry.shape for key, entry in resolve("torch.nn:Linear(3, 2)").items()}
+    {'weight': (2, 3), 'bias': (2,)}
+    """
+    import torch
+
+    built = build(target)
+    if not isinstance(built, torch.nn.Module):
+        return {key: _described(value, parameter=True) for key, value in built.items()}
+    with _running(target, "reading its state_dict"):
+        return expected(built)
+
+
+def expected(model: torch.nn.Module) -> dict[str, Expected]:
+    """Say what a model expects, in the order of its state_dict; entries that are no tensors are left out.
+
+    Raises TargetError for a lazy module, whose shapes are open until its first forward pass.
+
+    >>> import torch
+    >>> [key for key, entry in expected(torch.nn.BatchNorm1d(4)).items() if not entry.parameter]
+    ['running_mean', 'running_var', 'num_batches_tracked']
+    """
+    import torch
+
+    # keep_vars leaves parameters what they are, whatever a hook renames them to; otherwise all are plain tensors.
+    entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
+    lazy = [key for key, value in entries.items() if torch.nn.parameter.is_lazy(value)]
+    if lazy:
+        problem = f"{listed(lazy)} have no shape yet; run a forward pass first, in a factory of your own"
+        raise TargetError(type(model).__name__, problem)
+    return {key: _described(value, parameter=isinstance(value, torch.nn.Parameter)) for key, value in entries.items()}
+
+
+def _described(tensor: torch.Tensor, *, parameter: bool) -> Expected:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return Expected(BY_NAME.get(name) or DType(name, tensor.dtype.itemsize), tuple(tensor.shape), parameter)
+
+
+def build(target: str, *, with_values: bool = False) -> torch.nn.Module | Mapping[str, torch.Tensor]:
+    """Import what ``target`` names and call it, unless it is a model or a dict of tensors already.
+
+    The current directory can be imported from, and so can the folder of a ``file.py``.  The model is on the meta
+    device, without values, unless it cannot be built there or is wanted ``with_values``.  What the code prints goes
+    to stderr.  Raises TargetError, whatever the code raises.
+
+    >>> build("torch.nn:Linear(3, 2)").weight.device
+    device(type='meta')
+    """
+    import torch  # noqa: F401 - while the path is still ours: a random.py beside the file must not become torch's
+
+    spelling = _parsed(target)
+    with _importable(spelling.file):
+        with _running(target, "importing it"):
+            found = _found(target, _imported(target, spelling), spelling)
+        with _running(target, "building it"):
+            return _checked(target, _made(target, found, spelling, with_values))
+
+
+def _parsed(target: str) -> _Spelling:
+    match = _SPELLING.fullmatch(target)
+    if match is None:
+        problem = "is not spelled package.module:factory or path/file.py:factory, either with (arguments) or without"
+        raise TargetError(target, problem)
+    source, path, call = match["source"], match["path"], match["call"]
+    if call is None:
+        return _Spelling(source, path, called=False)
+    return _Spelling(source, path, True, *_arguments(target, call))
+
+
+def _arguments(target: str, call: str) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Read the arguments in ``call``, parentheses and all."""
+    text = f"f{call.strip()}"
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise TargetError(target, f"the arguments cannot be read: {_line(error)}") from error
+    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+        raise TargetError(target, "nothing may follow the arguments")
+    names = [keyword.arg for keyword in tree.keywords]
+    twice = {name for name in names if name is not None and names.count(name) > 1}
+    if twice:
+        raise TargetError(target, f"the argument {listed(sorted(twice))} is given twice")
+    args = tuple(_literal(target, text, argument) for argument in tree.args)
+    return args, {str(keyword.arg): _literal(target, text, keyword) for keyword in tree.keywords}
+
+
+def _literal(target: str, text: str, argument: ast.expr | ast.keyword) -> object:
+    """The value of one argument."""
+    node = argument.value if isinstance(argument, ast.keyword) else argument
+    try:
+        if isinstance(argument, ast.keyword) and argument.arg is None:
+            raise ValueError("** is not a literal")
+        value: object = ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        spelled = textwrap.shorten(str(ast.get_source_segment(text, argument)), 80, placeholder="…")
+        allowed = (
+            "only literals are allowed: numbers, strings, True, False, None, and lists, tuples, dicts, sets of them"
+        )
+        problem = f"the argument {spelled} is not a literal; {allowed}; for more, write a factory in a file of your own"
+        raise TargetError(target, problem) from error
+    return value
+
+
+@contextmanager
+def _running(target: str, doing: str) -> Iterator[None]:
+    """Run other people's code: nothing on stdout, which ``--json`` needs for itself, and only TargetErrors."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except TargetError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TargetError(target, f"{doing} failed: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    """An exception's class and message in one line.
+
+    >>> _line(ValueError("two\\n  lines"))
+    'ValueError: two lines'
+    """
+    return ": ".join(filter(None, (type(error).__name__, textwrap.shorten(str(error), 500, placeholder=" …"))))
+
+
+@contextmanager
+def _importable(file: Path | None) -> Iterator[None]:
+    """Let modules be imported from the current directory and from beside ``file`` for a while."""
+    folders = [str(file.resolve().parent), ""] if file else [""]
+    if file:
+        _forget_siblings()
+    before = set(sys.modules)
+    sys.path[:0] = folders
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for folder in folders:
+            if folder in sys.path:  # the code may have changed it too, so its old value is not put back
+                sys.path.remove(folder)
+        if file:
+            _siblings.update(name for name in sys.modules.keys() - before if _is_directly_in(folders[0], name))
+
+
+def _forget_siblings() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in _siblings]:
+        del sys.modules[name]
+    _siblings.clear()
+
+
+def _is_directly_in(folder: str, name: str) -> bool:
+    """Whether a top-level module or package of this name came from this very folder."""
+    module = sys.modules[name]
+    places = [Path(str(place)) for place in (*getattr(module, "__path__", ()), getattr(module, "__file__", None))]
+    return any(place.parent == Path(folder) and place.name.partition(".")[0] == name for place in places)
+
+
+def _imported(target: str, spelling: _Spelling) -> ModuleType:
+    try:
+        if spelling.file:
+            return _imported_file(target, spelling.file)
+        return importlib.import_module(spelling.source)
+    except ModuleNotFoundError as error:
+        raise TargetError(target, _missing_module(spelling.source, error)) from error
+    except ImportError as error:
+        if "relative import" not in str(error):
+            raise
+        problem = f"{_line(error)}; spell it package.module:factory, in the folder that holds the package"
+        raise TargetError(target, problem) from error
+
+
+def _imported_file(target: str, file: Path) -> ModuleType:
+    """Run a Python file as a module of a name that no other file has."""
+    path = file.resolve()
+    if not path.is_file():
+        there = sorted(found.name for found in path.parent.glob("*.py"))
+        raise TargetError(target, f"there is no file {file}{_instead(path.name, there)}")
+    name = re.sub(r"\W", "_", str(path))
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TargetError(target, f"{file} cannot be imported")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def _missing_module(source: str, error: ModuleNotFoundError) -> str:
+    """Say which module is missing: the target's own, or one that it needs."""
+    missing = error.name or str(error)
+    top = missing.partition(".")[0]
+    if source != missing and not source.startswith(f"{missing}."):
+        return f"importing it needs {missing!r}, which is not there; pip install {top}"
+    package, _, name = missing.rpartition(".")
+    if package:
+        there = [module.name for module in pkgutil.iter_modules(getattr(sys.modules.get(package), "__path__", []))]
+        return f"there is no module {name!r} in {package}{_instead(name, there)}"
+    close = difflib.get_close_matches(name, [module.name for module in pkgutil.iter_modules()], n=1)
+    if close:
+        return f"there is no module {name!r}; did you mean {close[0]!r}?"
+    return f"there is no module {name!r}; pip install {name}, or go to the folder that holds it"
+
+
+def _found(target: str, module: ModuleType, spelling: _Spelling) -> object:
+    """Follow the dots after the colon."""
+    value: object = module
+    place = spelling.source
+    for name in spelling.path.split("."):
+        try:
+            value = getattr(value, name)
+        except AttributeError as error:
+            there = [other for other in dir(value) if not other.startswith("_")]
+            raise TargetError(target, f"there is no {name!r} in {place}{_instead(name, there)}") from error
+        place = name
+    return value
+
+
+def _instead(name: str, there: Iterable[str]) -> str:
+    """What to write instead of a name that is not there.
+
+    >>> _instead("resnet81", ["resnet18", "vgg16"]), _instead("bert", ["resnet18", "vgg16"]), _instead("bert", [])
+    ("; did you mean 'resnet18'?", "; there are 'resnet18', 'vgg16'", '')
+    """
+    names = list(there)
+    close = difflib.get_close_matches(name, names)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; there are {listed(names)}" if names else ""
+
+
+def _made(target: str, found: object, spelling: _Spelling, with_values: bool) -> object:
+    """Call what was found, unless it is what is wanted already."""
+    import torch
+
+    is_made = isinstance(found, torch.nn.Module | Mapping)
+    if is_made and not spelling.called:
+        return found
+    if is_made or not callable(found):
+        hint = "leave out the parentheses" if is_made else "name a class, a function, a model or a dict of tensors"
+        raise TargetError(target, f"{spelling.path} is {_article(found)} and cannot be called; {hint}")
+    if with_values:
+        return found(*spelling.args, **(spelling.kwargs or {}))
+    return _built(found, spelling.args, spelling.kwargs or {})
+
+
+def _built(factory: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+    """Call a factory where tensors cost nothing, or else (it may need their values) on the CPU."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return factory(*args, **kwargs)
+    except (Exception, SystemExit):
+        pass  # what fails here may work below; what fails there too is reported from there
+    with torch.device("cpu"):
+        return factory(*args, **kwargs)
+
+
+def _checked(target: str, made: object) -> torch.nn.Module | Mapping[str, torch.Tensor]:
+    """Let a model pass, and a dict of tensors without its ``_extra_state`` entries that are none."""
+    import torch
+
+    if isinstance(made, torch.nn.Module):
+        return made
+    if not isinstance(made, Mapping):
+        raise TargetError(target, f"gives {_article(made)}, which is neither a model nor a dict of tensors")
+    tensors = {key: value for key, value in made.items() if isinstance(value, torch.Tensor)}
+    others = [str(key) for key in made if key not in tensors and not str(key).endswith("_extra_state")]
+    if others:
+        raise TargetError(target, f"gives {_article(made)} with entries that are no tensors: {listed(others)}")
+    if not tensors:
+        raise TargetError(target, f"gives {_article(made)} without tensors")
+    return tensors if len(tensors) < len(made) else made
+
+
+def _article(value: object) -> str:
+    """A value's type with its article.
+
+    >>> _article(1), _article("")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

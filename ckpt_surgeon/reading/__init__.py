@@ -1,0 +1,1 @@
+"""From a file to a Checkpoint, and what can be said of it."""

@@ -1,0 +1,302 @@
+"""Values compared, hashed and summed up, block by block; torch only where numbers are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from ..errors import EditError
+from ..files.paths import AnyPath
+from ..files.prefetch import reading_ahead
+from ..tensors.checkpoint import Checkpoint
+from ..tensors.elements import elements, is_computable
+from ..tensors.records import Block, OpaqueTensor, Tensor, spans_of
+from .opening import open as open_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+
+# -- comparing
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """One key whose values differ: the greatest absolute difference, |a - b| / |a| and the cosine of the two.
+
+    ``nan`` and ``inf`` count them on both sides; the measures are over what is finite on both.  ``why`` says what
+    else differs (shapes that cannot be compared, dtypes).
+    """
+
+    key: str
+    max_abs: float
+    relative: float
+    cosine: float
+    nan: tuple[int, int]
+    inf: tuple[int, int]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueDiff:
+    """What became of the values between two checkpoints; ``changed`` has the most changed first.
+
+    ``renamed`` pairs keys with the same bytes under another name, ``close`` holds those within the tolerance.
+    """
+
+    identical: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...]
+    close: tuple[Changed, ...]
+    changed: tuple[Changed, ...]
+    only_ours: tuple[str, ...]
+    only_theirs: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs (beyond the tolerance) under any key."""
+        return not (self.renamed or self.changed or self.only_ours or self.only_theirs)
+
+
+def compare(ours: Checkpoint, theirs: Checkpoint, *, tolerance: float = 0.0) -> ValueDiff:
+    """Compare two checkpoints value by value; equal bytes are told without computing.
+
+    ``tolerance`` is the greatest absolute difference that counts as close.  Raises EditError for tensors without
+    plain values.
+
+    >>> import torch
+    >>> from ckpt_surgeon import from_torch
+    >>> a, b = from_torch({"fc.bias": torch.ones(2)}), from_torch({"fc.bias": torch.tensor([1.0, 1.5])})
+    >>> compare(a, b).changed[0].max_abs
+    0.5
+    """
+    odd = [f"{key!r} is a {tensor.kind} tensor" for one in (ours, theirs) for key, tensor in one.items()
+           if isinstance(tensor, OpaqueTensor)]  # fmt: skip
+    if odd:
+        raise EditError([*odd, "its values cannot be compared"])
+    identical, differing = [], []
+    common = [key for key in ours if key in theirs]
+    with reading_ahead(spans_of(side[key] for side in (ours, theirs) for key in common)):
+        for key in common:
+            if same_bytes(ours[key], theirs[key]):
+                identical.append(key)
+            else:
+                differing.append(_measured(key, ours[key], theirs[key]))
+    only_ours = [key for key in ours if key not in theirs]
+    only_theirs = [key for key in theirs if key not in ours]
+    renamed = _renamed(ours, only_ours, theirs, only_theirs)
+    olds, news = {old for old, _ in renamed}, {new for _, new in renamed}
+    close = [one for one in differing if not one.why and sum(one.nan) == sum(one.inf) == 0 and one.max_abs <= tolerance]
+    changed = [one for one in differing if one not in close]
+    return ValueDiff(
+        tuple(identical),
+        tuple(renamed),
+        tuple(close),
+        tuple(sorted(changed, key=_severity)),
+        tuple(key for key in only_ours if key not in olds),
+        tuple(key for key in only_theirs if key not in news),
+    )
+
+
+def _severity(one: Changed) -> tuple[bool, float]:
+    return not one.why and one.nan[0] == one.nan[1] and one.inf[0] == one.inf[1], -one.relative
+
+
+def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and elements, bit for bit."""
+    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+        return False
+    if ours.span is not None and theirs.span is not None:
+        return ours.span.same_bytes(theirs.span)
+    return all(mine == other for mine, other in _aligned(ours.blocks(), theirs.blocks()))
+
+
+def _aligned(ours: Iterator[Block], theirs: Iterator[Block]) -> Iterator[tuple[Block, Block]]:
+    """Two streams of blocks, cut at the same places."""
+    mine: Block = b""
+    other: Block = b""
+    for one, two in zip_longest(ours, theirs, fillvalue=b""):
+        if not mine and not other and len(one) == len(two):
+            yield one, two
+            continue
+        mine, other = bytes(mine) + bytes(one), bytes(other) + bytes(two)
+        length = min(len(mine), len(other))
+        yield mine[:length], other[:length]
+        mine, other = mine[length:], other[length:]
+    yield mine, other
+
+
+def _renamed(
+    ours: Checkpoint, only_ours: list[str], theirs: Checkpoint, only_theirs: list[str]
+) -> list[tuple[str, str]]:
+    """Pairs of keys, each on one side only, whose tensors are the same bit for bit."""
+    kinds = {(theirs[key].dtype.name, theirs[key].shape) for key in only_theirs}
+    known: dict[str, list[str]] = {}
+    for key in only_ours:
+        if (ours[key].dtype.name, ours[key].shape) in kinds:
+            known.setdefault(tensor_hash(ours[key]), []).append(key)
+    if not known:
+        return []
+    pairs = []
+    for key in only_theirs:
+        candidates = known.get(tensor_hash(theirs[key]), [])
+        if candidates:
+            leaf = key.rpartition(".")[2]
+            best = next((old for old in candidates if old.rpartition(".")[2] == leaf), candidates[0])
+            candidates.remove(best)
+            pairs.append((best, key))
+    return pairs
+
+
+def _measured(key: str, ours: Tensor, theirs: Tensor) -> Changed:
+    """How far two tensors are apart."""
+    if ours.shape != theirs.shape:
+        why = f"shape {list(ours.shape)} and {list(theirs.shape)}"
+        return Changed(key, math.inf, math.inf, 0.0, (0, 0), (0, 0), why)
+    if not is_computable(ours.dtype) or not is_computable(theirs.dtype):
+        why = f"dtype {ours.dtype} and {theirs.dtype}, which torch does not compute with"
+        return Changed(key, math.inf, math.inf, 0.0, (0, 0), (0, 0), why)
+    import torch
+
+    greatest = difference = mine = other = product = 0.0
+    nan, inf = [0, 0], [0, 0]
+    for one, two in _paired(elements(ours), elements(theirs)):
+        a, b = _wide(one), _wide(two)
+        for index, side in enumerate((a, b)):
+            nan[index] += int(torch.isnan(side).sum())
+            inf[index] += int(torch.isinf(side).sum())
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        if not finite.all():
+            a, b = a[finite], b[finite]
+        if a.numel():
+            gap = a - b
+            if not one.dtype.is_floating_point and one.dtype == two.dtype and not one.dtype.is_complex:
+                gap = torch.where((gap == 0) & (one != two), 1.0, gap)  # 64-bit integers that float64 takes for one
+            greatest = max(greatest, float(gap.abs().max()))
+            difference += float(gap.dot(gap))
+            mine, other, product = mine + float(a.dot(a)), other + float(b.dot(b)), product + float(a.dot(b))
+    relative = math.sqrt(difference / mine) if mine else (math.inf if difference else 0.0)
+    cosine = product / math.sqrt(mine * other) if mine and other else float(mine == other)
+    why = f"dtype {ours.dtype} and {theirs.dtype}" if ours.dtype != theirs.dtype else ""
+    return Changed(key, greatest, relative, cosine, (nan[0], nan[1]), (inf[0], inf[1]), why)
+
+
+def _paired(
+    ours: Iterator[torch.Tensor], theirs: Iterator[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Two streams of elements, cut at the same places."""
+    mine, other = next(ours, None), next(theirs, None)
+    while mine is not None and other is not None:
+        length = min(mine.numel(), other.numel())
+        yield mine[:length], other[:length]
+        mine = mine[length:] if mine.numel() > length else next(ours, None)
+        other = other[length:] if other.numel() > length else next(theirs, None)
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """Elements as float64, complex numbers as pairs."""
+    import torch
+
+    return torch.view_as_real(values.to(torch.complex128)).flatten() if values.is_complex() else values.double()
+
+
+# -- hashing
+
+
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """SHA-256 digests that depend on keys and values only: ``whole``, and one per tensor."""
+
+    whole: str
+    tensors: Mapping[str, str]
+
+
+def hash(source: AnyPath | Checkpoint, *, select: str | None = None) -> Hashes:
+    """Hash a checkpoint's tensors, whatever the container, key order, strides or shards.
+
+    A tensor's digest is SHA-256 over its dtype, its shape and its elements in row-major order, little-endian; the
+    whole's is over the sorted keys and digests.
+
+    >>> import torch
+    >>> from ckpt_surgeon import from_torch
+    >>> a, b = torch.arange(6.0).reshape(2, 3), torch.arange(6.0).reshape(2, 3).t().contiguous().t()
+    >>> hash(from_torch({"w": a})).whole == hash(from_torch({"w": b})).whole
+    True
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, select=select)
+    known: dict[object, str] = {}
+    tensors = {}
+    with reading_ahead(spans_of({tensor.tie: tensor for tensor in checkpoint.values()}.values())):
+        for key, tensor in checkpoint.items():
+            if tensor.tie not in known:
+                known[tensor.tie] = tensor_hash(tensor)
+            tensors[key] = known[tensor.tie]
+    whole = hashlib.sha256()
+    for key in sorted(tensors):
+        whole.update(f"{key}\0{tensors[key]}\n".encode("utf-8", "surrogatepass"))
+    return Hashes(whole.hexdigest(), tensors)
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """The digest of one tensor; see :func:`hash`."""
+    found = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+    for block in tensor.blocks():
+        found.update(block)
+    return found.hexdigest()
+
+
+# -- summing up
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a tensor's values are like; mean, std (of the population), min and max are over the finite ones."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    nan: int
+    inf: int
+    all_zero: bool
+
+
+def stats(tensor: Tensor) -> Stats:
+    """Sum up one tensor, streaming; complex numbers by their magnitudes.
+
+    All measures are NaN where there are no numbers to sum up (no elements, a sparse tensor, packed bits).
+
+    >>> import torch
+    >>> from ckpt_surgeon import from_torch
+    >>> found = stats(from_torch({"w": torch.tensor([1.0, 3.0, float("nan")])})["w"])
+    >>> found.mean, found.std, found.nan
+    (2.0, 1.0, 1)
+    """
+    if isinstance(tensor, OpaqueTensor) or not is_computable(tensor.dtype):
+        return Stats(math.nan, math.nan, math.nan, math.nan, 0, 0, False)
+    import torch
+
+    count = nan = inf = nonzero = 0
+    mean = squares = 0.0
+    low, high = math.inf, -math.inf
+    for piece in elements(tensor):
+        values = piece.abs().double() if piece.is_complex() else piece.double()
+        finite = values[torch.isfinite(values)]
+        nan += int(torch.isnan(values).sum())
+        inf += int(torch.isinf(values).sum())
+        nonzero += int(torch.count_nonzero(values))
+        if finite.numel():
+            size, here = finite.numel(), float(finite.mean())
+            gap, total = here - mean, count + size  # Chan, Golub, LeVeque: parallel variance
+            squares += float(((finite - here) ** 2).sum()) + gap * gap * count * size / total
+            mean += gap * size / total
+            count = total
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if not count:
+        mean = low = high = math.nan
+    return Stats(
+        mean, math.sqrt(squares / count) if count else math.nan, low, high, nan, inf, tensor.numel > 0 and not nonzero
+    )

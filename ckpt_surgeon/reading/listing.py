@@ -1,0 +1,181 @@
+"""What a file holds, for people who want to see it: its kind, its nesting, its tensors, what lies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from ..errors import BrokenFile, NotACheckpoint, NothingMatched
+from ..files import swap
+from ..files.paths import AnyPath
+from ..files.prefetch import reading_ahead
+from ..files.remote import Place
+from ..formats.contents import Contents
+from ..tensors.checkpoint import LeftOut
+from ..tensors.records import StoredTensor, Tensor, spans_of
+from .opening import read
+from .selecting import Candidate, beside, candidates, without_lost
+from .selecting import select as select_state_dict
+from .tree import Entry, describe, entries
+
+if TYPE_CHECKING:
+    from .comparing import Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One state_dict in a file: its dotted path and totals (ties counted once)."""
+
+    path: str
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The result of :func:`ls`.  ``tensors`` is keyed by full dotted path where the file holds several parts."""
+
+    path: Place
+    container: str
+    file_bytes: int
+    parts: tuple[Part, ...]
+    tensors: Mapping[str, Tensor]
+    beside: tuple[LeftOut, ...]
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...]
+    checked: int | None = None  # bytes that a check read
+    stats: Mapping[str, Stats] | None = None
+    objects: tuple[Entry, ...] = ()
+    prefix: str = ""  # the first component, where all keys of the only part share it
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that the tensors were saved from."""
+        return tuple(dict.fromkeys(tensor.device for tensor in self.tensors.values()))
+
+
+def common_prefix(keys: Iterable[str]) -> str:
+    """The first component, where all keys share it.
+
+    >>> common_prefix(["module.fc.weight", "module.fc.bias"]), common_prefix(["module.fc.bias", "fc.bias"])
+    ('module.', '')
+    """
+    first = {key.partition(".")[0] + "." if "." in key else "" for key in keys}
+    return first.pop() if len(first) == 1 else ""
+
+
+def ls(
+    path: AnyPath,
+    patterns: Iterable[str] = (),
+    *,
+    select: str | None = None,
+    check: bool = False,
+    stats: bool = False,
+    all: bool = False,
+    salvage: bool = False,
+) -> Listing:
+    """List what a checkpoint holds; reads its index only.
+
+    ``patterns`` are globs on keys; ``select`` the dotted path of one state_dict; ``check`` reads every byte and
+    compares the checksums that the container keeps; ``stats`` sums the values up; ``all`` also lists every object that
+    is no tensor, and takes files without any; ``salvage`` lists what is whole in a truncated file.  Raises
+    NothingMatched for a pattern without a key, and what :func:`ckpt_surgeon.open` raises, except that several
+    state_dicts are all listed.
+
+    >>> import ckpt_surgeon, torch
+    >>> torch.save({"net": {"fc.bias": torch.zeros(3)}, "ema": {"fc.bias": torch.zeros(3)}}, "both.pth")
+    >>> list(ckpt_surgeon.ls("both.pth").tensors)
+    ['net.fc.bias', 'ema.fc.bias']
+    """
+    contents = read(path, salvage=salvage)
+    found, lost, left = _parts(contents, select, may_be_empty=all)
+    several = len(found) > 1
+    tensors: dict[str, Tensor] = {}
+    for candidate in found:
+        for key, tensor in candidate.tensors.items():
+            tensors[f"{candidate.path}.{key}" if several and candidate.path else key] = tensor
+    shown = matching(tensors, list(patterns))
+    return Listing(
+        contents.path,
+        contents.container,
+        _file_bytes(contents.path, tensors),
+        tuple(_part(candidate) for candidate in found),
+        shown,
+        left,
+        contents.metadata,
+        (*contents.notes, *lost),
+        _check(shown) if check else None,
+        _stats(shown) if stats else None,
+        tuple(entries(contents.root)) if all else (),
+        common_prefix(tensors) if not several else "",
+    )
+
+
+def _stats(tensors: Mapping[str, Tensor]) -> Mapping[str, Stats]:
+    from .comparing import stats
+
+    with reading_ahead(spans_of(tensors.values())):
+        return {key: stats(tensor) for key, tensor in tensors.items()}
+
+
+def _parts(
+    contents: Contents, wanted: str | None, *, may_be_empty: bool
+) -> tuple[list[Candidate], list[str], tuple[LeftOut, ...]]:
+    """The state_dicts to list, notes on what they have lost, and what is beside them."""
+    if wanted is not None:
+        chosen = select_state_dict(contents, wanted)
+        part = Candidate(chosen.selected, chosen.tensors, chosen.versions)
+        return [part], list(chosen.notes[len(contents.notes) :]), chosen.left_out
+    pairs = [without_lost(candidate) for candidate in candidates(contents)]
+    if not pairs and not may_be_empty:
+        raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", "see: ckpt ls --all")
+    left = tuple(beside(contents.root, [candidate.trail for candidate, _ in pairs]))
+    return [candidate for candidate, _ in pairs], [note for _, notes in pairs for note in notes], left
+
+
+def _part(candidate: Candidate) -> Part:
+    counts = {tensor.tie: (tensor.numel, tensor.nbytes) for tensor in candidate.tensors.values()}
+    return Part(
+        candidate.path,
+        len(candidate.tensors),
+        sum(numel for numel, _ in counts.values()),
+        sum(nbytes for _, nbytes in counts.values()),
+    )
+
+
+def _file_bytes(path: Place, tensors: Mapping[str, Tensor]) -> int:
+    """The size of the file, or of all the shards behind an index."""
+    stored = (tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor))
+    shards = {file for tensor in stored for file in tensor.storage.files}
+    return sum(swap.nbytes(file) for file in shards or {path})
+
+
+def matching(tensors: Mapping[str, Tensor], patterns: list[str]) -> Mapping[str, Tensor]:
+    """The tensors whose keys match one of the globs; all, where there are none."""
+    if not patterns:
+        return tensors
+    unmatched = [pattern for pattern in patterns if not any(fnmatchcase(key, pattern) for key in tensors)]
+    if unmatched:
+        raise NothingMatched(unmatched, examples=tensors)
+    return {key: tensor for key, tensor in tensors.items() if any(fnmatchcase(key, pattern) for pattern in patterns)}
+
+
+def _check(tensors: Mapping[str, Tensor]) -> int:
+    """Read every storage once, which compares its checksum; returns the bytes read."""
+    storages = {tensor.storage: key for key, tensor in tensors.items() if isinstance(tensor, StoredTensor)}
+    damaged: list[tuple[str, BrokenFile]] = []
+    total = 0
+    with reading_ahead(storage.span for storage in storages if storage.span is not None):
+        for storage, key in storages.items():
+            try:
+                total += sum(map(len, storage.blocks()))
+            except BrokenFile as error:
+                damaged.append((key, error))
+    if damaged:
+        key, first = damaged[0]
+        more = f" (and {len(damaged) - 1:,} more)" if len(damaged) > 1 else ""
+        raise BrokenFile(first.path, f"tensor {key!r}{more}: {first.problem}", first.remedy)
+    return total

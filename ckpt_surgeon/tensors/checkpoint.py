@@ -1,0 +1,70 @@
+"""The checkpoint: an immutable ordered mapping from key to tensor, and what came with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from ..files.remote import Place
+from .records import Tensor
+
+Versions = Mapping[str, Mapping[str, object]]  # torch's _metadata: module path -> {"version": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something in the file beside the tensors that were selected: its path, what it is, and how big."""
+
+    path: str
+    what: str
+    tensors: int = 0
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint(Mapping[str, Tensor]):
+    """An ordered mapping from key to tensor; reading it reads no tensor data.
+
+    ``selected`` is the dotted path of the state_dict inside its file ("" for the whole file), ``metadata`` the
+    free text of safetensors, ``versions`` torch's ``_metadata`` (None when the file has none), ``left_out`` what
+    else the file holds.
+
+    >>> Checkpoint({}).nbytes
+    0
+    """
+
+    tensors: Mapping[str, Tensor]
+    path: Place | None = None
+    container: str = ""
+    selected: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    versions: Versions | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def numel(self) -> int:
+        """Elements of all tensors, tied ones counted once."""
+        return sum({tensor.tie: tensor.numel for tensor in self.tensors.values()}.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, tied tensors counted once."""
+        return sum({tensor.tie: tensor.nbytes for tensor in self.tensors.values()}.values())
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], versions: Versions | None) -> Checkpoint:
+        """The same checkpoint with other tensors."""
+        return replace(self, tensors=tensors, versions=versions)
+
+    def __repr__(self) -> str:
+        where = f"{self.path}" + (f" [{self.selected}]" if self.selected else "")
+        return f"<Checkpoint {where}: {len(self):,} tensors, {self.nbytes:,} bytes>"

@@ -1,0 +1,611 @@
+"""What a tensor on disk is: a place, not a value.
+
+A :class:`StoredTensor` says where its elements lie (a :class:`Storage` and dtype, shape, stride, offset); a
+:class:`ComputedTensor` says how its bytes will be made when they are written; an :class:`OpaqueTensor` is one
+that no plain container can hold (sparse, quantized …) and that can only be named.  A writer asks one question,
+"are you one span?", and otherwise takes ``blocks()``: the elements in row-major order, little-endian, in pieces
+of about :data:`BLOCK` bytes.  Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from array import array
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from itertools import product
+from math import prod
+from typing import Literal, Protocol, TypeAlias
+
+from ..errors import BrokenFile, EditError
+from ..files.prefetch import blocks as remote_blocks
+from ..files.remote import Place, RemotePath
+from .dtypes import DType
+
+Block: TypeAlias = bytes | memoryview
+
+BLOCK = 1 << 20  # bytes handled at a time wherever bytes pass through this process
+DIMENSIONS = 64  # more than any tensor has
+ELEMENTS = (1 << 63) - 1  # torch counts them in 64 bits
+
+_FLIP_SIGN = bytes(value ^ 0x80 for value in range(256))
+_Format: TypeAlias = Literal["B", "H", "I", "Q"]
+_FORMATS: dict[int, _Format] = {1: "B", 2: "H", 4: "I", 8: "Q"}  # memoryview and array codes by item size
+
+
+@dataclass(frozen=True, slots=True)
+class ByteSpan:
+    """Bytes ``start`` to ``stop`` (exclusive) of a file.
+
+    >>> from pathlib import Path
+    >>> len(ByteSpan(Path("a.pth"), 64, 128))
+    64
+    """
+
+    path: Place
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def blocks(self, size: int = BLOCK) -> Iterator[bytes]:
+        """Yield the bytes in pieces of ``size``; raises BrokenFile if the file has become shorter."""
+        if isinstance(self.path, RemotePath):
+            yield from remote_blocks(self.path, self.start, self.stop, size)
+            return
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.start)
+            left = len(self)
+            while left:
+                piece = file.read(min(size, left))
+                if not piece:
+                    raise BrokenFile(self.path, f"ends {left:,} bytes before the data that it announces")
+                left -= len(piece)
+                yield piece
+
+    def same_bytes(self, other: ByteSpan) -> bool:
+        """Whether two spans hold the same bytes; read through two small buffers, which the caches keep."""
+        if len(self) != len(other) or self == other:
+            return self == other
+        if isinstance(self.path, RemotePath) or isinstance(other.path, RemotePath):
+            return all(mine == theirs for mine, theirs in zip(self.blocks(), other.blocks(), strict=True))
+        mine, theirs = bytearray(BLOCK // 4), bytearray(BLOCK // 4)
+        with open(self.path, "rb", buffering=0) as one, open(other.path, "rb", buffering=0) as two:
+            one.seek(self.start)
+            two.seek(other.start)
+            left = len(self)
+            while left:
+                if left < len(mine):
+                    mine, theirs = mine[:left], theirs[:left]
+                if fill(one, mine) < len(mine) or fill(two, theirs) < len(theirs):
+                    raise BrokenFile(self.path, "or the other became shorter while they were compared")
+                if mine != theirs:
+                    return False
+                left -= len(mine)
+        return True
+
+    def fetched(self) -> bytearray:
+        """All the bytes in memory."""
+        raw = bytearray(len(self))
+        at = 0
+        for block in self.blocks():
+            raw[at : at + len(block)] = block
+            at += len(block)
+        return raw
+
+    @contextmanager
+    def mapped(self) -> Iterator[tuple[memoryview, Callable[[], None]]]:
+        """Map the bytes; also yield a function that gives the mapped pages back to the kernel.
+
+        Those of a remote file are fetched into memory.
+        """
+        if isinstance(self.path, RemotePath):
+            yield memoryview(self.fetched()), _nothing
+            return
+        low = self.start - self.start % mmap.ALLOCATIONGRANULARITY
+        with open(self.path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < self.stop:
+                raise BrokenFile(self.path, "became shorter while it was read")
+            mapping = mmap.mmap(file.fileno(), self.stop - low, access=mmap.ACCESS_READ, offset=low)
+        view = memoryview(mapping)
+
+        def forget() -> None:
+            if hasattr(mapping, "madvise"):
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+        try:
+            yield view[self.start - low :], forget
+        finally:
+            view.release()
+
+
+def fill(file: FileIO, buffer: bytearray | memoryview) -> int:
+    """Read until a buffer is full or the file ends; returns the bytes read."""
+    done = 0
+    while done < len(buffer):
+        count = file.readinto(memoryview(buffer)[done:])
+        if not count:
+            break
+        done += count
+    return done
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """The bytes behind one or more tensors; two tensors share storage when this is the same object.
+
+    ``nbytes`` counts the bytes once they are unpacked; ``span`` is where they lie (packed, if ``deflated``),
+    ``memory`` holds them instead when they are in this process, ``crc32`` is the container's checksum of them.
+    """
+
+    span: ByteSpan | None
+    nbytes: int
+    device: str = "cpu"  # where the tensor lived when it was saved
+    crc32: int | None = None
+    deflated: bool = False
+    big_endian: bool = False
+    memory: memoryview | None = None
+    source: ComputedTensor | None = None  # makes the bytes when they are asked for
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its bytes are nowhere: what a truncated file announces and does not have."""
+        return self.span is None and self.memory is None and self.source is None and self.nbytes > 0
+
+    @property
+    def plain(self) -> ByteSpan | None:
+        """The span, if its bytes can be copied as they are."""
+        return None if self.deflated or self.big_endian else self.span
+
+    @property
+    def files(self) -> tuple[Place, ...]:
+        """The files that its bytes come from."""
+        if self.span is not None:
+            return (self.span.path,)
+        return self.source.files if self.source is not None else ()
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield all the bytes, unpacked, in stored byte order.
+
+        Raises BrokenFile when they do not unpack or, after the last, when their checksum does not match.
+        """
+        if self.source is not None:
+            yield from map(bytes, self.source.blocks())
+            return
+        if self.span is None:
+            memory = self.memory if self.memory is not None else memoryview(b"")
+            yield from (bytes(memory[start : start + BLOCK]) for start in range(0, self.nbytes, BLOCK))
+            return
+        raw = _uncut(_inflated(self.span, self.nbytes)) if self.deflated else self.span.blocks()
+        if self.crc32 is None:
+            yield from raw
+            return
+        crc32 = 0
+        for block in raw:
+            crc32 = zlib.crc32(block, crc32)
+            yield block
+        if crc32 != self.crc32:
+            place = f"bytes {self.span.start:,} to {self.span.stop:,}"
+            raise BrokenFile(self.span.path, f"is damaged: the CRC of {place} does not match", "fetch it again")
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[memoryview, Callable[[], None]]]:
+        """Yield the bytes as one view, and a function to call between uses that bounds the memory taken."""
+        if self.memory is not None:
+            yield self.memory, _nothing
+        elif self.nbytes == 0:
+            yield memoryview(b""), _nothing
+        elif self.span is None or self.deflated:
+            yield memoryview(b"".join(self.blocks())), _nothing
+        else:
+            with self.span.mapped() as mapped:
+                yield mapped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTensor:
+    """A tensor whose elements lie in a storage.
+
+    ``shape``, ``stride`` and ``offset`` are counted in elements, as torch counts them.  Raises ValueError when
+    they reach outside the storage.
+
+    >>> from pathlib import Path
+    >>> from ckpt_surgeon.dtypes import parse
+    >>> storage = Storage(ByteSpan(Path("w.bin"), 0, 24), 24)
+    >>> StoredTensor(parse("float32"), (2, 3), (3, 1), 0, storage).span
+    ByteSpan(path=PosixPath('w.bin'), start=0, stop=24)
+    >>> StoredTensor(parse("float32"), (3, 2), (1, 3), 0, storage).span is None  # transposed: not in order
+    True
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    storage: Storage
+    conjugate: bool = False  # torch's lazy conj() and neg(): the stored bytes are not yet flipped
+    negative: bool = False
+
+    def __post_init__(self) -> None:
+        shape, stride = self.shape, self.stride
+        if len(shape) != len(stride):
+            raise ValueError(f"{len(shape)} sizes but {len(stride)} strides")
+        if len(shape) > DIMENSIONS or prod(shape) > ELEMENTS:
+            raise ValueError(f"{len(shape)} dimensions, or more elements than can be counted")
+        last = self.offset
+        for size, step in zip(shape, stride):  # noqa: B905 (their lengths are equal)
+            if size < 0 or step < 0:
+                raise ValueError(f"negative size or stride in shape {shape}, stride {stride}")
+            last += (size - 1) * step
+        if self.offset < 0:
+            raise ValueError(f"negative offset {self.offset}")
+        needed = (last + 1) * self.dtype.itemsize
+        if needed > self.storage.nbytes and 0 not in shape:
+            raise ValueError(
+                f"shape {shape}, stride {stride}, offset {self.offset} need {needed:,} bytes "
+                f"of a storage that has {self.storage.nbytes:,}"
+            )
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements, however many the storage behind them has."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def device(self) -> str:
+        """The device it was saved from."""
+        return self.storage.device
+
+    @property
+    def tie(self) -> Hashable:
+        """Equal for two keys exactly when they are one tensor: same storage, offset, shape and stride."""
+        return (id(self.storage), self.offset, self.shape, self.stride, self.dtype.name, self.conjugate, self.negative)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in row-major order without gaps."""
+        return all(size == 1 or step == want for size, step, want in self._steps()) or 0 in self.shape
+
+    def _steps(self) -> Iterator[tuple[int, int, int]]:
+        return zip(self.shape, self.stride, row_major(self.shape), strict=True)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the elements fill one span in some order of the dimensions (as channels_last does)."""
+        expected = 1
+        for step, size in sorted((step, size) for size, step in zip(self.shape, self.stride, strict=True) if size > 1):
+            if step != expected:
+                return False
+            expected *= size
+        return True
+
+    @property
+    def in_place(self) -> StoredTensor | None:
+        """The elements in the order in which they lie, as one dimension, where they fill one span of the storage."""
+        if not self.is_dense:
+            return None
+        offset = self.offset if self.nbytes else 0
+        return StoredTensor(self.dtype, (self.numel,), (1,), offset, self.storage, self.conjugate, self.negative)
+
+    @property
+    def span(self) -> ByteSpan | None:
+        """The one span that holds exactly this tensor's elements in row-major order, or None."""
+        whole = self.storage.plain
+        if whole is None or self.conjugate or self.negative or not self.is_contiguous:
+            return None
+        start = whole.start + (self.offset * self.dtype.itemsize if self.nbytes else 0)
+        return ByteSpan(whole.path, start, start + self.nbytes)
+
+    @property
+    def crc32(self) -> int | None:
+        """The container's checksum of this tensor's bytes, where it is known."""
+        covers = self.nbytes == self.storage.nbytes and self.storage.plain is not None
+        return self.storage.crc32 if covers else None
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the elements in row-major order, little-endian, in pieces of about BLOCK bytes."""
+        if self.nbytes == 0:
+            return
+        pieces = self._contiguous_blocks() if self.is_contiguous else self._gathered_blocks()
+        for piece in pieces:
+            yield self._finished(piece)
+
+    def _contiguous_blocks(self) -> Iterator[bytes]:
+        start = self.offset * self.dtype.itemsize
+        whole = self.storage.span
+        if self.nbytes == self.storage.nbytes:
+            yield from self.storage.blocks()
+            return
+        if whole is not None and not self.storage.deflated:
+            yield from ByteSpan(whole.path, whole.start + start, whole.start + start + self.nbytes).blocks()
+            return
+        with self.storage.opened() as (view, _):
+            for low in range(start, start + self.nbytes, BLOCK):
+                yield bytes(view[low : min(low + BLOCK, start + self.nbytes)])
+
+    def _gathered_blocks(self) -> Iterator[bytes]:
+        with self.storage.opened() as (view, forget):
+            for piece in gather(view, self.dtype.itemsize, self.shape, self.stride, self.offset):
+                yield piece
+                forget()
+
+    def _finished(self, piece: bytes) -> bytes:
+        part = self.dtype.part
+        if self.storage.big_endian:
+            piece = swapped(piece, part)
+        if not (self.conjugate or self.negative):
+            return piece
+        flipped = bytearray(piece)
+        if self.negative:
+            flipped[part - 1 :: part] = flipped[part - 1 :: part].translate(_FLIP_SIGN)
+        if self.conjugate:
+            flipped[2 * part - 1 :: 2 * part] = flipped[2 * part - 1 :: 2 * part].translate(_FLIP_SIGN)
+        return bytes(flipped)
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What turned out while a tensor was computed: a problem that forbids the result, a note on it."""
+
+    problem: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComputedTensor:
+    """A tensor whose bytes are made from ``inputs`` when they are written, block by block.
+
+    ``make`` is called with the inputs and yields the elements in row-major order, little-endian; what it finds out
+    on the way it leaves in ``outcome``, where the writer looks before anything is replaced.  ``files`` are those that
+    it reads itself, beside the inputs.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    inputs: tuple[Tensor, ...]
+    make: Callable[[tuple[Tensor, ...]], Iterator[Block]]
+    outcome: Outcome | None = None
+    files: tuple[Place, ...] = ()
+
+    device = "cpu"
+    span = None
+    crc32 = None
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def tie(self) -> Hashable:
+        """An edit gives tied inputs one and the same result, so identity is the tie."""
+        return id(self)
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the elements in row-major order, little-endian."""
+        return self.make(self.inputs)
+
+    def stored(self) -> StoredTensor:
+        """The same elements as a tensor in a storage that is made when it is read, so that it can be viewed."""
+        storage = Storage(None, self.nbytes, source=self)
+        return StoredTensor(self.dtype, self.shape, row_major(self.shape), 0, storage)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpaqueTensor:
+    """A tensor that is more than elements in a storage: named and counted, never copied.
+
+    ``kind`` says what it is ("sparse_coo", "quantized", "meta", a subclass's name).
+    """
+
+    kind: str
+    dtype: DType
+    shape: tuple[int, ...]
+    device: str = "cpu"
+
+    span = None
+    crc32 = None
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    @property
+    def tie(self) -> Hashable:
+        return id(self)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Raises EditError: there are no plain bytes."""
+        raise EditError([f"a {self.kind} tensor has no plain bytes to copy"])
+
+
+class Shaped(Protocol):
+    """What is compared of a tensor, ours or torch's; a dtype counts by its name."""
+
+    @property
+    def dtype(self) -> object: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Tensor: TypeAlias = StoredTensor | ComputedTensor | OpaqueTensor
+
+
+def outcomes(tensors: Iterable[Tensor]) -> Iterator[Outcome]:
+    """What turned out while these tensors were computed, their inputs included."""
+    seen: set[int] = set()
+    waiting = deque(tensors)
+    while waiting:
+        tensor = waiting.popleft()
+        if isinstance(tensor, StoredTensor) and tensor.storage.source is not None:
+            tensor = tensor.storage.source
+        if isinstance(tensor, ComputedTensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            waiting.extend(tensor.inputs)
+            if tensor.outcome is not None:
+                yield tensor.outcome
+
+
+def spans_of(tensors: Iterable[Tensor]) -> Iterator[ByteSpan]:
+    """The bytes of files that reading these tensors, one after another, reads."""
+    for tensor in tensors:
+        if isinstance(tensor, ComputedTensor):
+            yield from spans_of(tensor.inputs)
+        elif isinstance(tensor, StoredTensor):
+            if tensor.storage.source is not None:
+                yield from spans_of([tensor.storage.source])
+            elif (span := tensor.span or tensor.storage.span) is not None:
+                yield span
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor of this shape, as torch gives them.
+
+    >>> row_major((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def swapped(piece: bytes, part: int) -> bytes:
+    """The other byte order of numbers of ``part`` bytes.
+
+    >>> swapped(b"abcd", 2)
+    b'badc'
+    """
+    numbers = array(_FORMATS[part], piece)
+    numbers.byteswap()
+    return numbers.tobytes()
+
+
+def gather(
+    source: memoryview, itemsize: int, shape: Sequence[int], stride: Sequence[int], offset: int
+) -> Iterator[bytes]:
+    """Yield strided elements of ``source`` (bytes) in row-major order, in pieces of about BLOCK bytes.
+
+    >>> b"".join(gather(memoryview(b"abcdef"), 1, (3, 2), (1, 3), 0))
+    b'adbecf'
+    """
+    dims = list(zip(shape, stride, strict=True))
+    if itemsize == 16:  # no memoryview format is that wide: two halves make one more dimension
+        dims = [(size, step * 2) for size, step in dims] + [(2, 1)]
+        itemsize, offset = 8, offset * 2
+    code = _FORMATS[itemsize]
+    elements = source[: len(source) - len(source) % itemsize].cast(code)
+    for piece, start in _pieces(_coalesced(dims), offset, max(BLOCK // itemsize, 1)):
+        yield _gathered(elements, code, piece, start)
+
+
+def _coalesced(dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Merge neighbouring dimensions that one stride walks through."""
+    merged: list[tuple[int, int]] = []
+    for size, step in dims:
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * step:
+            merged[-1] = (merged[-1][0] * size, step)
+        else:
+            merged.append((size, step))
+    return merged
+
+
+def _pieces(dims: list[tuple[int, int]], offset: int, limit: int) -> Iterator[tuple[list[tuple[int, int]], int]]:
+    """Cut a strided box into boxes of at most ``limit`` elements, in row-major order."""
+    if prod(size for size, _ in dims) <= limit:
+        yield dims, offset
+        return
+    (size, step), rest = dims[0], dims[1:]
+    inner = prod(size for size, _ in rest)
+    if inner > limit:
+        for index in range(size):
+            yield from _pieces(rest, offset + index * step, limit)
+    else:
+        rows = limit // inner
+        for index in range(0, size, rows):
+            yield [(min(rows, size - index), step), *rest], offset + index * step
+
+
+def _gathered(elements: memoryview, code: _Format, dims: list[tuple[int, int]], offset: int) -> bytes:
+    """Copy one strided box, along its longest dimension at a time."""
+    if not dims:
+        return elements[offset : offset + 1].tobytes()
+    sizes = [size for size, _ in dims]
+    out = bytearray(prod(sizes) * elements.itemsize)
+    target = memoryview(out).cast(code)
+    steps_out = row_major(sizes)
+    longest = max(range(len(dims)), key=sizes.__getitem__)
+    count, step_in, step_out = sizes[longest], dims[longest][1], steps_out[longest]
+    others = [axis for axis in range(len(dims)) if axis != longest]
+    for index in product(*(range(sizes[axis]) for axis in others)):
+        start = offset + sum(i * dims[axis][1] for i, axis in zip(index, others, strict=True))
+        begin = sum(i * steps_out[axis] for i, axis in zip(index, others, strict=True))
+        if step_in:
+            run = elements[start : start + (count - 1) * step_in + 1 : step_in]
+        else:
+            run = memoryview(elements[start : start + 1].tobytes() * count).cast(code)
+        target[begin : begin + (count - 1) * step_out + 1 : step_out] = run
+    return bytes(out)
+
+
+def _inflated(span: ByteSpan, nbytes: int) -> Iterator[bytes]:
+    """Unpack a raw deflate stream, never more than ``nbytes`` of it."""
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    left = nbytes
+    try:
+        for packed in span.blocks():
+            while packed:
+                piece = unpacker.decompress(packed, BLOCK)
+                packed = unpacker.unconsumed_tail
+                left -= len(piece)
+                if left < 0:
+                    raise BrokenFile(span.path, f"a packed record unpacks to more than its {nbytes:,} bytes")
+                yield piece
+                if not piece and unpacker.eof:
+                    break
+    except zlib.error as error:
+        raise BrokenFile(span.path, f"a packed record does not unpack ({error})") from error
+    tail = unpacker.flush()
+    if left != len(tail):
+        raise BrokenFile(span.path, f"a packed record unpacks to {nbytes - left:,} of its {nbytes:,} bytes")
+    if tail:
+        yield tail
+
+
+def _uncut(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces that cut no element, however wide, in two."""
+    rest = b""
+    for piece in pieces:
+        whole = rest + piece
+        end = len(whole) - len(whole) % 16
+        rest = whole[end:]
+        if end:
+            yield whole[:end]
+    if rest:
+        yield rest
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,1 @@
+"""A model before it is trained: what is frozen, grouped, initialised."""

@@ -1,0 +1,1 @@
+"""From a Checkpoint to a file."""
