@@ -8,7 +8,10 @@
 ['fc.weight']
 """
 
-from .edits.keys import Change, add_prefix, drop, keep, rename, select, strip_prefix
+from importlib import import_module as _import_module
+
+from .edits.change import Change
+from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
 from .edits.recipe import Recipe, Step, step
 from .edits.resize import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
 from .edits.values import cast, concat, fold, pad, reshape, scale, slice_, split, transpose
@@ -29,18 +32,22 @@ from .errors import (
 )
 from .files.journal import recover
 from .files.remote import RemotePath
+from .files.spans import ByteSpan
 from .models.align import Alignment, Ambiguity, Proposal, align
 from .models.diff import Diff, Hint, Mismatch, diff
 from .models.fit import Fit, Outcome, fit
-from .models.load_into import LoadReport, from_torch, load, load_into
+from .models.load_into import LoadReport, load_into
 from .models.targets import Expected, resolve
 from .reading.comparing import Changed, Hashes, Stats, ValueDiff, compare, hash, stats
 from .reading.listing import Listing, ls
+from .reading.loading import load
 from .reading.opening import open
 from .reading.scanning import Name, Scan, scan
 from .tensors.checkpoint import Checkpoint, LeftOut
 from .tensors.dtypes import DType
-from .tensors.records import ByteSpan, ComputedTensor, OpaqueTensor, Storage, StoredTensor
+from .tensors.records import ComputedTensor, OpaqueTensor, Storage, StoredTensor
+from .tensors.torch_bridge import from_torch
+from .text import looks_from as _looks_from
 from .training.freezing import ModuleState, Trainable, freeze, snapshot, trainable, unfreeze, verify_frozen
 from .training.grouping import GroupSummary, ParamGroups, Rule, Rules, param_groups
 from .training.initializing import Initialized, initialize
@@ -48,6 +55,8 @@ from .writing.in_place import InPlace, plan_in_place, rename_in_place
 from .writing.write import Plan, convert, save
 
 __version__ = "0.1.0"
+
+_looks_from(lambda: _import_module(".report.shown", __name__))
 
 __all__ = [
     "Alignment",

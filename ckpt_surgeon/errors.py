@@ -23,13 +23,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .files.remote import Place
+from typing import Protocol
 
 NEW_FILE = "write a new file instead: give OUT, not --in-place"
 SHOWN = 5  # how many keys an error names before it says how many more there are
+
+
+class Location(Protocol):
+    """What errors ask of a file's path, on this machine or at a URL: ``str()`` and its last part."""
+
+    @property
+    def name(self) -> str: ...
 
 
 def listed(names: Iterable[str], shown: int = SHOWN) -> str:
@@ -51,8 +55,8 @@ class CheckpointError(Exception):
 class FileError(CheckpointError):
     """One file is the trouble."""
 
-    def __init__(self, path: str | Place, problem: str, remedy: str = "") -> None:
-        self.path = Path(path) if isinstance(path, str) else path
+    def __init__(self, path: str | Location, problem: str, remedy: str = "") -> None:
+        self.path: Location = Path(path) if isinstance(path, str) else path
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{path}: {problem}" + (f"; {remedy}" if remedy else ""))
@@ -69,14 +73,14 @@ class BrokenFile(FileError):
 class OutputExists(FileError):
     """The output exists and replacing it was not allowed."""
 
-    def __init__(self, path: str | Place) -> None:
+    def __init__(self, path: str | Location) -> None:
         super().__init__(path, "exists already, nothing was written", "use --force (force=True) to replace it")
 
 
 class NoRoom(FileError):
     """A new index is longer than the old one in whose place it should go; ``why`` may say what makes it long."""
 
-    def __init__(self, path: str | Place, needed: int, room: int, why: str = "") -> None:
+    def __init__(self, path: str | Location, needed: int, room: int, why: str = "") -> None:
         self.needed = needed
         self.room = room
         problem = f"its new index needs {needed:,} bytes, {needed - room:,} more than the {room:,} that are there"
@@ -86,8 +90,8 @@ class NoRoom(FileError):
 class SelectionError(CheckpointError):
     """Several dicts of tensors could be meant, or the one asked for is not there."""
 
-    def __init__(self, path: str | Place, problem: str, candidates: Sequence[str] = ()) -> None:
-        self.path = Path(path) if isinstance(path, str) else path
+    def __init__(self, path: str | Location, problem: str, candidates: Sequence[str] = ()) -> None:
+        self.path: Location = Path(path) if isinstance(path, str) else path
         self.problem = problem
         self.candidates = tuple(candidates)
         hint = f": choose one of {'; '.join(self.candidates)}" if self.candidates else ""
@@ -154,8 +158,8 @@ class RankFailed(CheckpointError):
 class RecipeError(CheckpointError):
     """A recipe that cannot be read; problems carry their line numbers."""
 
-    def __init__(self, path: str | Place, problems: Sequence[str]) -> None:
-        self.path = Path(path) if isinstance(path, str) else path
+    def __init__(self, path: str | Location, problems: Sequence[str]) -> None:
+        self.path: Location = Path(path) if isinstance(path, str) else path
         self.problems = tuple(problems)
         super().__init__(f"{path}: {'; '.join(self.problems)}")
 

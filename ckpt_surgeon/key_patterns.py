@@ -18,6 +18,8 @@ _LONGEST_NUMBER = 18  # digits; beyond that a component is text (Python refuses 
 _DEEPEST = 24  # components; the rest of a deeper key is one, which bounds the work that a hostile key makes
 _SWEEPS = 8  # one or two do for real models; the bound is for hostile keys again
 
+FEW = 12  # lines that a list may take before it is cut, where it can be
+
 
 @dataclass(frozen=True, slots=True)
 class Folded:
@@ -183,3 +185,12 @@ def _runs(numbers: list[str]) -> str:
         else:
             runs.append([number])
     return ",".join(f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(run) for run in runs)
+
+
+def folded(keys: Iterable[str], *, limit: int | None = FEW) -> list[tuple[str, int]]:
+    """Keys as patterns and counts; at most ``limit`` of them, the rest as one line."""
+    found = [(one.pattern, one.count) for one in fold(keys)]
+    if limit is None or len(found) <= limit:
+        return found
+    rest = found[limit - 1 :]
+    return [*found[: limit - 1], (f"… {len(rest):,} more patterns (--full lists all)", sum(count for _, count in rest))]

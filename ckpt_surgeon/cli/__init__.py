@@ -16,7 +16,7 @@ from typing import NoReturn
 import click
 
 from ..errors import CheckpointError
-from ..report.texts import visible
+from ..text import visible
 from . import torchrun
 
 # Each command's module is imported when it is called for; the order is that of `ckpt --help`.

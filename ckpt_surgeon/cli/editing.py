@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from ..edits import keys, recipe
+from ..edits import change, recipe
 from ..errors import FileError
 from ..files import journal
 from ..files.remote import Place, RemotePath
 from ..formats import registry
-from ..report import texts
+from ..report import outputs
 from ..writing import in_place
 from . import torchrun
 from .options import OPTIONAL_OUT, OUT, PLACE, SOURCE, STAY, opened, output, output_options
@@ -142,7 +142,7 @@ def _option(name: str, parameter: inspect.Parameter) -> click.Parameter:
 
 def _command(name: str) -> click.Command:
     """The command for one edit."""
-    found = keys.EDITS[name]
+    found = change.EDITS[name]
     parameters = recipe.parameters(name)
     takes_lists = bool({"patterns", "pairs"} & set(parameters))
     options = [_option(argument, parameter) for argument, parameter in parameters.items()]
@@ -203,11 +203,11 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
     assert isinstance(where, (Path, RemotePath))
     planned = in_place.plan_in_place(where, _step(name, values), select=None if select is None else str(select))
     if taken["dry_run"]:
-        click.echo(texts.in_place_plan_text(planned))
+        click.echo(outputs.in_place_plan_text(planned))
         return
     in_place.carry_out(planned)
     if not taken["quiet"]:
-        click.echo(texts.in_place_summary(planned))
+        click.echo(outputs.in_place_summary(planned))
 
 
 def _extend(values: dict[str, object], path: Place) -> None:
@@ -233,7 +233,7 @@ def _summary(found: Callable[..., object]) -> str:
 def _convert() -> click.Command:
     def run(**values: object) -> None:
         written, checkpoint = output(values), opened(values)
-        written.write(keys.rekeyed(checkpoint, {key: key for key in checkpoint}))
+        written.write(change.rekeyed(checkpoint, {key: key for key in checkpoint}))
 
     text = """Write any checkpoint as .pth, .safetensors or .dcp, by OUT's extension; only the weights, all on the cpu.
 

@@ -14,8 +14,9 @@ from ..models.fit import INITIALISATIONS, POLICIES
 from ..models.fit import fit as fit_checkpoint
 from ..models.targets import is_model, resolve
 from ..reading.opening import open as open_checkpoint
-from ..report import texts
+from ..report import alignments
 from ..tensors.records import Shaped
+from ..text import command, plural
 from . import torchrun
 from .options import OUT, PLACE, SELECT, SOURCE, opened, output, output_options
 
@@ -53,7 +54,7 @@ def align(
     ours = open_checkpoint(checkpoint, select=select)
     theirs: dict[str, Shaped] = dict(resolve(target)) if is_model(target) else dict(open_checkpoint(target))
     found = align_checkpoint(ours, theirs)
-    click.echo(texts.alignment_json(found) if as_json else texts.alignment_text(found, full=full))
+    click.echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
     if out is not None:
         if is_there(out) and not force:
             raise CheckpointError(f"{out}: exists already; use --force to replace it")
@@ -63,8 +64,8 @@ def align(
         except OSError as error:
             raise FileError(out, f"cannot be written ({error.strerror})", "write elsewhere") from error
         if not as_json:
-            click.echo(f"\nwrote {out}: {texts.plural(len(recipe.steps), 'edit')}; run: "
-                       + texts.command("apply", out, checkpoint, "OUT"))  # fmt: skip
+            click.echo(f"\nwrote {out}: {plural(len(recipe.steps), 'edit')}; run: "
+                       + command("apply", out, checkpoint, "OUT"))  # fmt: skip
     context.exit(0 if found.complete else 1)
 
 
@@ -140,7 +141,7 @@ def _fit(
         seed=seed,
     )
     if torchrun.rank() == 0 and not written.quiet:
-        click.echo(texts.fit_json(found) if as_json else texts.fit_text(found, full=full))
+        click.echo(alignments.fit_json(found) if as_json else alignments.fit_text(found, full=full))
     written.write(found.change, say=not as_json)
 
 

@@ -14,7 +14,8 @@ from ..files.paths import place
 from ..files.remote import Place
 from ..reading.listing import ls as list_checkpoint
 from ..reading.opening import open as open_checkpoint
-from ..report import texts
+from ..report import differences, listings
+from ..text import command
 from .options import PLACE, SELECT
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def ls(
     listing = list_checkpoint(
         path, patterns, select=select, check=check, stats=with_stats, all=with_all, salvage=salvage
     )
-    click.echo(texts.listing_json(listing) if as_json else texts.listing_text(listing, fold_rows=fold_rows))
+    click.echo(listings.listing_json(listing) if as_json else listings.listing_text(listing, fold_rows=fold_rows))
 
 
 @click.command(short_help="Compare with a model or a checkpoint.")
@@ -122,11 +123,11 @@ def diff(
     if found.hint is not None:
         fix = _pasteable(found.hint.command, checkpoint, target, select)
     if as_json:
-        click.echo(texts.diff_json(found, fix))
+        click.echo(differences.diff_json(found, fix))
     else:
         is_checkpoint = not targets.is_model(target)
         ours_name, theirs_name = checkpoint.name, _short(target)
-        click.echo(texts.diff_text(found, ours_name, theirs_name, hint=fix, full=full, has_values=is_checkpoint))
+        click.echo(differences.diff_text(found, ours_name, theirs_name, hint=fix, full=full, has_values=is_checkpoint))
     context.exit(0 if found.loadable else 1)
 
 
@@ -135,9 +136,9 @@ def _pasteable(hint: tuple[str, ...], checkpoint: Place, target: str, select: st
     name, *options = hint
     chosen = ["--select", select] if select else []
     if name == "align":
-        return texts.command(name, checkpoint, target, "-o", "recipe.toml", *chosen)
+        return command(name, checkpoint, target, "-o", "recipe.toml", *chosen)
     stem = "clean" if checkpoint.stem != "clean" else "cleaner"
-    return texts.command(name, checkpoint, f"{stem}{checkpoint.suffix or '.safetensors'}", *options, *chosen)
+    return command(name, checkpoint, f"{stem}{checkpoint.suffix or '.safetensors'}", *options, *chosen)
 
 
 def _stripped(ours: Checkpoint, theirs: Mapping[str, Shaped], prefix: str) -> tuple[Checkpoint, Mapping[str, Shaped]]:
@@ -152,7 +153,7 @@ def _values(ours: Checkpoint, theirs: Checkpoint, tolerance: float, full: bool, 
     from ..reading.comparing import compare as compare_values
 
     found = compare_values(ours, theirs, tolerance=tolerance)
-    click.echo(texts.values_json(found) if as_json else texts.values_text(found, full=full))
+    click.echo(differences.values_json(found) if as_json else differences.values_text(found, full=full))
     return 0 if found.same else 1
 
 
@@ -183,7 +184,7 @@ def hash(path: Place, select: str | None, as_json: bool, quiet: bool) -> None:
     if quiet:
         click.echo(found.whole)
     else:
-        click.echo(texts.hashes_json(found) if as_json else texts.hashes_text(found))
+        click.echo(differences.hashes_json(found) if as_json else differences.hashes_text(found))
 
 
 @click.command(short_help="List the names that a pickle mentions.")
@@ -205,7 +206,7 @@ def scan(context: click.Context, path: Place, as_json: bool) -> None:
     from ..reading.scanning import scan as scan_checkpoint
 
     found = scan_checkpoint(path)
-    click.echo(texts.scan_json(found) if as_json else texts.scan_text(found))
+    click.echo(listings.scan_json(found) if as_json else listings.scan_text(found))
     context.exit(1 if found.suspects else 0)
 
 

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import click
 
-from ..edits.keys import Change
+from ..edits.change import Change
 from ..files.paths import place
 from ..files.remote import Place
 from ..files.sinks import Progress
 from ..reading.opening import open as open_checkpoint
-from ..report import texts
+from ..report import outputs
 from ..tensors.checkpoint import Checkpoint
 from ..writing import write
 from . import torchrun
@@ -82,7 +82,7 @@ class Output:
         )
         if self.dry_run:
             if say:
-                click.echo(texts.plan_text(planned, change))
+                click.echo(outputs.plan_text(planned, change))
             return
         with _progress(planned.nbytes, self.quiet or torchrun.rank() > 0) as tell:
             if shared:
@@ -93,7 +93,7 @@ class Output:
             else:
                 remarks = write.write(planned, progress=tell, metadata=metadata, threads=self.threads)
         if say and not self.quiet:
-            click.echo(texts.summary(planned, change, remarks))
+            click.echo(outputs.summary(planned, change, remarks))
 
 
 SELECT = click.Option(

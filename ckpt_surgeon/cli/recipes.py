@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..files.paths import is_there
 from ..files.remote import Place
 from ..reading.opening import open as open_checkpoint
-from ..report import texts
+from ..text import plural
 from .options import OUT, PLACE, SOURCE, output, output_options
 
 
@@ -200,7 +200,7 @@ def check(path: Place) -> None:
       ckpt recipe check recipe.toml
     """
     loaded = Recipe.load(path)
-    click.echo(f"{path}: {texts.plural(len(loaded.steps), 'edit')}, sha256:{loaded.digest}")
+    click.echo(f"{path}: {plural(len(loaded.steps), 'edit')}, sha256:{loaded.digest}")
 
 
 @recipe.command()

@@ -9,7 +9,7 @@ import click
 
 from ..errors import TargetError
 from ..models.targets import build
-from ..report import training
+from ..report import training_plans
 from ..training.freezing import NORMS
 from ..training.freezing import freeze as freeze_model
 from ..training.grouping import OVERLAPS, Rules, param_groups
@@ -50,7 +50,7 @@ def freeze_plan(target: str, what: tuple[str, ...], except_: tuple[str, ...], no
       ckpt freeze-plan 'torchvision.models:resnet18()' class:BatchNorm2d --norm eval
     """
     found = freeze_model(_model(target), what or "*", except_=except_, norm=norm)
-    click.echo(training.trainable_json(found) if as_json else str(found))
+    click.echo(training_plans.trainable_json(found) if as_json else str(found))
 
 
 @click.command(short_help="Show the parameter groups that rules make.")
@@ -96,7 +96,7 @@ def groups(
         layer_decay=layer_decay,
         on_overlap=on_overlap,
     )
-    click.echo(training.groups_json(found) if as_json else str(found))
+    click.echo(training_plans.groups_json(found) if as_json else str(found))
 
 
 COMMANDS = {"freeze-plan": freeze_plan, "groups": groups}

@@ -13,9 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import EditError
+from ..files.spans import Block
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.elements import pieces, torch_dtype, whole
-from ..tensors.records import Block, ComputedTensor, Tensor
+from ..tensors.records import ComputedTensor, Tensor
+from ..tensors.torch_bridge import pieces, torch_dtype, whole
 
 if TYPE_CHECKING:
     import torch

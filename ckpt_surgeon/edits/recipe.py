@@ -29,7 +29,7 @@ from ..files.paths import AnyPath, place
 from ..files.remote import Place
 from ..tensors.checkpoint import Checkpoint
 from . import resize, values
-from .keys import EDITS, Change
+from .change import EDITS, Change
 from .rename import parse_pairs
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import EditError
+from ..files.spans import Block
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.elements import pieces, torch_dtype, whole
-from ..tensors.records import Block, ComputedTensor, Tensor
+from ..tensors.records import ComputedTensor, Tensor
+from ..tensors.torch_bridge import pieces, torch_dtype, whole
 from ..tensors.views import axis_of
-from .keys import Change, Patterns, matching
+from .change import Change, Patterns, matching
 from .values import each, value_edit
 
 if TYPE_CHECKING:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from ..errors import EditError, KeyCollision, NothingMatched
-from ..tensors.checkpoint import Checkpoint
+from ..files.spans import Block
+from ..tensors.checkpoint import Checkpoint, versions_of
 from ..tensors.dtypes import DType
 from ..tensors.dtypes import parse as parse_dtype
-from ..tensors.elements import check_computable, elements, raw_bytes
-from ..tensors.records import Block, ComputedTensor, OpaqueTensor, Outcome, Tensor, outcomes
+from ..tensors.records import ComputedTensor, OpaqueTensor, Outcome, Tensor, outcomes
+from ..tensors.torch_bridge import check_computable, elements, raw_bytes
 from ..tensors.views import axis_of, concatenated, filled, interleaved, parts_of, reshaped, restrided, sliced, viewed
-from .keys import Change, Edit, Patterns, edit, listed_patterns, matching, rebuilt, rename_versions, versions_of
+from .change import Change, Edit, Patterns, edit, listed_patterns, matching, rebuilt, rename_versions
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ def value_edit(
     def plan(state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Change[StateDict]:
         if isinstance(state_dict, Checkpoint):
             return function(state_dict, *args, **kwargs)  # type: ignore[return-value]
-        from ..models.load_into import from_torch
+        from ..tensors.torch_bridge import from_torch
 
         records = from_torch(state_dict)
         return _carried_out(state_dict, records, function(records, *args, **kwargs))
@@ -55,11 +56,11 @@ def value_edit(
 
 def _carried_out(state_dict: StateDict, records: Checkpoint, change: Change[Checkpoint]) -> Change[StateDict]:
     """The change of a state_dict of torch tensors: untouched tensors are the very same objects."""
-    from ..models.load_into import load
+    from ..tensors.torch_bridge import to_torch
 
     kept = {id(record): key for key, record in records.items()}
     fresh = {key: tensor for key, tensor in change.result.items() if id(tensor) not in kept}
-    made = load(Checkpoint(fresh)) if fresh else {}
+    made = to_torch(Checkpoint(fresh)) if fresh else {}
     if problems := [outcome.problem for outcome in outcomes(fresh.values()) if outcome.problem]:
         raise EditError(problems)
     tensors = {

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ..errors import FileError
-
-if TYPE_CHECKING:
-    from .remote import RemotePath
+from ..errors import FileError, Location
 
 _SECRETS = (
     (r"(https?://|ftp://)[^/@\s'\"]*@", r"\1"),
@@ -33,7 +29,7 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def refused(path: RemotePath, error: Exception, doing: str = "read") -> FileError:
+def refused(path: Location, error: Exception, doing: str = "read") -> FileError:
     """The error for what fsspec, or a library under it, raised."""
     status, kinds = status_of(error), [type(one).__name__ for one in _chain(error)]
     if status in (401, 403) or isinstance(error, PermissionError):
@@ -51,7 +47,9 @@ def refused(path: RemotePath, error: Exception, doing: str = "read") -> FileErro
     if any(kind.startswith(_UNREACHABLE) for kind in kinds):
         return FileError(path, f"cannot be {doing}: its server cannot be reached", "check the address")
     if "Protocol not known" in str(error):
-        return FileError(path, f"has a protocol that fsspec does not know ({path.protocol})", "check the address")
+        return FileError(
+            path, f"has a protocol that fsspec does not know ({str(path).partition('://')[0]})", "check the address"
+        )
     innermost = list(_chain(error))[-1]
     said = without_secrets(" ".join(f"{type(innermost).__name__}: {innermost}".split()))[:300]
     return FileError(path, f"cannot be {doing} ({said})", "try again, or download the file first")

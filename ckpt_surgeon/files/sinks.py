@@ -1,17 +1,18 @@
-"""A sink that fills a file: the kernel copies what does not change, small writes are gathered first."""
+"""Sinks: where the bytes of an output go; a file's gathers small writes and lets the kernel copy the rest."""
 
 from __future__ import annotations
 
 import errno
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from ..errors import BrokenFile
-from ..tensors.records import BLOCK, Block, ByteSpan
+from ..errors import BrokenFile, EditError
 from .remote import RemotePath
-from .sink import streamed
+from .spans import BLOCK, Block, ByteSpan
 
 CHUNK = 64 << 20  # bytes that one kernel call copies, so that progress and signals get their turn
 SMALL = 64 << 10  # bytes up to which a copy through memory costs less than a kernel call of its own
@@ -22,8 +23,57 @@ Progress = Callable[[int], object]  # is told how many more bytes are done
 _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
 
+class Sink(Protocol):
+    """A file under construction: four ways for bytes to come in, and one to mend what was written."""
+
+    @property
+    def position(self) -> int:
+        """Bytes written so far."""
+        ...
+
+    @property
+    def can_patch(self) -> bool:
+        """Whether :meth:`patch` works: what goes to a server as it is made cannot be mended."""
+        ...
+
+    def literal(self, raw: Block) -> None:
+        """Write these bytes."""
+        ...
+
+    def copy(self, span: ByteSpan) -> None:
+        """Copy a span of another file."""
+        ...
+
+    def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
+        """Write blocks that must add up to ``nbytes``; returns their CRC-32."""
+        ...
+
+    def patch(self, position: int, raw: bytes) -> None:
+        """Overwrite bytes that were written before."""
+        ...
+
+
+def streamed(
+    blocks: Iterable[Block], nbytes: int, literal: Callable[[Block], object], tell: Callable[[int], object]
+) -> int:
+    """Hand blocks that must add up to ``nbytes`` to a sink's ``literal``; returns their CRC-32.  Raises EditError.
+
+    >>> streamed([b"12345", b"6789"], 9, lambda block: None, lambda done: None) == 0xCBF43926
+    True
+    """
+    crc32 = written = 0
+    for block in blocks:
+        literal(block)
+        crc32 = zlib.crc32(block, crc32)
+        written += len(block)
+        tell(len(block))
+    if written != nbytes:
+        raise EditError([f"a tensor of {nbytes:,} bytes made {written:,}"])
+    return crc32
+
+
 class FileSink:
-    """A :class:`~ckpt_surgeon.formats.sink.Sink` that fills one file; small writes are gathered first."""
+    """A :class:`~ckpt_surgeon.files.sinks.Sink` that fills one file; small writes are gathered first."""
 
     can_patch = True
 

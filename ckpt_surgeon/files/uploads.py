@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import FileError
-from ..tensors.records import Block, ByteSpan
 from .failures import refused
 from .remote import Place, RemotePath
-from .sink import streamed
+from .sinks import streamed
+from .spans import Block, ByteSpan
 
 if TYPE_CHECKING:
     import fsspec
@@ -47,7 +47,7 @@ def part_size(nbytes: int) -> int:
 
 
 class RemoteSink:
-    """A :class:`~ckpt_surgeon.formats.sink.Sink` that sends a file in parts; what was sent cannot be mended."""
+    """A :class:`~ckpt_surgeon.files.sinks.Sink` that sends a file in parts; what was sent cannot be mended."""
 
     can_patch = False
 

@@ -17,7 +17,7 @@ from ..errors import NEW_FILE, FileError, NotACheckpoint
 from ..files.failures import refused
 from ..files.paths import names
 from ..files.remote import HEAD, Place, RemotePath
-from ..files.sink import Sink
+from ..files.sinks import Sink
 from ..tensors.records import Tensor
 from . import foreign, plain_pickle, safetensors, sharded, torch_legacy, torch_tar
 from .contents import Contents, Index

@@ -21,19 +21,11 @@ from ..files.paths import opened
 from ..files.paths import size as size_of_file
 from ..files.prefetch import reading_ahead
 from ..files.remote import Place
-from ..files.sink import Sink
+from ..files.sinks import Sink
+from ..files.spans import ByteSpan
 from ..tensors.dtypes import BY_CODE
-from ..tensors.records import (
-    DIMENSIONS,
-    ELEMENTS,
-    ByteSpan,
-    OpaqueTensor,
-    Storage,
-    StoredTensor,
-    Tensor,
-    row_major,
-    spans_of,
-)
+from ..tensors.records import DIMENSIONS, ELEMENTS, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
+from ..tensors.strides import row_major
 from .contents import Contents, Reindexed
 from .pickle.machine import Value
 from .pickle.torch_objects import LOST

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from ..errors import BrokenFile
 from ..files.paths import bring_all, mapped, opened
 from ..files.remote import Place
-from ..tensors.records import ByteSpan, Storage
+from ..files.spans import ByteSpan
+from ..tensors.records import Storage
 from .contents import Contents
 from .pickle.machine import Global, PickleError, Unpickler, Value, spelled
 from .pickle.torch_objects import CONSTRUCTORS, TypedStorage, rebuild_tensor, storage_dtype

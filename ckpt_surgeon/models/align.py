@@ -155,8 +155,8 @@ class _State:
 def align(source: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Alignment:
     """Propose which key of ``source`` becomes which of ``target``; both map keys to anything with a shape.
 
-    >>> from ckpt_surgeon.dtypes import parse
-    >>> from ckpt_surgeon.targets import Expected
+    >>> from ckpt_surgeon.tensors.dtypes import parse
+    >>> from ckpt_surgeon.models.targets import Expected
     >>> def tensors(**shapes): return {key: Expected(parse("float32"), shape, True) for key, shape in shapes.items()}
     >>> found = align(tensors(a=(3, 2), b=(3,)), tensors(weight=(3, 2), bias=(3,)))
     >>> found.pairs

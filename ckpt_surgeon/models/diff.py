@@ -81,8 +81,8 @@ def diff(
     result of :func:`ckpt_surgeon.models.targets.resolve`, a state_dict of torch tensors.  ``target`` may be a
     model too: then what its own hooks accept on load counts as torch counts it.
 
-    >>> from ckpt_surgeon.dtypes import parse
-    >>> from ckpt_surgeon.targets import Expected
+    >>> from ckpt_surgeon.tensors.dtypes import parse
+    >>> from ckpt_surgeon.models.targets import Expected
     >>> ours = {"module.fc.bias": Expected(parse("float32"), (10,), True)}
     >>> theirs = {"fc.bias": Expected(parse("float32"), (10,), True)}
     >>> found = diff(ours, theirs)

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from ..edits.keys import Change, is_derivable, matching
+from ..edits.change import Change, matching
+from ..edits.keys import is_derivable
 from ..edits.recipe import Recipe
 from ..errors import EditError, listed
 from ..files.paths import AnyPath
+from ..files.spans import Block
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.elements import pieces
-from ..tensors.records import Block, ComputedTensor, Tensor
+from ..tensors.records import ComputedTensor, Tensor
+from ..tensors.torch_bridge import pieces
 from .align import Alignment, align
 from .align_recipe import alignment_recipe
 from .targets import Expected
@@ -279,8 +281,8 @@ def own_values(target: str | torch.nn.Module, keys: list[str]) -> Mapping[str, T
         return {}
     import torch
 
+    from ..tensors.torch_bridge import from_torch
     from . import targets
-    from .load_into import from_torch
 
     model = targets.build(target, with_values=True) if isinstance(target, str) else target
     state = model if isinstance(model, Mapping) else model.state_dict()

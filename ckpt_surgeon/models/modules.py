@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..edits.keys import versions_of
 from ..errors import TargetError
+from ..tensors.checkpoint import versions_of
 from ..tensors.records import Shaped
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from ..errors import EditError
 from ..files.paths import AnyPath
 from ..files.prefetch import reading_ahead
+from ..files.spans import Block
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.elements import elements, is_computable
-from ..tensors.records import Block, OpaqueTensor, Tensor, spans_of
+from ..tensors.records import OpaqueTensor, Tensor, spans_of
+from ..tensors.torch_bridge import elements, is_computable
 from .opening import open as open_checkpoint
 
 if TYPE_CHECKING:

@@ -68,3 +68,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         where = f"{self.path}" + (f" [{self.selected}]" if self.selected else "")
         return f"<Checkpoint {where}: {len(self):,} tensors, {self.nbytes:,} bytes>"
+
+
+def versions_of(state_dict: Mapping[str, object]) -> Versions | None:
+    """torch's ``_metadata`` of a Checkpoint or a state_dict, None where it has none."""
+    if isinstance(state_dict, Checkpoint):
+        return state_dict.versions
+    return getattr(state_dict, "_metadata", None)

@@ -9,131 +9,24 @@ of about :data:`BLOCK` bytes.  Nothing here imports torch.
 
 from __future__ import annotations
 
-import mmap
-import os
 import zlib
-from array import array
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
-from itertools import product
 from math import prod
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from ..errors import BrokenFile, EditError
-from ..files.prefetch import blocks as remote_blocks
-from ..files.remote import Place, RemotePath
+from ..files.remote import Place
+from ..files.spans import BLOCK, Block, ByteSpan
 from .dtypes import DType
+from .strides import gather, row_major, swapped
 
-Block: TypeAlias = bytes | memoryview
-
-BLOCK = 1 << 20  # bytes handled at a time wherever bytes pass through this process
 DIMENSIONS = 64  # more than any tensor has
 ELEMENTS = (1 << 63) - 1  # torch counts them in 64 bits
 
 _FLIP_SIGN = bytes(value ^ 0x80 for value in range(256))
-_Format: TypeAlias = Literal["B", "H", "I", "Q"]
-_FORMATS: dict[int, _Format] = {1: "B", 2: "H", 4: "I", 8: "Q"}  # memoryview and array codes by item size
-
-
-@dataclass(frozen=True, slots=True)
-class ByteSpan:
-    """Bytes ``start`` to ``stop`` (exclusive) of a file.
-
-    >>> from pathlib import Path
-    >>> len(ByteSpan(Path("a.pth"), 64, 128))
-    64
-    """
-
-    path: Place
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def blocks(self, size: int = BLOCK) -> Iterator[bytes]:
-        """Yield the bytes in pieces of ``size``; raises BrokenFile if the file has become shorter."""
-        if isinstance(self.path, RemotePath):
-            yield from remote_blocks(self.path, self.start, self.stop, size)
-            return
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self.start)
-            left = len(self)
-            while left:
-                piece = file.read(min(size, left))
-                if not piece:
-                    raise BrokenFile(self.path, f"ends {left:,} bytes before the data that it announces")
-                left -= len(piece)
-                yield piece
-
-    def same_bytes(self, other: ByteSpan) -> bool:
-        """Whether two spans hold the same bytes; read through two small buffers, which the caches keep."""
-        if len(self) != len(other) or self == other:
-            return self == other
-        if isinstance(self.path, RemotePath) or isinstance(other.path, RemotePath):
-            return all(mine == theirs for mine, theirs in zip(self.blocks(), other.blocks(), strict=True))
-        mine, theirs = bytearray(BLOCK // 4), bytearray(BLOCK // 4)
-        with open(self.path, "rb", buffering=0) as one, open(other.path, "rb", buffering=0) as two:
-            one.seek(self.start)
-            two.seek(other.start)
-            left = len(self)
-            while left:
-                if left < len(mine):
-                    mine, theirs = mine[:left], theirs[:left]
-                if fill(one, mine) < len(mine) or fill(two, theirs) < len(theirs):
-                    raise BrokenFile(self.path, "or the other became shorter while they were compared")
-                if mine != theirs:
-                    return False
-                left -= len(mine)
-        return True
-
-    def fetched(self) -> bytearray:
-        """All the bytes in memory."""
-        raw = bytearray(len(self))
-        at = 0
-        for block in self.blocks():
-            raw[at : at + len(block)] = block
-            at += len(block)
-        return raw
-
-    @contextmanager
-    def mapped(self) -> Iterator[tuple[memoryview, Callable[[], None]]]:
-        """Map the bytes; also yield a function that gives the mapped pages back to the kernel.
-
-        Those of a remote file are fetched into memory.
-        """
-        if isinstance(self.path, RemotePath):
-            yield memoryview(self.fetched()), _nothing
-            return
-        low = self.start - self.start % mmap.ALLOCATIONGRANULARITY
-        with open(self.path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < self.stop:
-                raise BrokenFile(self.path, "became shorter while it was read")
-            mapping = mmap.mmap(file.fileno(), self.stop - low, access=mmap.ACCESS_READ, offset=low)
-        view = memoryview(mapping)
-
-        def forget() -> None:
-            if hasattr(mapping, "madvise"):
-                mapping.madvise(mmap.MADV_DONTNEED)
-
-        try:
-            yield view[self.start - low :], forget
-        finally:
-            view.release()
-
-
-def fill(file: FileIO, buffer: bytearray | memoryview) -> int:
-    """Read until a buffer is full or the file ends; returns the bytes read."""
-    done = 0
-    while done < len(buffer):
-        count = file.readinto(memoryview(buffer)[done:])
-        if not count:
-            break
-        done += count
-    return done
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,7 +109,7 @@ class StoredTensor:
     they reach outside the storage.
 
     >>> from pathlib import Path
-    >>> from ckpt_surgeon.dtypes import parse
+    >>> from ckpt_surgeon.tensors.dtypes import parse
     >>> storage = Storage(ByteSpan(Path("w.bin"), 0, 24), 24)
     >>> StoredTensor(parse("float32"), (2, 3), (3, 1), 0, storage).span
     ByteSpan(path=PosixPath('w.bin'), start=0, stop=24)
@@ -474,100 +367,6 @@ def spans_of(tensors: Iterable[Tensor]) -> Iterator[ByteSpan]:
                 yield from spans_of([tensor.storage.source])
             elif (span := tensor.span or tensor.storage.span) is not None:
                 yield span
-
-
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor of this shape, as torch gives them.
-
-    >>> row_major((2, 3, 4))
-    (12, 4, 1)
-    """
-    strides = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
-def swapped(piece: bytes, part: int) -> bytes:
-    """The other byte order of numbers of ``part`` bytes.
-
-    >>> swapped(b"abcd", 2)
-    b'badc'
-    """
-    numbers = array(_FORMATS[part], piece)
-    numbers.byteswap()
-    return numbers.tobytes()
-
-
-def gather(
-    source: memoryview, itemsize: int, shape: Sequence[int], stride: Sequence[int], offset: int
-) -> Iterator[bytes]:
-    """Yield strided elements of ``source`` (bytes) in row-major order, in pieces of about BLOCK bytes.
-
-    >>> b"".join(gather(memoryview(b"abcdef"), 1, (3, 2), (1, 3), 0))
-    b'adbecf'
-    """
-    dims = list(zip(shape, stride, strict=True))
-    if itemsize == 16:  # no memoryview format is that wide: two halves make one more dimension
-        dims = [(size, step * 2) for size, step in dims] + [(2, 1)]
-        itemsize, offset = 8, offset * 2
-    code = _FORMATS[itemsize]
-    elements = source[: len(source) - len(source) % itemsize].cast(code)
-    for piece, start in _pieces(_coalesced(dims), offset, max(BLOCK // itemsize, 1)):
-        yield _gathered(elements, code, piece, start)
-
-
-def _coalesced(dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merge neighbouring dimensions that one stride walks through."""
-    merged: list[tuple[int, int]] = []
-    for size, step in dims:
-        if size == 1:
-            continue
-        if merged and merged[-1][1] == size * step:
-            merged[-1] = (merged[-1][0] * size, step)
-        else:
-            merged.append((size, step))
-    return merged
-
-
-def _pieces(dims: list[tuple[int, int]], offset: int, limit: int) -> Iterator[tuple[list[tuple[int, int]], int]]:
-    """Cut a strided box into boxes of at most ``limit`` elements, in row-major order."""
-    if prod(size for size, _ in dims) <= limit:
-        yield dims, offset
-        return
-    (size, step), rest = dims[0], dims[1:]
-    inner = prod(size for size, _ in rest)
-    if inner > limit:
-        for index in range(size):
-            yield from _pieces(rest, offset + index * step, limit)
-    else:
-        rows = limit // inner
-        for index in range(0, size, rows):
-            yield [(min(rows, size - index), step), *rest], offset + index * step
-
-
-def _gathered(elements: memoryview, code: _Format, dims: list[tuple[int, int]], offset: int) -> bytes:
-    """Copy one strided box, along its longest dimension at a time."""
-    if not dims:
-        return elements[offset : offset + 1].tobytes()
-    sizes = [size for size, _ in dims]
-    out = bytearray(prod(sizes) * elements.itemsize)
-    target = memoryview(out).cast(code)
-    steps_out = row_major(sizes)
-    longest = max(range(len(dims)), key=sizes.__getitem__)
-    count, step_in, step_out = sizes[longest], dims[longest][1], steps_out[longest]
-    others = [axis for axis in range(len(dims)) if axis != longest]
-    for index in product(*(range(sizes[axis]) for axis in others)):
-        start = offset + sum(i * dims[axis][1] for i, axis in zip(index, others, strict=True))
-        begin = sum(i * steps_out[axis] for i, axis in zip(index, others, strict=True))
-        if step_in:
-            run = elements[start : start + (count - 1) * step_in + 1 : step_in]
-        else:
-            run = memoryview(elements[start : start + 1].tobytes() * count).cast(code)
-        target[begin : begin + (count - 1) * step_out + 1 : step_out] = run
-    return bytes(out)
 
 
 def _inflated(span: ByteSpan, nbytes: int) -> Iterator[bytes]:

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from math import prod
 
 from ..errors import EditError
-from .elements import pieces, torch_dtype
-from .records import BLOCK, Block, ComputedTensor, OpaqueTensor, StoredTensor, Tensor, row_major
+from ..files.spans import BLOCK, Block
+from .records import ComputedTensor, OpaqueTensor, StoredTensor, Tensor
+from .strides import row_major
+from .torch_bridge import pieces, torch_dtype
 
 
 def reshaped(key: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import EditError, FrozenChanged, listed
 from ..reading.comparing import Hashes
 from ..reading.comparing import hash as hash_checkpoint
+from ..text import Shown
 from .selectors import Anatomy, Selectors, above, anatomy, chosen, has_parameters
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class ModuleState:
 
 
 @dataclass(frozen=True, slots=True)
-class Trainable:
+class Trainable(Shown):
     """What of a model is trained: keys, and one record per module; ``str()`` of it is a table, a notebook shows one.
 
     ``trainable`` and ``frozen`` are names of parameters, every name of a tied one; the counts are of elements, those
@@ -64,16 +65,6 @@ class Trainable:
     @property
     def numel(self) -> int:
         return sum(module.trainable + module.frozen for module in self.modules)
-
-    def __str__(self) -> str:
-        from ..report.training import trainable_text
-
-        return trainable_text(self)
-
-    def _repr_html_(self) -> str:
-        from ..report.training import trainable_html
-
-        return trainable_html(self)
 
 
 def freeze(
@@ -175,7 +166,7 @@ def snapshot(model: torch.nn.Module) -> Hashes:
     """
     import torch
 
-    from ..models.load_into import from_torch
+    from ..tensors.torch_bridge import from_torch
 
     parts = anatomy(model)
     state = {key: value for key, value in parts.model.state_dict().items() if isinstance(value, torch.Tensor)}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..edits.recipe import line_of, with_line
 from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
+from ..text import Shown
 from .selectors import Anatomy, Selector, Selectors, above, anatomy, chosen, each, has_parameters, is_called, spelled
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class GroupSummary:
     weight_decay: float | None
 
 
-class ParamGroups(list[dict[str, object]]):
+class ParamGroups(Shown, list[dict[str, object]]):
     """The list of dicts that a torch optimizer takes, each with its ``name``; ``str()`` of it is a table.
 
     ``summary`` says what each group holds, ``frozen`` names what was left out.
@@ -68,18 +69,8 @@ class ParamGroups(list[dict[str, object]]):
         self.summary = tuple(summary)
         self.frozen = tuple(frozen)
 
-    def __str__(self) -> str:
-        from ..report.training import groups_text
-
-        return groups_text(self)
-
     def __repr__(self) -> str:
         return f"<ParamGroups: {', '.join(f'{one.name} ({len(one.keys):,})' for one in self.summary)}>"
-
-    def _repr_html_(self) -> str:
-        from ..report.training import groups_html
-
-        return groups_html(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import EditError, listed
 from ..models.load_into import LoadReport
+from ..text import Shown
 from .selectors import Anatomy, Selectors, anatomy, chosen, is_norm
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True, slots=True)
-class Initialized:
+class Initialized(Shown):
     """What :func:`initialize` touched, key by key, and how; ``str()`` of it is a table."""
 
     how: dict[str, str]
@@ -35,16 +36,6 @@ class Initialized:
     def keys(self) -> tuple[str, ...]:
         """Every parameter and buffer that has another value now."""
         return tuple(self.how)
-
-    def __str__(self) -> str:
-        from ..report.training import initialized_text
-
-        return initialized_text(self)
-
-    def _repr_html_(self) -> str:
-        from ..report.training import initialized_html
-
-        return initialized_html(self)
 
 
 def initialize(

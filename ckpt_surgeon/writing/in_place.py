@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..edits.keys import Change
+from ..edits.change import Change
 from ..errors import NEW_FILE, EditError, FileError, NoRoom, SelectionError, listed
 from ..files import journal
 from ..files.journal import Patch
@@ -33,7 +33,7 @@ Holder = tuple[Value, str]  # a dict and one of its names
 
 
 class Edit(Protocol):
-    """What can be planned on a checkpoint: a :class:`~ckpt_surgeon.recipe.Step` or a ``Recipe``."""
+    """What can be planned on a checkpoint: a :class:`~ckpt_surgeon.edits.recipe.Step` or a ``Recipe``."""
 
     def plan(self, state_dict: Checkpoint, /) -> Change[Checkpoint]: ...
 

@@ -17,8 +17,7 @@ from ..errors import BrokenFile, EditError, FileError, OutputExists, listed
 from ..files import journal, swap, uploads
 from ..files.paths import AnyPath, is_there, names, place, remove, size
 from ..files.remote import Place, RemotePath
-from ..files.sink import Sink
-from ..files.sinks import FileSink, Progress
+from ..files.sinks import FileSink, Progress, Sink
 from ..formats import registry, sharded
 from ..formats.dcp import metadata as dcp
 from ..formats.registry import FolderWriter, Writer
@@ -157,7 +156,7 @@ def save(
     {'fc.bias': tensor([1., 1., 1.])}
     """
     if not isinstance(state_dict, Checkpoint):
-        from ..models.load_into import from_torch
+        from ..tensors.torch_bridge import from_torch
 
         state_dict = from_torch(state_dict)  # type: ignore[arg-type]
     planned = plan(state_dict, out, force=force, max_shard_size=max_shard_size)

@@ -34,7 +34,7 @@ from ckpt_surgeon import (
     step,
 )
 from ckpt_surgeon.cli import cli
-from ckpt_surgeon.edits.keys import EDITS
+from ckpt_surgeon.edits.change import EDITS
 
 Kind = TypeVar("Kind", bound=Mapping)  # type: ignore[type-arg]
 

@@ -42,9 +42,10 @@ from ckpt_surgeon import BrokenFile, EditError, FileError, RemotePath
 from ckpt_surgeon.files import prefetch, remote
 from ckpt_surgeon.files.paths import place
 from ckpt_surgeon.files.remote import coalesced
+from ckpt_surgeon.files.spans import ByteSpan
 from ckpt_surgeon.formats.zip import torch_zip
 from ckpt_surgeon.tensors.dtypes import BY_NAME
-from ckpt_surgeon.tensors.records import ByteSpan, ComputedTensor
+from ckpt_surgeon.tensors.records import ComputedTensor
 
 StateDict = dict[str, torch.Tensor]
 

@@ -42,10 +42,10 @@ import ckpt_surgeon
 from ckpt_surgeon import CheckpointError
 from ckpt_surgeon.errors import BrokenFile, FileError, OutputExists
 from ckpt_surgeon.files import swap
+from ckpt_surgeon.files.spans import ByteSpan
 from ckpt_surgeon.formats.dcp import pieces, torch_io
 from ckpt_surgeon.formats.dcp.pieces import Piece, Pieced
 from ckpt_surgeon.tensors.dtypes import BY_NAME
-from ckpt_surgeon.tensors.records import ByteSpan
 
 WORKER = Path(dcp_worker.__file__)
 

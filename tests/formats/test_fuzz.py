@@ -31,7 +31,8 @@ import ckpt_surgeon
 from ckpt_surgeon import CheckpointError
 from ckpt_surgeon.formats.pickle import numpy_objects, torch_objects
 from ckpt_surgeon.reading import scanning
-from ckpt_surgeon.report import texts
+from ckpt_surgeon.report import listings
+from ckpt_surgeon.text import visible
 
 EXAMPLES = int(os.environ.get("CKPT_FUZZ_EXAMPLES", "250"))
 SECONDS = 15.0  # that one file may take, on a busy machine
@@ -59,18 +60,18 @@ def examine(path: Path) -> None:
         try:
             use(path)
         except CheckpointError as error:
-            assert "\n" not in texts.visible(str(error))  # noqa: PT017 (any of the uses may raise)
+            assert "\n" not in visible(str(error))  # noqa: PT017 (any of the uses may raise)
     assert time.monotonic() - began < SECONDS
 
 
 def _list(path: Path) -> None:
     listing = ckpt_surgeon.ls(path, all=True, check=True)
-    assert texts.listing_text(listing)
-    json.loads(texts.listing_json(listing))
+    assert listings.listing_text(listing)
+    json.loads(listings.listing_json(listing))
 
 
 def _salvage(path: Path) -> None:
-    assert texts.listing_text(ckpt_surgeon.ls(path, all=True, salvage=True))
+    assert listings.listing_text(ckpt_surgeon.ls(path, all=True, salvage=True))
 
 
 def _open(path: Path) -> None:
@@ -82,7 +83,7 @@ def _open(path: Path) -> None:
 
 
 def _scan(path: Path) -> None:
-    texts.scan_text(scanning.scan(path))
+    listings.scan_text(scanning.scan(path))
 
 
 # -- changes

@@ -18,7 +18,7 @@ import ckpt_surgeon
 from ckpt_surgeon.edits.recipe import Recipe, step
 from ckpt_surgeon.errors import CheckpointError, EditError
 from ckpt_surgeon.models.fit import HOWS, INITIALISATIONS, Fit, fit
-from ckpt_surgeon.models.load_into import from_torch
+from ckpt_surgeon.tensors.torch_bridge import from_torch
 
 FACTORIES = """
 from torch import nn

@@ -16,7 +16,7 @@ import ckpt_surgeon
 from ckpt_surgeon import load_into
 from ckpt_surgeon.edits.recipe import Recipe, step
 from ckpt_surgeon.errors import CheckpointError, EditError
-from ckpt_surgeon.models.load_into import from_torch
+from ckpt_surgeon.tensors.torch_bridge import from_torch
 
 PICTURES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

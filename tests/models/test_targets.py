@@ -468,7 +468,12 @@ def test_a_path_that_exists_is_never_a_model(write: Write) -> None:
 
 
 def test_telling_a_model_from_a_path_does_not_import_torch() -> None:
-    script = "import sys; from ckpt_surgeon.models.targets import is_model; is_model('a:b'); sys.exit('torch' in sys.modules)"
+    script = (
+        "import sys\n"
+        "from ckpt_surgeon.models.targets import is_model\n"
+        "is_model('a:b')\n"
+        "sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -832,17 +832,18 @@ def test_tensors_that_are_more_than_elements_are_refused_by_name(kind: str, suff
 # Copies in small steps and tells each: the test sends its signal at one of them.
 STEPWISE = textwrap.dedent("""
     import sys, time
-    from ckpt_surgeon import cli, file_sink
+    from ckpt_surgeon import cli
+    from ckpt_surgeon.files import sinks
 
-    file_sink.CHUNK = 4 << 20
-    real = file_sink.FileSink._copy_some
+    sinks.CHUNK = 4 << 20
+    real = sinks.FileSink._copy_some
 
     def copy_some(self, source, at, count):
         print("step", flush=True)
         time.sleep(0.01)
         return real(self, source, at, count)
 
-    file_sink.FileSink._copy_some = copy_some
+    sinks.FileSink._copy_some = copy_some
     sys.argv = ["ckpt", *sys.argv[1:]]
     cli.main()
 """)

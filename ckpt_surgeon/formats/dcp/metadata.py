@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import BrokenFile, EditError, listed
+from ...files.spans import Block, ByteSpan
 from ...tensors.dtypes import DType
-from ...tensors.records import DIMENSIONS, ELEMENTS, Block, ByteSpan, ComputedTensor, OpaqueTensor, Tensor
+from ...tensors.records import DIMENSIONS, ELEMENTS, ComputedTensor, OpaqueTensor, Tensor
 from ..contents import Contents
 from ..pickle import torch_objects
 from ..pickle.machine import Global, Inline, PickleError, Unpickler, Value, spelled

@@ -13,8 +13,8 @@ from itertools import accumulate, pairwise, product
 from math import ceil, prod
 from operator import mul
 
+from ...files.spans import ByteSpan
 from ...tensors.dtypes import DType
-from ...tensors.records import ByteSpan
 
 SLAB = 32 << 20  # bytes of a tensor that are put together at a time
 READINGS = 8  # how often a piece is read at most so that slabs stay small

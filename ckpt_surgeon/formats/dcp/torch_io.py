@@ -16,7 +16,8 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import BrokenFile, EditError
-from ...tensors.records import BLOCK, StoredTensor, Tensor
+from ...files.spans import BLOCK
+from ...tensors.records import StoredTensor, Tensor
 from ..zip import torch_zip
 from ..zip.archive import read_archive
 from .pieces import SLAB, Piece, Pieced, Sizes, slabs

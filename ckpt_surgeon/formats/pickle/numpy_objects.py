@@ -9,8 +9,10 @@ from __future__ import annotations
 import struct
 from math import prod
 
+from ...files.spans import ByteSpan
 from ...tensors.dtypes import BY_NAME, DType
-from ...tensors.records import DIMENSIONS, ByteSpan, Storage, StoredTensor, row_major
+from ...tensors.records import DIMENSIONS, Storage, StoredTensor
+from ...tensors.strides import row_major
 from .machine import LONG, Constructor, Global, Inline, Object, Value, spelled
 
 _KINDS = {

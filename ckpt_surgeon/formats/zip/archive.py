@@ -17,7 +17,8 @@ from ...errors import BrokenFile
 from ...files.paths import RemoteReader, bring_all, mapped, opened
 from ...files.paths import size as size_of_file
 from ...files.remote import Place
-from ...tensors.records import ByteSpan, Storage
+from ...files.spans import ByteSpan
+from ...tensors.records import Storage
 
 MAGIC = b"PK\x03\x04"
 ALIGNMENT = 64  # bytes, as torch.save aligns

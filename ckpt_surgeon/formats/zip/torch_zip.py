@@ -14,8 +14,9 @@ from ...errors import NEW_FILE, BrokenFile, EditError, FileError, NoRoom
 from ...files.journal import Patch
 from ...files.paths import size as size_of_file
 from ...files.prefetch import reading_ahead
-from ...files.sink import Sink
-from ...tensors.records import OpaqueTensor, Storage, StoredTensor, Tensor, row_major, spans_of
+from ...files.sinks import Sink
+from ...tensors.records import OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
+from ...tensors.strides import row_major
 from ..contents import Contents, Reindexed
 from ..pickle import numpy_objects
 from ..pickle.key_opcodes import Place, Spotter

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..key_patterns import fold
-from .texts import FEW, folded, percent, plural, table
+from ..key_patterns import FEW, fold, folded
+from ..text import html, percent, plural, table
 
 if TYPE_CHECKING:
     from ..training.freezing import ModuleState, Trainable
@@ -18,14 +17,6 @@ if TYPE_CHECKING:
 
 Rows = list[list[object]]
 ROOT = "(the model itself)"
-
-
-def html(headers: Sequence[str], rows: Rows, caption: str) -> str:
-    """A table as a notebook shows it."""
-    from tabulate import tabulate
-
-    cells = [[str(cell) for cell in row] for row in rows]
-    return f"{tabulate(cells, list(headers), tablefmt='html', disable_numparse=True)}\n<p>{escape(caption)}</p>"
 
 
 # -- trainable

@@ -1,0 +1,193 @@
+"""What an edit is: a planning function made callable, and the change that it plans."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import update_wrapper
+from itertools import takewhile
+from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
+
+from ..errors import EditError, KeyCollision, NothingMatched
+from ..tensors.checkpoint import Checkpoint, Versions, versions_of
+
+StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
+Arguments = ParamSpec("Arguments")
+Patterns = str | Iterable[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[StateDict]):
+    """What an edit does: the result, the old keys behind each new one, and what is worth saying.
+
+    ``origins`` maps each new key to the old keys that it is made of.
+    """
+
+    before: StateDict
+    result: StateDict
+    origins: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Old keys that are in no new one."""
+        used = {old for olds in self.origins.values() for old in olds}
+        return tuple(old for old in self.before if old not in used)
+
+    @property
+    def edited(self) -> int:
+        """How many tensors are not the ones that they were made of."""
+        return sum(len(olds) != 1 or self.result[new] is not self.before[olds[0]] for new, olds in self.origins.items())
+
+    @property
+    def renamed(self) -> int:
+        """How many keys have another name."""
+        return sum(len(olds) == 1 and olds != (new,) for new, olds in self.origins.items())
+
+
+class Edit(Generic[Arguments]):
+    """A function that edits a state_dict; ``plan`` takes the same arguments and returns the :class:`Change`."""
+
+    def __init__(self, function: Callable[Concatenate[StateDict, Arguments], Change[StateDict]]) -> None:
+        self._function = function
+        self.__name__ = function.__name__
+        update_wrapper(cast(Callable[..., object], self), function)
+
+    def __call__(self, state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> StateDict:
+        return self.plan(state_dict, *args, **kwargs).result
+
+    def plan(self, state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Change[StateDict]:
+        """What the edit would do, with the same arguments."""
+        function = cast(Callable[..., Change[StateDict]], self._function)
+        return function(state_dict, *args, **kwargs)
+
+
+EDITS: dict[str, Edit[...]] = {}  # every edit by its name, as recipes and the command line find them
+
+
+def edit(function: Callable[Concatenate[StateDict, Arguments], Change[StateDict]]) -> Edit[Arguments]:
+    """Make a planning function an :class:`Edit` and give it a place in :data:`EDITS`."""
+    made: Edit[Arguments] = Edit(function)
+    EDITS[function.__name__.removesuffix("_")] = made
+    return made
+
+
+# -- what edits are made of
+
+
+def listed_patterns(patterns: Patterns) -> list[str]:
+    """One pattern or several, as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def matching(keys: Iterable[str], patterns: Patterns, *, allow_unmatched: bool = False) -> set[str]:
+    """The keys that match one of the globs.  Raises NothingMatched for each glob without a key.
+
+    >>> sorted(matching(["fc.weight", "fc.bias", "conv.bias"], ["fc.*", "*.bias"]))
+    ['conv.bias', 'fc.bias', 'fc.weight']
+    """
+    keys = list(keys)
+    found: set[str] = set()
+    unmatched = []
+    for pattern in listed_patterns(patterns):
+        fits = re.compile(translate(pattern)).match
+        hits = [key for key in keys if fits(key)]
+        found.update(hits)
+        if not hits:
+            unmatched.append(pattern)
+    if unmatched and not allow_unmatched:
+        raise NothingMatched(unmatched, examples=keys)
+    return found
+
+
+def rekeyed(
+    state_dict: StateDict,
+    new_names: Mapping[str, str],
+    *,
+    on_collision: str = "error",
+    notes: Iterable[str] = (),
+) -> Change[StateDict]:
+    """The change that gives each old key its new name and leaves out those without one.
+
+    Raises KeyCollision naming all keys that would become one, unless ``on_collision`` says which stays.
+    """
+    if on_collision not in ("error", "first", "last"):
+        raise EditError([f"on_collision is error, first or last, not {on_collision!r}"])
+    origins: dict[str, list[str]] = {}
+    for old, new in new_names.items():
+        origins.setdefault(new, []).append(old)
+    collisions = {new: olds for new, olds in origins.items() if len(olds) > 1}
+    if collisions and on_collision == "error":
+        raise KeyCollision(collisions)
+    kept = {new: olds[0 if on_collision == "first" else -1] for new, olds in origins.items()}
+    said = [*notes, *([f"{len(collisions):,} collisions: the {on_collision} key stays"] if collisions else [])]
+    tensors = {new: state_dict[old] for new, old in kept.items()}
+    versions = versions_of(state_dict)
+    moved = None if versions is None else rename_versions(versions, {old: new for new, old in kept.items()})
+    result = rebuilt(state_dict, tensors, moved)
+    return Change(state_dict, result, {new: (old,) for new, old in kept.items()}, tuple(said))
+
+
+def rebuilt(like: StateDict, tensors: Mapping[str, object], versions: Versions | None) -> StateDict:
+    """A mapping of the same kind as ``like`` with these tensors and versions."""
+    if isinstance(like, Checkpoint):
+        return like.with_tensors(tensors, versions)  # type: ignore[arg-type,return-value]
+    made = type(like)(tensors)  # type: ignore[call-arg]
+    if versions is not None:
+        made._metadata = type(like._metadata)(versions)  # type: ignore[attr-defined]
+    return made
+
+
+def rename_versions(versions: Versions, renamed: Mapping[str, str]) -> Versions:
+    """Rename module paths as their keys were renamed.
+
+    ``m`` becomes ``n`` when keys ``m.x`` became ``n.x``; a module without keys of its own follows its nearest
+    parent that has a new name, and goes where none has.  Where a wrapper's path and the wrapped module's become
+    one, the wrapped module's version stays.  The root stays where no key tells otherwise.
+    """
+    moved: dict[str, str] = {}
+    for old, new in renamed.items():
+        for path, target in _moved_paths(old, new):
+            if moved.setdefault(path, target) == path != target:
+                moved[path] = target
+    kept: dict[str, Mapping[str, object]] = {}
+    for path, version in versions.items():
+        new_path = _new_path(path, moved)
+        if new_path is not None:
+            kept[new_path] = version
+    if "" in versions and "" not in moved and "" not in kept:
+        return {"": versions[""], **kept}
+    return kept
+
+
+def _moved_paths(old: str, new: str) -> Iterator[tuple[str, str]]:
+    """Pairs of module paths that a renamed key tells: as long as the components behind them are the same.
+
+    What both names begin with stays where it is.  The leaf itself may be renamed (gamma to weight): it names no
+    module.
+    """
+    olds, news = old.split(".")[:-1], new.split(".")[:-1]
+    shared = list(takewhile(lambda parts: parts[0] == parts[1], zip(olds, news, strict=False)))
+    if old != new and shared:
+        for depth in range(len(shared) + 1):
+            yield ".".join(olds[:depth]), ".".join(olds[:depth])
+    yield ".".join(olds), ".".join(news)
+    while olds and news and olds[-1] == news[-1]:
+        olds.pop()
+        news.pop()
+        yield ".".join(olds), ".".join(news)
+
+
+def _new_path(path: str, moved: Mapping[str, str]) -> str | None:
+    if path in moved:
+        return moved[path]
+    parent, rest = path, ""
+    while parent:
+        parent, _, last = parent.rpartition(".")
+        rest = f".{last}{rest}"
+        if parent in moved:
+            target = moved[parent] + rest
+            return target.removeprefix(".")
+    return None

@@ -1,0 +1,87 @@
+"""What ``ckpt align`` and ``ckpt fit`` say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..key_patterns import FEW, folded
+from ..text import as_json, percent, plural, table
+
+if TYPE_CHECKING:
+    from ..models.align import Alignment
+    from ..models.fit import Fit
+
+
+def alignment_text(found: Alignment, *, full: bool = False) -> str:
+    """What ``ckpt align`` prints: proposals folded, with reason and certainty, then what is open."""
+    limit = None if full else FEW
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in found.proposals:
+        groups.setdefault((one.certainty, one.reason), []).append(one.new)
+    rows = [
+        (pattern, count, certainty, reason)
+        for (certainty, reason), keys in groups.items()
+        for pattern, count in folded(keys, limit=limit)
+    ]
+    lines = [table(["target's keys", "keys", "certainty", "why"], rows)] if rows else ["nothing could be aligned"]
+    for choice in found.ambiguous:
+        olds, news = (", ".join(pattern for pattern, _ in folded(keys, limit=4)) for keys in (choice.olds, choice.news))
+        lines += ["", f"open: {olds} → {news}", f"  {choice.reason}"]
+    for title, keys in (("missing in the checkpoint", found.missing), ("unused", found.unused)):
+        if keys:
+            lines += ["", f"{title}: {plural(len(keys), 'key')}"]
+            lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
+    return "\n".join(lines)
+
+
+def alignment_json(found: Alignment) -> str:
+    """What ``ckpt align --json`` prints."""
+    return as_json(
+        {
+            "proposals": [
+                {"old": one.old, "new": one.new, "reason": one.reason, "certainty": one.certainty}
+                | ({"reshape": list(one.reshape)} if one.reshape else {})
+                for one in found.proposals
+            ],
+            "ambiguous": [
+                {"olds": list(one.olds), "news": list(one.news), "reason": one.reason} for one in found.ambiguous
+            ],
+            "unused": list(found.unused),
+            "missing": list(found.missing),
+        }
+    )
+
+
+def fit_text(found: Fit, *, full: bool = False) -> str:
+    """What became of every key: counts and shares first, then those that did not come as they were."""
+    from ..models.fit import HOWS
+
+    rows = []
+    for how in HOWS:
+        ones = [one for one in found.outcomes if one.how == how]
+        if ones:
+            numel = sum(one.numel for one in ones)
+            share = "" if how == "dropped" else percent(numel / found.target_numel if found.target_numel else 1.0)
+            rows.append((how, f"{len(ones):,}", f"{numel:,}", share))
+    lines = [table(["outcome", "keys", "parameters", "share"], rows)]
+    details: dict[str, list[str]] = {}
+    for one in found.outcomes:
+        if one.how == "initialised" or (full and one.how == "dropped"):
+            details.setdefault(f"{one.how}: {one.detail}" if one.detail else one.how, []).append(one.key)
+    for title, keys in details.items():
+        lines += ["", title]
+        lines += [
+            f"  {line}" for line in table(["key", "keys"], folded(keys, limit=None if full else FEW)).splitlines()[1:]
+        ]
+    for note in found.change.notes:
+        lines.append(f"note: {note}")
+    return "\n".join([*lines, "", f"{percent(found.matched)} of the target's parameters come from the checkpoint"])
+
+
+def fit_json(found: Fit) -> str:
+    """What ``ckpt fit --json`` prints."""
+    outcomes = [
+        {"name": one.key, "how": one.how, "source": one.source, "parameters": one.numel, "detail": one.detail}
+        for one in found.outcomes
+    ]
+    return as_json({"matched": found.matched, "outcomes": outcomes, "recipe": found.recipe.dumps()})

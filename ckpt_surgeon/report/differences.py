@@ -1,0 +1,157 @@
+"""What ``ckpt diff`` and ``ckpt hash`` say."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..edits.keys import is_derivable
+from ..key_patterns import FEW, folded
+from ..text import as_json, number, percent, plural, table, visible
+
+if TYPE_CHECKING:
+    from ..models.diff import Diff, Mismatch
+    from ..reading.comparing import Changed, Hashes, ValueDiff
+
+
+def diff_text(
+    found: Diff, ours: str, theirs: str, *, hint: str = "", full: bool = False, has_values: bool = False
+) -> str:
+    """What ``ckpt diff`` prints; ``hint`` is the command that the hint suggests, ``has_values`` whether the target is
+    a checkpoint too."""
+    limit = None if full else FEW
+    lines = []
+    if not found.matched and found.target_keys:
+        here = "is here in its shape" if found.mismatched else "is here"
+        lines.append(f"NOTHING MATCHES: none of the {plural(found.target_keys, 'key')} that {theirs} expects {here}")
+    share = f"{percent(found.share)} of the parameters"
+    lines.append(f"matched {len(found.matched):,} of {plural(found.target_keys, 'key')}, {share}")
+    if found.rewritten:
+        lines.append(f"{plural(len(found.rewritten), 'key')} of these the model makes itself of others when it loads")
+    for title, keys in (
+        (f"missing (in {theirs} only)", [key for key in found.missing if not is_derivable(key)]),
+        ("missing, buffers that models make themselves", [key for key in found.missing if is_derivable(key)]),
+        (f"unused (in {ours} only)", [key for key in found.unused if not is_derivable(key)]),
+        ("unused, buffers that models make themselves", [key for key in found.unused if is_derivable(key)]),
+    ):
+        if keys:
+            lines += ["", f"{title}: {plural(len(keys), 'key')}"]
+            lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
+    for title, changes in (("mismatched shapes", found.mismatched), ("other dtype, converted on load", found.dtypes)):
+        if changes:
+            lines += ["", f"{title}: {plural(len(changes), 'key')}"]
+            lines += [f"  {line}" for line in _changes(changes, ours, theirs, limit).splitlines()]
+    if found.hint is not None:
+        lines += ["", f"{found.hint.said}:", f"  {hint}"]
+    verdict = "strictly loadable" if found.loadable else "NOT strictly loadable"
+    verdict += " (values not compared: --values)" if found.loadable and has_values else ""
+    return "\n".join([*lines, "", verdict])
+
+
+def _changes(changes: Sequence[Mismatch], ours: str, theirs: str, limit: int | None) -> str:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        groups.setdefault((change.ours, change.theirs), []).append(change.key)
+    rows = [
+        (pattern, count, was, wanted)
+        for (was, wanted), keys in groups.items()
+        for pattern, count in folded(keys, limit=limit)
+    ]
+    return table(["key", "keys", ours, theirs], rows)
+
+
+def diff_json(found: Diff, command_line: str = "") -> str:
+    """What ``ckpt diff --json`` prints."""
+    return as_json(
+        {
+            "loadable": found.loadable,
+            "matched": list(found.matched),
+            "missing": list(found.missing),
+            "unused": list(found.unused),
+            "mismatched": [
+                {"name": one.key, "shape": json.loads(one.ours), "expected": json.loads(one.theirs)}
+                for one in found.mismatched
+            ],
+            "dtypes": [{"name": one.key, "dtype": one.ours, "expected": one.theirs} for one in found.dtypes],
+            "rewritten": list(found.rewritten),
+            "matched_parameters": found.matched_numel,
+            "target_parameters": found.target_numel,
+            "hint": {"text": found.hint.said, "command": command_line} if found.hint else None,
+        }
+    )
+
+
+def values_text(found: ValueDiff, *, full: bool = False) -> str:
+    """What ``ckpt diff --values`` prints."""
+    limit = None if full else FEW
+    counts = [f"{len(found.identical):,} identical", f"{len(found.renamed):,} identical under another key"]
+    counts += [f"{len(found.close):,} close"] if found.close else []
+    counts += [f"{len(found.changed):,} changed", f"{len(found.only_ours) + len(found.only_theirs):,} on one side only"]
+    lines = [", ".join(counts)]
+    if found.changed:
+        rows = [
+            (
+                one.key,
+                number(one.max_abs),
+                number(one.relative),
+                f"{one.cosine:.6f}",
+                _both(one.nan),
+                _both(one.inf),
+                one.why,
+            )
+            for one in found.changed[:limit]
+        ]
+        lines += [
+            "",
+            "changed, the most first:",
+            table(["key", "max abs", "relative", "cosine", "NaN", "inf", ""], rows),
+        ]
+        if limit and len(found.changed) > limit:
+            lines.append(f"… {len(found.changed) - limit:,} more (--full lists all)")
+    if found.renamed:
+        lines += ["", "identical under another key:", table(["ours", "theirs"], found.renamed[:limit])]
+        if limit and len(found.renamed) > limit:
+            lines.append(f"… {len(found.renamed) - limit:,} more (--full lists all)")
+    for title, keys in (("only in the first", found.only_ours), ("only in the second", found.only_theirs)):
+        if keys:
+            lines += ["", f"{title}: {plural(len(keys), 'key')}"]
+            lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
+    return "\n".join([*lines, "", "same values" if found.same else "values differ"])
+
+
+def _both(counts: tuple[int, int]) -> str:
+    return f"{counts[0]:,} / {counts[1]:,}" if any(counts) else ""
+
+
+def values_json(found: ValueDiff) -> str:
+    """What ``ckpt diff --values --json`` prints; numbers that JSON does not have are null."""
+    return as_json(
+        {
+            "same": found.same,
+            "identical": list(found.identical),
+            "renamed": [{"ours": old, "theirs": new} for old, new in found.renamed],
+            "close": [_changed_json(one) for one in found.close],
+            "changed": [_changed_json(one) for one in found.changed],
+            "only_ours": list(found.only_ours),
+            "only_theirs": list(found.only_theirs),
+        }
+    )
+
+
+def _changed_json(one: Changed) -> dict[str, object]:
+    measures = {"max_abs": one.max_abs, "relative": one.relative, "cosine": one.cosine}
+    finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
+    return {"name": one.key, **finite, "nan": list(one.nan), "inf": list(one.inf), "why": one.why}
+
+
+def hashes_text(found: Hashes) -> str:
+    """What ``ckpt hash`` prints, as sha256sum does: digest, two spaces, name; the whole last."""
+    lines = [f"{digest}  {visible(key)}" for key, digest in found.tensors.items()]
+    return "\n".join([*lines, f"{found.whole}  (whole)"])
+
+
+def hashes_json(found: Hashes) -> str:
+    """What ``ckpt hash --json`` prints."""
+    return as_json({"whole": found.whole, "tensors": dict(found.tensors)})

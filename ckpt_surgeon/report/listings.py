@@ -1,0 +1,175 @@
+"""What ``ckpt ls`` and ``ckpt scan`` say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..files.remote import RemotePath
+from ..formats.registry import WRITERS
+from ..key_patterns import FEW, fold
+from ..tensors.checkpoint import LeftOut
+from ..tensors.records import Storage, StoredTensor, Tensor
+from ..text import as_json, command, long_table, number, plural, size, table, visible
+
+if TYPE_CHECKING:
+    from ..reading.comparing import Stats
+    from ..reading.listing import Listing
+    from ..reading.scanning import Scan
+
+
+def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
+    """What ``ckpt ls`` prints."""
+    lines = [f"{listing.path}: {listing.container}, {size(listing.file_bytes)}"]
+    for part in listing.parts:
+        where = f"{part.path}: " if part.path else ""
+        totals = f"{plural(part.tensors, 'tensor')}, {plural(part.parameters, 'parameter')}, {size(part.nbytes)}"
+        lines.append(f"  {where}{totals}")
+    if len(listing.parts) > 1:
+        lines.append(f"  several state_dicts: commands that need one take --select {listing.parts[0].path}")
+    devices = [device for device in listing.devices if device != "cpu"]
+    if devices:
+        lines.append(f"  saved from {', '.join(devices)} (read on the cpu)")
+    lines += [f"  {_left_out(left)}" for left in listing.beside[:FEW]]
+    if len(listing.beside) > FEW:
+        lines.append(f"  beside: {len(listing.beside) - FEW:,} more entries")
+    if listing.prefix == "module.":
+        suffix = listing.path.suffix if listing.path.suffix.lower() in WRITERS else ".pth"
+        name = f"clean{suffix}"
+        out = name if isinstance(listing.path, RemotePath) else listing.path.parent / name
+        remedy = command("strip-prefix", listing.path, out)
+        lines.append(f"  every key begins with 'module.' (DataParallel); to take it off: {remedy}")
+    for key, value in listing.metadata.items():
+        shown = visible(value[:100]) + (" …" if len(value) > 100 else "")
+        lines.append(f"  metadata: {visible(key)} = {shown}")
+    lines += [f"  note: {note}" for note in listing.notes]
+    slack = slack_bytes(listing.tensors)
+    if slack and len(listing.tensors) == sum(part.tensors for part in listing.parts):
+        lines.append(
+            f"  note: the storages hold {size(slack)} that belong to no tensor; any ckpt output leaves them out"
+        )
+    if listing.checked is not None:
+        lines.append(f"  checked: {size(listing.checked)} read, no damage found")
+    if listing.tensors:
+        lines += ["", _folded_rows(listing) if fold_rows else _rows(listing)]
+    if listing.objects:
+        rows = ((one.path, one.kind, one.value) for one in listing.objects)
+        lines += ["", "no tensors:", table(["path", "class", "value"], rows)]
+    return "\n".join(lines)
+
+
+def slack_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the storages behind tensors that no tensor's elements can account for."""
+    left: dict[Storage, int] = {}
+    for tensor in tensors.values():
+        if isinstance(tensor, StoredTensor):
+            left[tensor.storage] = left.get(tensor.storage, tensor.storage.nbytes) - tensor.nbytes
+    return sum(nbytes for nbytes in left.values() if nbytes > 0)
+
+
+def _left_out(left: LeftOut) -> str:
+    inside = f", {plural(left.tensors, 'tensor')} of {size(left.nbytes)}" if left.tensors else ""
+    return f"beside: {visible(left.path)}: {visible(left.what)}{inside}"
+
+
+def _rows(listing: Listing) -> str:
+    if listing.stats is not None:
+        return _stats_rows(listing, listing.stats)
+    rows = ((key, tensor.dtype.name, shape(tensor), f"{tensor.nbytes:,}") for key, tensor in listing.tensors.items())
+    return long_table(["key", "dtype", "shape", "bytes"], rows)
+
+
+def _stats_rows(listing: Listing, stats: Mapping[str, Stats]) -> str:
+    rows = []
+    for key, tensor in listing.tensors.items():
+        one = stats[key]
+        odd = [f"{one.nan:,} NaN"] * bool(one.nan) + [f"{one.inf:,} inf"] * bool(one.inf) + ["all zero"] * one.all_zero
+        measures = (number(value) for value in (one.mean, one.std, one.min, one.max))
+        rows.append((key, tensor.dtype.name, shape(tensor), *measures, ", ".join(odd)))
+    return table(["key", "dtype", "shape", "mean", "std", "min", "max", ""], rows)
+
+
+def _folded_rows(listing: Listing) -> str:
+    rows = []
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key, tensor in listing.tensors.items():
+        groups.setdefault((tensor.dtype.name, shape(tensor)), []).append(key)
+    place = {key: index for index, key in enumerate(listing.tensors)}
+    for (dtype, dims), keys in groups.items():
+        for one in fold(keys):
+            nbytes = listing.tensors[keys[0]].nbytes * one.count
+            rows.append((place[keys[one.first]], [one.pattern, one.count, dtype, dims, f"{nbytes:,}"]))
+    return table(["key", "keys", "dtype", "shape", "bytes"], [row for _, row in sorted(rows, key=lambda row: row[0])])
+
+
+def shape(tensor: Tensor) -> str:
+    """A shape as torch prints it, and what a tensor is where it is more than its elements."""
+    kind = f" ({tensor.kind})" if hasattr(tensor, "kind") else ""
+    return f"[{', '.join(map(str, tensor.shape))}]{kind}"
+
+
+def listing_json(listing: Listing) -> str:
+    """What ``ckpt ls --json`` prints."""
+    groups: dict[object, str] = {}
+    tensors = []
+    for key, tensor in listing.tensors.items():
+        tied = groups.setdefault(tensor.tie, key)
+        entry: dict[str, object] = {
+            "name": key,
+            "dtype": tensor.dtype.name,
+            "shape": list(tensor.shape),
+            "bytes": tensor.nbytes,
+            "device": tensor.device,
+        }
+        if isinstance(tensor, StoredTensor):
+            entry |= {"stride": list(tensor.stride), "storage_bytes": tensor.storage.nbytes}
+        if hasattr(tensor, "kind"):
+            entry["kind"] = tensor.kind
+        if tied != key:
+            entry["tied_to"] = tied
+        if listing.stats is not None:
+            entry["stats"] = _stats_json(listing.stats[key])
+        tensors.append(entry)
+    return as_json(
+        {
+            "path": str(listing.path),
+            "container": listing.container,
+            "file_bytes": listing.file_bytes,
+            "parts": [
+                {"path": part.path, "tensors": part.tensors, "parameters": part.parameters, "bytes": part.nbytes}
+                for part in listing.parts
+            ],
+            "beside": [
+                {"path": left.path, "what": left.what, "tensors": left.tensors, "bytes": left.nbytes}
+                for left in listing.beside
+            ],
+            "objects": [{"path": one.path, "class": one.kind, "value": one.value} for one in listing.objects],
+            "metadata": dict(listing.metadata),
+            "notes": list(listing.notes),
+            "tensors": tensors,
+        }
+    )
+
+
+def _stats_json(one: Stats) -> dict[str, object]:
+    measures = {"mean": one.mean, "std": one.std, "min": one.min, "max": one.max}
+    finite: dict[str, object] = {name: value if math.isfinite(value) else None for name, value in measures.items()}
+    return finite | {"nan": one.nan, "inf": one.inf, "all_zero": one.all_zero}
+
+
+def scan_text(found: Scan) -> str:
+    """What ``ckpt scan`` prints."""
+    rows = [(one.name, one.verdict) for one in found.names]
+    lines = [f"{found.path}: {found.container}, {plural(len(found.names), 'name')} in its pickles"]
+    lines += ["", table(["name", "a full torch.load would"], rows)] if rows else []
+    verdict = f"{plural(len(found.suspects), 'name')} that are not plainly data" if found.suspects else "plainly data"
+    return "\n".join([*lines, "", f"{verdict} (a reader's report, not a malware scanner's)"])
+
+
+def scan_json(found: Scan) -> str:
+    """What ``ckpt scan --json`` prints."""
+    names = [{"name": one.name, "data": one.is_data, "verdict": one.verdict} for one in found.names]
+    return as_json(
+        {"path": str(found.path), "container": found.container, "plainly_data": not found.suspects, "names": names}
+    )

@@ -1,0 +1,96 @@
+"""What is said before and after a file is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ..files import swap
+from ..files.paths import is_there
+from ..formats import sharded
+from ..key_patterns import FEW
+from ..tensors.checkpoint import Checkpoint
+from ..text import plural, size, table, visible
+from ..writing.write import source_bytes
+from .listings import shape
+
+if TYPE_CHECKING:
+    from ..edits.change import Change
+    from ..writing.in_place import InPlace
+    from ..writing.write import Plan
+
+
+def plan_text(plan: Plan, change: Change[Checkpoint]) -> str:
+    """What ``--dry-run`` prints: every key, the files, the bytes."""
+    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], _change_rows(change)), ""]
+    lines += [f"note: {note}" for note in change.notes]
+    lines += [f"beside, left out: {visible(left.path)}: {left.what}" for left in plan.checkpoint.left_out]
+    lines += [f"would write {file.path}: {plural(len(file.tensors), 'tensor')}" for file in plan.files]
+    if plan.index is not None:
+        lines.append(f"would write {plan.index}")
+    before = source_bytes(change.before)
+    lines.append(f"{size(before)} before, about {size(plan.nbytes)} after; nothing was written (--dry-run)")
+    return "\n".join(lines)
+
+
+def _change_rows(change: Change[Checkpoint]) -> Iterator[Sequence[object]]:
+    for new, olds in change.origins.items():
+        made = change.result[new]
+        same = olds == (new,)
+        sources = [change.before[old] for old in olds]
+        dtypes = " + ".join(dict.fromkeys(source.dtype.name for source in sources))
+        shapes = " + ".join(dict.fromkeys(shape(source) for source in sources))
+        yield (
+            " + ".join(olds),
+            "=" if same else "→",
+            "" if same else new,
+            dtypes if dtypes == made.dtype.name else f"{dtypes} → {made.dtype}",
+            shapes if shapes == shape(made) else f"{shapes} → {shape(made)}",
+            f"{made.nbytes:,}",
+        )
+    for old in change.dropped:
+        gone = change.before[old]
+        yield old, "✗", "dropped", gone.dtype.name, shape(gone), f"-{gone.nbytes:,}"
+
+
+def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> str:
+    """The one line after a write, and a line for each thing worth knowing."""
+    what = [plural(len(plan.checkpoint), "tensor")]
+    if change.renamed:
+        what.append(f"{change.renamed:,} renamed")
+    if change.edited:
+        what.append(f"{change.edited:,} with other values or shape")
+    if change.dropped:
+        what.append(f"{len(change.dropped):,} dropped")
+    if len(plan.files) > 1:
+        what.append(plural(len(plan.files), "shard"))
+    before, after = source_bytes(change.before), sum(swap.nbytes(file.path) for file in plan.files)
+    lines = [f"wrote {plan.index or plan.out}: {', '.join(what)}, {size(before)} → {size(after)}"]
+    lines += [f"note: {note}" for note in (*plan.checkpoint.notes, *change.notes, *remarks)]
+    if plan.index is None and is_there(sharded.index_name(plan.out)):
+        beside = sharded.index_name(plan.out).name
+        lines.append(f"note: {beside} is still beside it; whoever opens the folder reads the shards that it lists")
+    left = plan.checkpoint.left_out
+    if left:
+        names = ", ".join(visible(one.path) for one in left[:FEW]) + (" …" if len(left) > FEW else "")
+        lines.append(f"note: left out, beside the weights: {names}")
+    return "\n".join(lines)
+
+
+def in_place_plan_text(plan: InPlace) -> str:
+    """What ``--dry-run --in-place`` prints: every key, the bytes."""
+    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], _change_rows(plan.change)), ""]
+    lines += [f"note: {note}" for note in plan.change.notes]
+    told = "no key changes"
+    if plan.patches:
+        told = f"would rewrite {size(plan.nbytes)} of {plan.path}, {plan.spare:,} bytes to spare"
+    return "\n".join([*lines, f"{told}; nothing was written (--dry-run)"])
+
+
+def in_place_summary(plan: InPlace) -> str:
+    """The line after a rename in place, and a line for each thing worth knowing."""
+    if not plan.patches:
+        return f"{plan.path}: no key changes, nothing was written"
+    what = f"{plan.change.renamed:,} of {plural(len(plan.change.before), 'key')} renamed"
+    lines = [f"changed {plan.path} in place: {what}, {size(plan.nbytes)} rewritten"]
+    return "\n".join([*lines, *(f"note: {note}" for note in (*plan.change.before.notes, *plan.change.notes))])

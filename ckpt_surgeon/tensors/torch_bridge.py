@@ -1,0 +1,285 @@
+"""Between records and torch tensors, both ways; torch is imported inside the functions."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from ..errors import BrokenFile, EditError
+from ..files.prefetch import reading_ahead
+from ..files.remote import RemotePath
+from ..files.spans import Block, fill
+from .checkpoint import Checkpoint, versions_of
+from .dtypes import BY_NAME, DType
+from .records import OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
+from .strides import row_major, swapped
+
+if TYPE_CHECKING:
+    import torch
+
+    MapLocation: TypeAlias = (
+        "str | torch.device | Mapping[str, str] | "
+        "Callable[[torch.UntypedStorage, str], torch.UntypedStorage | None] | None"
+    )
+    Restore: TypeAlias = "Callable[[torch.UntypedStorage, str], torch.UntypedStorage]"
+
+PIECE = 4 << 20  # bytes of input computed with at a time: large enough for torch, small enough for the caches
+
+_NO_NUMBERS = re.compile(r"bits\w+|float4\w+|bcomplex32|u?int[1-7]|qu?int\w+")
+
+
+# -- whole checkpoints
+
+
+def to_torch(checkpoint: Checkpoint, *, map_location: MapLocation = "cpu") -> OrderedDict[str, torch.Tensor]:
+    """A checkpoint's tensors as torch's: mapped where they can be, ties shared, ``_metadata`` kept.
+
+    ``map_location`` is what torch.load takes.  Raises EditError for sparse or quantized tensors.
+    """
+    loader = _Loader(_restore(map_location))
+    odd = [
+        f"{key!r} is a {tensor.kind} tensor" for key, tensor in checkpoint.items() if isinstance(tensor, OpaqueTensor)
+    ]
+    if odd:
+        raise EditError([*odd, "leave them out or load the file with torch.load"])
+    with reading_ahead(spans_of(checkpoint.values())):
+        loaded = OrderedDict((key, loader.tensor(tensor)) for key, tensor in checkpoint.items())
+    if checkpoint.versions is not None:
+        loaded._metadata = OrderedDict(checkpoint.versions)  # type: ignore[attr-defined]
+    return loaded
+
+
+def from_torch(state_dict: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """A Checkpoint of tensors in memory, for writing; views and ties are seen as such.
+
+    >>> import torch
+    >>> weight = torch.zeros(4, 2)
+    >>> checkpoint = from_torch({"a": weight, "tied": weight, "view": weight[:1]})
+    >>> checkpoint["a"].tie == checkpoint["tied"].tie, checkpoint["a"].tie == checkpoint["view"].tie
+    (True, False)
+    """
+    storages: dict[tuple[str, int, int], Storage] = {}
+    tensors = {key: _record(key, tensor, storages) for key, tensor in state_dict.items()}
+    return Checkpoint(tensors, container="memory", versions=versions_of(state_dict))
+
+
+def _record(key: str, tensor: torch.Tensor, storages: dict[tuple[str, int, int], Storage]) -> Tensor:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        raise EditError([f"{key!r} is a {type(tensor).__name__}, not a tensor; leave it out"])
+    dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+    kind = _odd_kind(tensor)
+    if kind:
+        return OpaqueTensor(kind, dtype, tuple(tensor.shape), str(tensor.device))
+    place = tensor.untyped_storage()
+    name = (str(tensor.device), place.data_ptr(), place.nbytes())
+    if name not in storages:
+        storages[name] = Storage(None, place.nbytes(), str(tensor.device), memory=_memory(place.cpu()))
+    return StoredTensor(
+        dtype,
+        tuple(tensor.shape),
+        tensor.stride(),
+        int(tensor.storage_offset()),
+        storages[name],
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
+
+
+def _odd_kind(tensor: torch.Tensor) -> str:
+    """What makes a tensor more than elements in a storage, "" where nothing does."""
+    import torch
+
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_meta:
+        return "meta"
+    if hasattr(tensor, "__tensor_flatten__"):
+        return f"subclass {type(tensor).__name__}"
+    return ""
+
+
+def _restore(map_location: MapLocation) -> Restore:
+    """What torch.load does with its map_location, as one function."""
+    from torch.serialization import default_restore_location
+
+    def restore(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        wanted: object = location
+        if callable(map_location):
+            moved = map_location(storage, location)
+            if moved is not None:
+                return moved
+        elif isinstance(map_location, Mapping):
+            wanted = map_location.get(location, location)
+        elif map_location is not None:
+            wanted = map_location
+        placed: torch.UntypedStorage = default_restore_location(storage, str(wanted))
+        return placed
+
+    return restore
+
+
+class _Loader:
+    """Makes tensors, each file mapped once and each storage made once."""
+
+    def __init__(self, restore: Restore) -> None:
+        self._restore = restore
+        self._files: dict[Path, torch.UntypedStorage] = {}
+        self._storages: dict[Storage, torch.UntypedStorage] = {}
+        self._values: dict[object, torch.Tensor] = {}
+
+    def tensor(self, tensor: Tensor) -> torch.Tensor:
+        import torch
+
+        dtype = getattr(torch, tensor.dtype.name)
+        if not isinstance(tensor, StoredTensor):
+            return self._computed(tensor, dtype)
+        storage = self._storages.get(tensor.storage)
+        if storage is None:
+            whole, part = tensor.storage.plain, tensor.dtype.part
+            if whole is None:
+                unplaced = _read(tensor.storage, part)
+            elif isinstance(whole.path, RemotePath):
+                unplaced = _untyped(whole.fetched())
+            else:
+                unplaced = self._mapped(whole.path, whole.start, whole.stop, part)
+            storage = self._storages[tensor.storage] = self._restore(unplaced, tensor.storage.device)
+        empty = torch.empty(0, dtype=dtype, device=storage.device)
+        made = empty.set_(storage, tensor.offset, tensor.shape, tensor.stride)
+        made = made.conj() if tensor.conjugate else made
+        return torch._neg_view(made) if tensor.negative else made
+
+    def _mapped(self, path: Path, start: int, stop: int, alignment: int) -> torch.UntypedStorage:
+        import torch
+
+        if start == stop:
+            return torch.UntypedStorage(0)
+        if start % alignment:  # as in legacy files: torch wants aligned memory, so it is read into some
+            storage = torch.UntypedStorage(stop - start)
+            with open(path, "rb", buffering=0) as file:
+                file.seek(start)
+                if fill(file, _memory(storage)) < stop - start:
+                    raise BrokenFile(path, "became shorter while it was read")
+            return storage
+        if path not in self._files:
+            whole = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+            self._files[path] = cast("torch.UntypedStorage", whole)
+        return cast("torch.UntypedStorage", self._files[path][start:stop])
+
+    def _computed(self, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        if tensor.tie not in self._values:
+            placed = self._restore(_untyped(b"".join(tensor.blocks())), tensor.device)
+            empty = torch.empty(0, dtype=dtype, device=placed.device)
+            self._values[tensor.tie] = empty.set_(placed, 0, tensor.shape, row_major(tensor.shape))
+        return self._values[tensor.tie]
+
+
+def _read(storage: Storage, part: int) -> torch.UntypedStorage:
+    """A storage that cannot be mapped as it is: packed, in memory, or in the other byte order."""
+    raw = b"".join(storage.blocks())
+    return _untyped(swapped(raw, part) if storage.big_endian else raw)
+
+
+def _untyped(raw: bytes | bytearray) -> torch.UntypedStorage:
+    import torch
+
+    if not raw:
+        return torch.UntypedStorage(0)
+    writable = raw if isinstance(raw, bytearray) else bytearray(raw)
+    return torch.frombuffer(writable, dtype=torch.uint8).untyped_storage()
+
+
+def _memory(storage: torch.UntypedStorage) -> memoryview:
+    """The bytes of a storage on the CPU; the view keeps it alive."""
+    if storage.nbytes() == 0:
+        return memoryview(b"")
+    raw = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
+    raw._storage = storage  # type: ignore[attr-defined]
+    return memoryview(raw).cast("B")
+
+
+# -- values, block by block
+
+
+def is_computable(dtype: DType) -> bool:
+    """Whether torch computes with a dtype; packed bits and the like it only stores."""
+    return not _NO_NUMBERS.fullmatch(dtype.name)
+
+
+def check_computable(key: str, dtype: DType) -> None:
+    """Raise EditError for a dtype that torch only stores."""
+    if not is_computable(dtype):
+        raise EditError([f"{key!r}: torch does not compute with {dtype}"])
+
+
+def elements(tensor: Tensor) -> Iterator[torch.Tensor]:
+    """Yield a tensor's elements in row-major order as 1-d torch tensors of about PIECE bytes.
+
+    They are only valid until the next one is asked for.
+    """
+    span = tensor.span if isinstance(tensor, StoredTensor) else None
+    if span is None or span.start % tensor.dtype.part or isinstance(span.path, RemotePath):
+        for block in tensor.blocks():
+            yield typed(bytearray(block), tensor)
+        return
+    if not len(span):
+        return
+    low = span.start - span.start % mmap.ALLOCATIONGRANULARITY
+    with open(span.path, "rb") as file:  # copy-on-write: torch wants memory that could be written
+        mapping = mmap.mmap(file.fileno(), span.stop - low, access=mmap.ACCESS_COPY, offset=low)
+    for start in range(span.start - low, span.stop - low, PIECE):
+        stop = min(start + PIECE, span.stop - low)
+        yield typed(memoryview(mapping)[start:stop], tensor)
+        if hasattr(mapping, "madvise"):
+            page = start - start % mmap.PAGESIZE
+            mapping.madvise(mmap.MADV_DONTNEED, page, stop - page)
+
+
+def typed(raw: bytearray | memoryview, tensor: Tensor) -> torch.Tensor:
+    """Bytes as a 1-d torch tensor of a record's dtype, sharing their memory."""
+    import torch
+
+    return torch.frombuffer(raw, dtype=torch.uint8).view(torch_dtype(tensor))
+
+
+def torch_dtype(tensor: Tensor) -> torch.dtype:
+    """torch's dtype of a record."""
+    import torch
+
+    found: torch.dtype = getattr(torch, tensor.dtype.name)
+    return found
+
+
+def whole(tensor: Tensor) -> torch.Tensor:
+    """One whole tensor in memory, contiguous."""
+    import torch
+
+    raw = bytearray(b"".join(tensor.blocks()))
+    if not raw:
+        return torch.empty(tensor.shape, dtype=torch_dtype(tensor))
+    return typed(raw, tensor).reshape(tensor.shape)
+
+
+def raw_bytes(value: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous torch tensor on the CPU; the view keeps it alive."""
+    nbytes = value.numel() * value.element_size()
+    if nbytes == 0:
+        return memoryview(b"")
+    raw = (ctypes.c_char * nbytes).from_address(value.data_ptr())
+    raw._kept = value  # type: ignore[attr-defined]
+    return memoryview(raw).cast("B")
+
+
+def pieces(value: torch.Tensor) -> Iterator[Block]:
+    """A torch tensor's bytes in row-major order."""
+    yield raw_bytes(value.detach().contiguous())
