@@ -367,7 +367,7 @@ def test_without_an_exchange_the_old_folder_is_renamed_and_comes_back(
 SLOWLY = textwrap.dedent(
     """
     import sys, time
-    from ckpt_surgeon import writing
+    from ckpt_surgeon.writing import write as writing
     from ckpt_surgeon.cli import main
     write = writing.write
     def slowly(planned, *, progress=None, **others):
@@ -430,7 +430,7 @@ def test_memory_is_that_of_a_slab_and_a_piece(suffix: str, tmp_path: Path) -> No
         """
         import resource, sys, torch, ckpt_surgeon
         import torch.distributed.checkpoint.hf_storage
-        from ckpt_surgeon.formats import dcp_torch
+        from ckpt_surgeon.formats.dcp import torch_io
         source, out, step = sys.argv[1:]
         if step == "make":
             torch_io.SLAB = 64 << 20

@@ -26,8 +26,9 @@ RECIPE = "[[edit]]\ndo = 'strip-prefix'\n[[edit]]\ndo = 'cast'\ndtype = 'bf16'\n
 # The command line with something of it broken, in one process of several.
 BROKEN = """
 import os, signal, sys
-from ckpt_surgeon import cli, distributed
-plain, rank, left = distributed.write_file, os.environ["RANK"], [{after}]
+from ckpt_surgeon import cli
+from ckpt_surgeon.writing import ranks
+plain, rank, left = ranks.write_file, os.environ["RANK"], [{after}]
 
 def write_file(made, planned, file, *rest):
     plain(made, planned, file, *rest)
@@ -35,7 +36,7 @@ def write_file(made, planned, file, *rest):
     if rank == {rank!r} and left[0] < 0:
         {breaks}
 
-distributed.write_file = write_file
+ranks.write_file = write_file
 cli.main(several=True)
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -192,10 +193,10 @@ def test_a_crash_while_shards_are_put_in_place_is_gone_on_from(checkpoint: Path,
     command = ["convert", checkpoint, "out.safetensors", "--max-shard-size", "30kB"]
     script = tmp_path / "crash.py"
     script.write_text(
-        "import os\nfrom ckpt_surgeon import cli, distributed\nplain, left = os.replace, [9]\n"
+        "import os\nfrom ckpt_surgeon import cli\nfrom ckpt_surgeon.writing import ranks\nplain, left = os.replace, [9]\n"
         "def replace(old, new):\n    if '.tmp' not in str(old):\n        left[0] -= 3\n"
         "    if left[0] < 0:\n        os._exit(9)\n    plain(old, new)\n"
-        "distributed.os.replace = replace\ncli.main(several=True)\n"
+        "ranks.os.replace = replace\ncli.main(several=True)\n"
     )
     ran = torchrun(tmp_path, *command, script=[str(script)])
     assert ran.status != 0
