@@ -12,12 +12,13 @@ import click
 from ..edits import change, recipe
 from ..errors import FileError
 from ..files import journal
-from ..files.remote import Place, RemotePath
+from ..files.paths import FilePath
+from ..files.remote import RemotePath
 from ..formats import registry
 from ..report import outputs
 from ..writing import in_place
 from . import torchrun
-from .options import OPTIONAL_OUT, OUT, PLACE, SOURCE, STAY, opened, output, output_options
+from .options import FILE_PATH, OPTIONAL_OUT, OUT, SOURCE, STAY, opened, output, output_options
 
 # What only renames and so can be done in place, too.
 IN_PLACE = ("strip_prefix", "add_prefix", "rename")
@@ -149,12 +150,12 @@ def _command(name: str) -> click.Command:
     arguments = [one for one in options if isinstance(one, click.Argument)]
     others = [one for one in options if isinstance(one, click.Option)]
     if takes_lists:
-        others.insert(0, click.Option(["--from", "from_file"], type=PLACE, metavar="FILE",
+        others.insert(0, click.Option(["--from", "from_file"], type=FILE_PATH, metavar="FILE",
                                       help="Read more of them from a file, one a line."))  # fmt: skip
 
     can_stay = name in IN_PLACE
 
-    def run(from_file: Place | None = None, in_place: bool = False, **values: object) -> None:
+    def run(from_file: FilePath | None = None, in_place: bool = False, **values: object) -> None:
         if from_file is not None:
             _extend(values, from_file)
         if in_place:
@@ -210,7 +211,7 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
         click.echo(outputs.in_place_summary(planned))
 
 
-def _extend(values: dict[str, object], path: Place) -> None:
+def _extend(values: dict[str, object], path: FilePath) -> None:
     """Add the lines of a file to the patterns or pairs; empty lines and ``#`` comments are skipped."""
     try:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]

@@ -6,8 +6,7 @@ import click
 
 from ..edits.recipe import Recipe, Step, step
 from ..errors import CheckpointError, FileError
-from ..files.paths import is_there, place
-from ..files.remote import Place
+from ..files.paths import FilePath, exists, file_path
 from ..models.align import align as align_checkpoint
 from ..models.align_recipe import alignment_recipe, commented
 from ..models.fit import INITIALISATIONS, POLICIES
@@ -18,23 +17,23 @@ from ..report import alignments
 from ..tensors.records import Shaped
 from ..text import command, plural
 from . import torchrun
-from .options import OUT, PLACE, SELECT, SOURCE, opened, output, output_options
+from .options import FILE_PATH, OUT, SELECT, SOURCE, opened, output, output_options
 
 
 @click.command(short_help="Find the renames that fit a checkpoint to a model.")
-@click.argument("checkpoint", type=PLACE)
+@click.argument("checkpoint", type=FILE_PATH)
 @click.argument("target")
-@click.option("--out", "-o", type=PLACE, metavar="RECIPE", help="Write the recipe to a file.")
+@click.option("--out", "-o", type=FILE_PATH, metavar="RECIPE", help="Write the recipe to a file.")
 @click.option("--force", "-f", is_flag=True, help="Replace an existing recipe.")
 @click.option("--full", is_flag=True, help="List every key, however many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def align(
     context: click.Context,
-    checkpoint: Place,
+    checkpoint: FilePath,
     target: str,
     select: str | None,
-    out: Place | None,
+    out: FilePath | None,
     force: bool,
     full: bool,
     as_json: bool,
@@ -56,7 +55,7 @@ def align(
     found = align_checkpoint(ours, theirs)
     click.echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
     if out is not None:
-        if is_there(out) and not force:
+        if exists(out) and not force:
             raise CheckpointError(f"{out}: exists already; use --force to replace it")
         recipe = alignment_recipe(found, ours)
         try:
@@ -103,14 +102,14 @@ def _counts(text: str) -> dict[str, object]:
 
 def _lines(path: str) -> list[str]:
     try:
-        return [line.strip() for line in place(path).read_text("utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in file_path(path).read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"cannot be read ({error})", "give a text file with one class name a line") from error
 
 
 def _fit(
     target: str,
-    recipe: Place | None,
+    recipe: FilePath | None,
     on_mismatch: str,
     allow_missing: tuple[str, ...],
     min_match: float,
@@ -151,7 +150,7 @@ fit = click.Command(
         SOURCE,
         click.Argument(["target"]),
         OUT,
-        click.Option(["--recipe"], type=PLACE, metavar="FILE", help="Renames; instead of align."),
+        click.Option(["--recipe"], type=FILE_PATH, metavar="FILE", help="Renames; instead of align."),
         click.Option(["--on-mismatch"], type=click.Choice([*POLICIES, *INITIALISATIONS]), default="error",
                      show_default=True, help="Keys of another shape: drop keeps the model's own initialisation."),
         click.Option(["--allow-missing"], multiple=True, metavar="GLOB", help="Keys that may be missing (repeatable)."),

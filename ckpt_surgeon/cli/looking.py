@@ -10,13 +10,12 @@ import click
 
 from ..edits.keys import strip_prefix
 from ..errors import NothingMatched, TargetError
-from ..files.paths import place
-from ..files.remote import Place
+from ..files.paths import FilePath, file_path
 from ..reading.listing import ls as list_checkpoint
 from ..reading.opening import open as open_checkpoint
 from ..report import differences, listings
 from ..text import command
-from .options import PLACE, SELECT
+from .options import FILE_PATH, SELECT
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Show what a checkpoint is and holds.")
-@click.argument("path", type=PLACE)
+@click.argument("path", type=FILE_PATH)
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
 @click.option("--fold", "fold_rows", is_flag=True, help="One line for keys that follow a pattern.")
 @click.option("--stats", "with_stats", is_flag=True, help="Read the values: mean, std, min, max, NaN, inf, all zero.")
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--salvage", is_flag=True, help="List the tensors that are whole in a truncated file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls(
-    path: Place,
+    path: FilePath,
     patterns: tuple[str, ...],
     select: str | None,
     fold_rows: bool,
@@ -64,7 +63,7 @@ def ls(
 
 
 @click.command(short_help="Compare with a model or a checkpoint.")
-@click.argument("checkpoint", type=PLACE)
+@click.argument("checkpoint", type=FILE_PATH)
 @click.argument("target")
 @click.option("--target-select", metavar="PATH", help="The same for TARGET, where that is a checkpoint.")
 @click.option("--strip-prefix", "prefixes", multiple=True, metavar="PREFIX", help="Take it off, on either side.")
@@ -75,7 +74,7 @@ def ls(
 @click.pass_context
 def diff(
     context: click.Context,
-    checkpoint: Place,
+    checkpoint: FilePath,
     target: str,
     select: str | None,
     target_select: str | None,
@@ -131,7 +130,7 @@ def diff(
     context.exit(0 if found.loadable else 1)
 
 
-def _pasteable(hint: tuple[str, ...], checkpoint: Place, target: str, select: str | None) -> str:
+def _pasteable(hint: tuple[str, ...], checkpoint: FilePath, target: str, select: str | None) -> str:
     """A hint as a command line that can be pasted."""
     name, *options = hint
     chosen = ["--select", select] if select else []
@@ -161,14 +160,14 @@ def _short(target: str) -> str:
     """How a table's heading calls a target."""
     from ..models import targets
 
-    return target.rpartition(":")[2] if targets.is_model(target) else place(target).name
+    return target.rpartition(":")[2] if targets.is_model(target) else file_path(target).name
 
 
 @click.command(short_help="Print hashes of the values.")
-@click.argument("path", type=PLACE)
+@click.argument("path", type=FILE_PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the whole's hash alone.")
-def hash(path: Place, select: str | None, as_json: bool, quiet: bool) -> None:
+def hash(path: FilePath, select: str | None, as_json: bool, quiet: bool) -> None:
     """Print SHA-256 hashes, per tensor and whole, that depend on keys and values only.
 
     The container, the order of the keys, strides and shards make no difference.
@@ -188,10 +187,10 @@ def hash(path: Place, select: str | None, as_json: bool, quiet: bool) -> None:
 
 
 @click.command(short_help="List the names that a pickle mentions.")
-@click.argument("path", type=PLACE)
+@click.argument("path", type=FILE_PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def scan(context: click.Context, path: Place, as_json: bool) -> None:
+def scan(context: click.Context, path: FilePath, as_json: bool) -> None:
     """List every class and function that the file's pickles name, and what a full torch.load would do with it.
 
     ckpt itself never imports or calls any of them.  This is a reader's report, not a malware scanner: it says what is

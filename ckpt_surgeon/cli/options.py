@@ -12,8 +12,7 @@ from typing import TypeVar
 import click
 
 from ..edits.change import Change
-from ..files.paths import place
-from ..files.remote import Place
+from ..files.paths import FilePath, file_path
 from ..files.sinks import Progress
 from ..reading.opening import open as open_checkpoint
 from ..report import outputs
@@ -26,14 +25,14 @@ Decorated = TypeVar("Decorated", bound=Callable[..., object])
 PROGRESS_FROM = 256 << 20  # bytes from which on a copy takes long enough to watch
 
 
-class PlaceOfFile(click.Path):
+class FilePathType(click.Path):
     """A path, or a URL that fsspec knows: text until it is one or the other, since Path would cut a URL short."""
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Place:  # type: ignore[override]
-        return place(str(value))
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> FilePath:  # type: ignore[override]
+        return file_path(str(value))
 
 
-PLACE = PlaceOfFile()
+FILE_PATH = FilePathType()
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -56,7 +55,7 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 class Output:
     """How a command was asked to write."""
 
-    out: Place
+    out: FilePath
     dry_run: bool
     force: bool
     max_shard_size: int | None
@@ -99,8 +98,8 @@ class Output:
 SELECT = click.Option(
     ["--select"], metavar="PATH", help="Dotted path of the state_dict to take, where IN holds several."
 )
-SOURCE = click.Argument(["in_path"], metavar="IN", type=PLACE)
-OUT = click.Argument(["out"], type=PLACE)
+SOURCE = click.Argument(["in_path"], metavar="IN", type=FILE_PATH)
+OUT = click.Argument(["out"], type=FILE_PATH)
 # What may not be there; kept as it was typed, since it may be a pair of `rename --in-place`.
 OPTIONAL_OUT = click.Argument(["out"], type=click.Path(), required=False)
 STAY = click.Option(["--in-place"], is_flag=True, help="Rename in IN itself, without OUT; nothing else changes.")
@@ -128,7 +127,7 @@ def output_options() -> list[click.Option]:
 def output(values: dict[str, object]) -> Output:
     """Take the values of :func:`output_options` out of a command's parameters."""
     taken = {name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet")}
-    taken["out"] = place(str(taken["out"])) if isinstance(taken["out"], str) else taken["out"]
+    taken["out"] = file_path(str(taken["out"])) if isinstance(taken["out"], str) else taken["out"]
     return Output(**taken)  # type: ignore[arg-type]
 
 

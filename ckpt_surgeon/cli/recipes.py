@@ -9,11 +9,10 @@ import click
 
 from ..edits.recipe import Recipe, Step, step
 from ..errors import CheckpointError
-from ..files.paths import is_there
-from ..files.remote import Place
+from ..files.paths import FilePath, exists
 from ..reading.opening import open as open_checkpoint
 from ..text import plural
-from .options import OUT, PLACE, SOURCE, output, output_options
+from .options import FILE_PATH, OUT, SOURCE, output, output_options
 
 
 def _pair(text: str, what: str) -> tuple[str, str]:
@@ -100,7 +99,7 @@ class _Ordered(click.Command):
 
 
 def _edit(
-    in_path: Place, select: str | None, salvage: bool, order: list[str], no_provenance: bool, **values: object
+    in_path: FilePath, select: str | None, salvage: bool, order: list[str], no_provenance: bool, **values: object
 ) -> None:
     written = output(values)
     steps = []
@@ -158,7 +157,7 @@ Example:
 
 
 def _apply(
-    recipe: Place, in_path: Place, select: str | None, salvage: bool, no_provenance: bool, **values: object
+    recipe: FilePath, in_path: FilePath, select: str | None, salvage: bool, no_provenance: bool, **values: object
 ) -> None:
     written = output(values)
     loaded = Recipe.load(recipe)
@@ -169,7 +168,7 @@ def _apply(
     )
 
 
-RECIPE = click.Argument(["recipe"], type=PLACE)
+RECIPE = click.Argument(["recipe"], type=FILE_PATH)
 
 apply = click.Command(
     "apply",
@@ -191,8 +190,8 @@ def recipe() -> None:
 
 
 @recipe.command()
-@click.argument("path", metavar="RECIPE", type=PLACE)
-def check(path: Place) -> None:
+@click.argument("path", metavar="RECIPE", type=FILE_PATH)
+def check(path: FilePath) -> None:
     """Validate a recipe file; problems are told with their line numbers.
 
     \b
@@ -204,12 +203,12 @@ def check(path: Place) -> None:
 
 
 @recipe.command()
-@click.argument("path", metavar="RECIPE", type=PLACE)
-@click.option("--keys", "source", type=PLACE, metavar="IN",
+@click.argument("path", metavar="RECIPE", type=FILE_PATH)
+@click.option("--keys", "source", type=FILE_PATH, metavar="IN",
               help="The checkpoint that the recipe is applied to: its keys tell more than the rules.")  # fmt: skip
-@click.option("--out", "-o", type=PLACE, help="Write to a file instead of printing.")
+@click.option("--out", "-o", type=FILE_PATH, help="Write to a file instead of printing.")
 @click.option("--force", "-f", is_flag=True, help="Replace an existing file.")
-def invert(path: Place, source: Place | None, out: Place | None, force: bool) -> None:
+def invert(path: FilePath, source: FilePath | None, out: FilePath | None, force: bool) -> None:
     """Print the recipe that undoes a recipe of renames.
 
     \b
@@ -221,7 +220,7 @@ def invert(path: Place, source: Place | None, out: Place | None, force: bool) ->
     if out is None:
         click.echo(undone.dumps(), nl=False)
         return
-    if is_there(out) and not force:
+    if exists(out) and not force:
         raise CheckpointError(f"{out}: exists already; use --force to replace it")
     undone.save(out)
 

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
-from ..files.paths import AnyPath, place
-from ..files.remote import Place
+from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
 from . import resize, values
 from .change import EDITS, Change
@@ -234,10 +233,10 @@ class Recipe:
 
     def save(self, path: AnyPath) -> None:
         """Write the recipe to a TOML file."""
-        place(path).write_text(self.dumps(), "utf-8")
+        file_path(path).write_text(self.dumps(), "utf-8")
 
     @classmethod
-    def loads(cls, text: str, *, path: str | Place = "recipe") -> Recipe:
+    def loads(cls, text: str, *, path: str | FilePath = "recipe") -> Recipe:
         """Read a recipe from TOML.  Raises RecipeError with all problems and their line numbers."""
         try:
             parsed = tomllib.loads(text)
@@ -265,7 +264,7 @@ class Recipe:
     @classmethod
     def load(cls, path: AnyPath) -> Recipe:
         """Read a recipe from a file.  Raises FileError, RecipeError."""
-        where = place(path)
+        where = file_path(path)
         try:
             text = where.read_text("utf-8")
         except OSError as error:

@@ -44,7 +44,7 @@ class _Journal(NamedTuple):
     patches: tuple[Patch, ...]
 
 
-def place(path: Path) -> Path:
+def journal_path(path: Path) -> Path:
     """Where the journal of a file lies: beside the file that a link leads to."""
     final = Path(os.path.realpath(path))
     return final.with_name(f".{final.name}{SUFFIX}")
@@ -52,7 +52,7 @@ def place(path: Path) -> Path:
 
 def is_pending(path: Path) -> bool:
     """Whether a change of a file was begun and not finished, or its journal was."""
-    journal = place(path)
+    journal = journal_path(path)
     return os.path.lexists(journal) or os.path.lexists(_temporary(journal))
 
 
@@ -60,7 +60,7 @@ def discard(path: Path) -> None:
     """Remove what is left of a change of a file that has been replaced as a whole since."""
     if is_pending(path):
         with suppress(FileError), _locked(path):
-            _remove(place(path))
+            _remove(journal_path(path))
 
 
 def apply(path: Path, patches: Sequence[Patch]) -> None:
@@ -70,13 +70,13 @@ def apply(path: Path, patches: Sequence[Patch]) -> None:
     longer those that the patches expect.
     """
     with _locked(path) as descriptor:
-        if os.path.lexists(place(path)):
+        if os.path.lexists(journal_path(path)):
             raise FileError(path, "another change of it was interrupted just now, nothing was written", "try again")
         if _state(descriptor, patches) != "old":
             raise FileError(path, "has changed since it was read, nothing was written", "try again")
-        _write_journal(place(path), _Journal(os.fstat(descriptor).st_size, tuple(patches)))
+        _write_journal(journal_path(path), _Journal(os.fstat(descriptor).st_size, tuple(patches)))
         _write(descriptor, [(patch.offset, patch.new) for patch in patches])
-        _remove(place(path))
+        _remove(journal_path(path))
 
 
 def recover(path: str | Path, *, roll_back: bool = False) -> Outcome | None:
@@ -95,7 +95,7 @@ def recover(path: str | Path, *, roll_back: bool = False) -> Outcome | None:
     path = Path(path)
     if not is_pending(path) or not path.is_file():
         return None
-    journal = place(path)
+    journal = journal_path(path)
     try:
         with _locked(path, " to finish a rename in place that was interrupted") as descriptor:
             outcome = _recovered(path, descriptor, journal, roll_back) if os.path.lexists(journal) else None
@@ -161,7 +161,7 @@ def _refused(path: Path, error: OSError, purpose: str) -> FileError:
     where = "" if error.filename in (None, path, str(path)) else "its folder "
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return FileError(path, f"{where}may not be written{purpose} ({error.strerror})", "change the permissions")
-    begun = os.path.lexists(place(path))
+    begun = os.path.lexists(journal_path(path))
     remedy = "ckpt recover finishes what was begun" if begun else "nothing was changed"
     return FileError(path, f"{where}could not be written{purpose} ({error.strerror})", remedy)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias, TypeVar, cast
 
 from .prefetch import blocks
-from .remote import Place, Range, RemotePath, is_url, requests
+from .remote import Range, RemotePath, is_url, requests
 
 T = TypeVar("T")
 
@@ -29,13 +29,14 @@ class UniversalPath(Protocol):
     def storage_options(self) -> Mapping[str, object]: ...
 
 
+FilePath: TypeAlias = Path | RemotePath
 AnyPath: TypeAlias = str | Path | RemotePath | UniversalPath
 
 
-def place(path: AnyPath) -> Place:
+def file_path(path: AnyPath) -> FilePath:
     """What a caller names as the place of a file: text (a path or a URL), a Path, a RemotePath or a UPath.
 
-    >>> place("model.pth"), place("s3://bucket/model.pth")
+    >>> file_path("model.pth"), file_path("s3://bucket/model.pth")
     (PosixPath('model.pth'), RemotePath('s3://bucket/model.pth'))
     """
     if isinstance(path, Path):
@@ -51,27 +52,27 @@ def place(path: AnyPath) -> Place:
     return RemotePath(str(path), dict(path.storage_options))
 
 
-def size(path: Place) -> int:
+def size(path: FilePath) -> int:
     """Bytes of a file."""
     return path.size if isinstance(path, RemotePath) else path.stat().st_size
 
 
-def is_file(path: Place) -> bool:
+def is_file(path: FilePath) -> bool:
     """Whether a file is there."""
     return path.is_file() if isinstance(path, RemotePath) else os.path.isfile(path)
 
 
-def is_there(path: Place) -> bool:
+def exists(path: FilePath) -> bool:
     """Whether anything is there, be it a link that leads nowhere."""
     return path.exists() if isinstance(path, RemotePath) else os.path.lexists(path)
 
 
-def names(folder: Place) -> list[str]:
+def names(folder: FilePath) -> list[str]:
     """The names in a folder, sorted."""
     return folder.names() if isinstance(folder, RemotePath) else sorted(os.listdir(folder))
 
 
-def remove(path: Place) -> None:
+def remove(path: FilePath) -> None:
     """Remove a file, if it is there."""
     if isinstance(path, RemotePath):
         path.unlink()
@@ -79,7 +80,7 @@ def remove(path: Place) -> None:
         path.unlink(missing_ok=True)
 
 
-def look_ahead(paths: Sequence[Place]) -> None:
+def prefetch_heads(paths: Sequence[FilePath]) -> None:
     """Ask for the size and the first bytes of several remote files at a time; local ones need no such thing."""
 
     def look(path: RemotePath) -> None:
@@ -92,7 +93,7 @@ def look_ahead(paths: Sequence[Place]) -> None:
         list(requests().map(look, remote))
 
 
-def opened(path: Place) -> BinaryIO:
+def opened(path: FilePath) -> BinaryIO:
     """A file opened for reading; of a remote one, exactly what is read is fetched."""
     return cast(BinaryIO, RemoteReader(path)) if isinstance(path, RemotePath) else open(path, "rb")
 
@@ -157,7 +158,7 @@ class Fetched(mmap.mmap):
 
 
 @contextmanager
-def mapped(path: Place) -> Iterator[mmap.mmap]:
+def mapped(path: FilePath) -> Iterator[mmap.mmap]:
     """A file mapped into memory; a remote one as :class:`Fetched`, backed by a temporary file with holes."""
     if not isinstance(path, RemotePath):
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -173,10 +174,10 @@ def mapped(path: Place) -> Iterator[mmap.mmap]:
             yield fetched
 
 
-def with_enough(data: bytes | mmap.mmap, parse: Callable[[], T], failures: tuple[type[Exception], ...]) -> T:
+def retry_with_more(data: bytes | mmap.mmap, parse: Callable[[], T], failures: tuple[type[Exception], ...]) -> T:
     """What ``parse`` makes of a mapping; where it fails since a remote file is not all there yet, it is asked again.
 
-    >>> with_enough(b"12", lambda: int("12"), (ValueError,))
+    >>> retry_with_more(b"12", lambda: int("12"), (ValueError,))
     12
     """
     while True:
@@ -187,13 +188,13 @@ def with_enough(data: bytes | mmap.mmap, parse: Callable[[], T], failures: tuple
                 raise
 
 
-def bring(data: bytes | mmap.mmap, ranges: Iterable[Range]) -> None:
+def ensure_fetched(data: bytes | mmap.mmap, ranges: Iterable[Range]) -> None:
     """See to it that these bytes are there."""
     if isinstance(data, Fetched):
         data.fetch(ranges)
 
 
-def bring_all(data: bytes | mmap.mmap) -> None:
+def ensure_all_fetched(data: bytes | mmap.mmap) -> None:
     """See to it that every byte is there."""
     if isinstance(data, Fetched):
         data.fetch_all()

@@ -11,10 +11,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from sys import modules
 from typing import TYPE_CHECKING, Protocol
 
-from .remote import Place, Range, RemotePath, requests
+from .remote import Range, RemotePath, requests
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -29,7 +30,7 @@ class Span(Protocol):
     """Bytes of a file."""
 
     @property
-    def path(self) -> Place: ...
+    def path(self) -> Path | RemotePath: ...
 
     @property
     def start(self) -> int: ...

@@ -399,6 +399,3 @@ def coalesced(ranges: Iterable[Range], gap: int) -> list[Range]:
         else:
             joined.append((start, stop))
     return joined
-
-
-Place: TypeAlias = Path | RemotePath

@@ -11,8 +11,9 @@ from io import FileIO
 from typing import TypeAlias
 
 from ..errors import BrokenFile
+from .paths import FilePath
 from .prefetch import blocks as remote_blocks
-from .remote import Place, RemotePath
+from .remote import RemotePath
 
 Block: TypeAlias = bytes | memoryview
 
@@ -28,7 +29,7 @@ class ByteSpan:
     64
     """
 
-    path: Place
+    path: FilePath
     start: int
     stop: int
 

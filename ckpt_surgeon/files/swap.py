@@ -7,8 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
-from .paths import size
-from .remote import Place, RemotePath
+from .paths import FilePath, size
+from .remote import RemotePath
 
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE
@@ -56,7 +56,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def nbytes(path: Place) -> int:
+def nbytes(path: FilePath) -> int:
     """The bytes of a file, or of all files in a folder of this machine."""
     if isinstance(path, RemotePath) or not path.is_dir():
         return size(path)

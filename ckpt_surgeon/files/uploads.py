@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import FileError
 from .failures import refused
-from .remote import Place, RemotePath
+from .paths import FilePath
+from .remote import RemotePath
 from .sinks import streamed
 from .spans import Block, ByteSpan
 
@@ -32,7 +33,7 @@ def check_writable(out: RemotePath) -> None:
     out.fs  # noqa: B018 - what is missing shows now and not after an hour
 
 
-def takes_parts(out: Place) -> bool:
+def takes_parts(out: FilePath) -> bool:
     """Whether a file can be streamed there and become visible only when it is complete."""
     return isinstance(out, RemotePath) and out.protocol in ("s3", "s3a")
 
@@ -116,7 +117,7 @@ class Uploads:
                 sink.discard()
 
     @contextmanager
-    def file(self, path: Place, nbytes: int) -> Iterator[RemoteSink]:
+    def file(self, path: FilePath, nbytes: int) -> Iterator[RemoteSink]:
         """A sink for one file of about ``nbytes``, which stays invisible."""
         assert isinstance(path, RemotePath)
         sink = RemoteSink(path, nbytes, self._tell)
@@ -132,7 +133,7 @@ class Uploads:
             self._visible.append(path)
             del self._hidden[0]
 
-    def send(self, made: Place, path: Place) -> None:
+    def send(self, made: FilePath, path: FilePath) -> None:
         """Send a local file that is complete; it is visible from now on."""
         assert isinstance(made, Path)
         assert isinstance(path, RemotePath)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..files.journal import Patch
-from ..files.remote import Place
+from ..files.paths import FilePath
 from .pickle.machine import Global, Value
 
 
@@ -20,7 +20,7 @@ class Contents:
     ``globals_inside`` reads the pickles that listing has no need of, and gives the names in those.
     """
 
-    path: Place
+    path: FilePath
     container: str
     root: Value
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import FileError, NotACheckpoint, listed
-from ..files.remote import Place
+from ..files.paths import FilePath
 
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"GGUF", "is a GGUF file (llama.cpp)", "convert it with llama.cpp's or transformers' own tools"),
@@ -67,7 +67,7 @@ _LAYOUTS: tuple[tuple[re.Pattern[str], int, str, str], ...] = (
 )
 
 
-def refuse_folder(folder: Place, names: list[str]) -> NotACheckpoint | None:
+def refuse_folder(folder: FilePath, names: list[str]) -> NotACheckpoint | None:
     """The error for a folder of another tool's, None for any other folder."""
     for pattern, least, what, remedy in _LAYOUTS:
         if sum(pattern.fullmatch(name) is not None for name in names) >= least:
@@ -75,7 +75,7 @@ def refuse_folder(folder: Place, names: list[str]) -> NotACheckpoint | None:
     return None
 
 
-def refuse(path: Place, head: bytes, broken: FileError | None = None) -> FileError:
+def refuse(path: FilePath, head: bytes, broken: FileError | None = None) -> FileError:
     """The error for a file that no reader knows: names it, as far as its first bytes tell.
 
     ``broken`` is the error for one that these do not tell, where there is a guess.
@@ -103,7 +103,7 @@ def refuse(path: Place, head: bytes, broken: FileError | None = None) -> FileErr
     return broken or _unknown(path, head)
 
 
-def refuse_zip(path: Place, names: list[str]) -> NotACheckpoint:
+def refuse_zip(path: FilePath, names: list[str]) -> NotACheckpoint:
     """The error for a zip that is none of torch's."""
     if "model.weights.h5" in names:
         return NotACheckpoint(path, "is a Keras archive (.keras)", "open it with keras")
@@ -125,7 +125,7 @@ def _is_text(head: bytes) -> bool:
     return all(byte >= 32 or byte in b"\t\r\n\f" for byte in head)
 
 
-def _unknown(path: Place, head: bytes) -> NotACheckpoint:
+def _unknown(path: FilePath, head: bytes) -> NotACheckpoint:
     if not head.strip(b"\x00"):
         return NotACheckpoint(
             path, "begins with zeros only", "the download or disk image is incomplete: fetch it again"

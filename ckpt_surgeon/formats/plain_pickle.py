@@ -10,8 +10,7 @@ import mmap
 import re
 
 from ..errors import BrokenFile
-from ..files.paths import mapped, with_enough
-from ..files.remote import Place
+from ..files.paths import FilePath, mapped, retry_with_more
 from . import torch_legacy
 from .contents import Contents
 from .pickle import numpy_objects, torch_objects
@@ -33,17 +32,17 @@ def matches(head: bytes) -> bool:
     return _START.match(head) is not None
 
 
-def read(path: Place, *, salvage: bool = False) -> Contents:
+def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read a plain pickle.  Raises BrokenFile when it is damaged or truncated."""
     with mapped(path) as data:
         try:
-            root, names = with_enough(data, lambda: _loaded(path, data), (PickleError, BrokenFile))
+            root, names = retry_with_more(data, lambda: _loaded(path, data), (PickleError, BrokenFile))
         except PickleError as error:
             raise BrokenFile(path, f"is a truncated or damaged pickle: {error}", "fetch it again") from error
     return Contents(path, CONTAINER, arrays_as_tensors(root), globals=names)
 
 
-def _loaded(path: Place, data: mmap.mmap) -> tuple[Value, tuple[Global, ...]]:
+def _loaded(path: FilePath, data: mmap.mmap) -> tuple[Value, tuple[Global, ...]]:
     nested = _Nested(path, data)
     constructors = (
         torch_objects.CONSTRUCTORS | numpy_objects.CONSTRUCTORS | {("torch.storage", "_load_from_bytes"): nested.load}
@@ -56,7 +55,7 @@ def _loaded(path: Place, data: mmap.mmap) -> tuple[Value, tuple[Global, ...]]:
 class _Nested:
     """Reads the saves of storages inside a pickle: each of their bytes once."""
 
-    def __init__(self, path: Place, data: mmap.mmap) -> None:
+    def __init__(self, path: FilePath, data: mmap.mmap) -> None:
         self._path = path
         self._data = data
         self._left = len(data)

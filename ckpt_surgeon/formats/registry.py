@@ -15,8 +15,8 @@ from typing import Protocol, runtime_checkable
 
 from ..errors import NEW_FILE, FileError, NotACheckpoint
 from ..files.failures import refused
-from ..files.paths import names
-from ..files.remote import HEAD, Place, RemotePath
+from ..files.paths import FilePath, names
+from ..files.remote import HEAD, RemotePath
 from ..files.sinks import Sink
 from ..tensors.records import Tensor
 from . import foreign, plain_pickle, safetensors, sharded, torch_legacy, torch_tar
@@ -71,7 +71,7 @@ class FolderWriter(Protocol):
 class Reader(Protocol):
     """Reads one container."""
 
-    def __call__(self, path: Place, *, salvage: bool = False) -> Contents: ...
+    def __call__(self, path: FilePath, *, salvage: bool = False) -> Contents: ...
 
 
 READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
@@ -101,7 +101,7 @@ WRITERS: dict[str, Writer | FolderWriter] = {
 }
 
 
-def read(path: Place, *, salvage: bool = False) -> Contents:
+def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read what a file or folder holds: its index only, no tensor.
 
     With ``salvage`` a truncated file is read as far as it goes; tensors that are cut off are opaque ones of kind
@@ -124,14 +124,14 @@ def read(path: Place, *, salvage: bool = False) -> Contents:
     raise foreign.refuse(path, head, safetensors.broken(path, head))
 
 
-def _found_there(folder: RemotePath) -> Place:
+def _found_there(folder: RemotePath) -> FilePath:
     """The file of a folder at a URL that says what is in it."""
     if dcp.METADATA in names(folder):
         return folder / dcp.METADATA
     return sharded.find(folder)
 
 
-def read_distributed(path: Place, *, salvage: bool = False) -> Contents:
+def read_distributed(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read a distributed checkpoint's metadata.  Raises FileError for one at a URL."""
     if not isinstance(path, Path):
         problem = "belongs to a distributed checkpoint at a URL, whose pieces torch's own engine reads from files"
@@ -201,21 +201,21 @@ def _found(folder: Path) -> Path:
     raise NotACheckpoint(folder, problem, f"name one: {folder / dcp.METADATA} or {found}")
 
 
-def _read_by(reader: Reader, path: Place, salvage: bool) -> Contents:
+def _read_by(reader: Reader, path: FilePath, salvage: bool) -> Contents:
     contents = reader(path, salvage=salvage)
     if isinstance(path, RemotePath):
         path.forget()
     return contents
 
 
-def read_shard(path: Place, *, salvage: bool = False) -> Contents:
+def read_shard(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read one file that an index names, which is no index."""
     if sharded.matches(_head(path)):
         raise NotACheckpoint(path, "is named as a shard and is an index itself, or other JSON", "rebuild the index")
     return read(path, salvage=salvage)
 
 
-def _head(path: Place) -> bytes:
+def _head(path: FilePath) -> bytes:
     if isinstance(path, RemotePath):
         return path.head()
     if not stat.S_ISREG(path.stat().st_mode):
@@ -224,7 +224,7 @@ def _head(path: Place) -> bytes:
         return file.read(HEAD)
 
 
-def read_zip(path: Place, *, salvage: bool = False) -> Contents:
+def read_zip(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read a zip of one of torch's kinds.  Raises NotACheckpoint for any other zip, BrokenFile."""
     try:
         archive = zip_archive.read_archive(path)
@@ -242,7 +242,7 @@ def read_zip(path: Place, *, salvage: bool = False) -> Contents:
     raise foreign.refuse_zip(path, list(archive.members))
 
 
-def _unopened(path: Place, error: OSError) -> FileError:
+def _unopened(path: FilePath, error: OSError) -> FileError:
     if isinstance(path, RemotePath):
         return refused(path, error)
     if error.errno == errno.ENOENT:
@@ -257,7 +257,7 @@ def _unopened(path: Place, error: OSError) -> FileError:
     return FileError(path, f"cannot be opened ({error.strerror})", "check the path")
 
 
-def writer_for(path: Place) -> Writer | FolderWriter:
+def writer_for(path: FilePath) -> Writer | FolderWriter:
     """The writer for an output's extension.  Raises NotACheckpoint for one that names no container."""
     try:
         return WRITERS[path.suffix.lower()]

@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 from ..errors import BrokenFile, EditError, NoRoom
 from ..files.journal import Patch
-from ..files.paths import opened
+from ..files.paths import FilePath, opened
 from ..files.paths import size as size_of_file
 from ..files.prefetch import reading_ahead
-from ..files.remote import Place
 from ..files.sinks import Sink
 from ..files.spans import ByteSpan
 from ..tensors.dtypes import BY_CODE
@@ -54,7 +53,7 @@ def matches(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and 2 <= _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT
 
 
-def broken(path: Place, head: bytes) -> BrokenFile | None:
+def broken(path: FilePath, head: bytes) -> BrokenFile | None:
     """The error for a file that :func:`matches` does not know and that its name or its brace says is safetensors."""
     if path.suffix not in SUFFIXES and (head[8:9] != b"{" or head[5:8] != bytes(3)):
         return None
@@ -70,14 +69,14 @@ def broken(path: Place, head: bytes) -> BrokenFile | None:
     return BrokenFile(path, f"its header begins with {head[8:9]!r} where JSON has a brace", AGAIN)
 
 
-def has_pieces(path: Place) -> bool:
+def has_pieces(path: FilePath) -> bool:
     """Whether a file was written by torch.distributed.checkpoint, and may have pieces of tensors."""
     with opened(path) as file:
         head = file.read(9)
         return matches(head) and f'"{SHARDING}"'.encode() in file.read(_LENGTH.unpack_from(head)[0])
 
 
-def read(path: Place, *, salvage: bool = False) -> Contents:
+def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read and verify a header; with ``salvage``, elements may be cut off.
 
     Raises BrokenFile naming the rule of the format that is broken.
@@ -89,12 +88,12 @@ def read(path: Place, *, salvage: bool = False) -> Contents:
     return replace(contents, metadata=texts, notes=(_SHARE,) if is_share else ())
 
 
-def read_pieces(path: Place, *, salvage: bool = False) -> Contents:
+def read_pieces(path: FilePath, *, salvage: bool = False) -> Contents:
     """The same, with what the metadata says of pieces."""
     return _contents(path, _header_bytes(path), salvage=salvage)
 
 
-def _header_bytes(path: Place) -> bytes:
+def _header_bytes(path: FilePath) -> bytes:
     size = size_of_file(path)
     with opened(path) as file:
         (length,) = _LENGTH.unpack(file.read(8))
@@ -103,7 +102,7 @@ def _header_bytes(path: Place) -> bytes:
         return file.read(length)
 
 
-def _contents(path: Place, raw: bytes, *, salvage: bool = False) -> Contents:
+def _contents(path: FilePath, raw: bytes, *, salvage: bool = False) -> Contents:
     """What a header says of the file that it is, or will be, in."""
     size, length = size_of_file(path), len(raw)
     header = _parsed(path, raw)
@@ -117,7 +116,7 @@ def _contents(path: Place, raw: bytes, *, salvage: bool = False) -> Contents:
     return Contents(path, CONTAINER, tensors, {str(key): value for key, value in metadata.items()})
 
 
-def _parsed(path: Place, raw: bytes) -> dict[str, Value]:
+def _parsed(path: FilePath, raw: bytes) -> dict[str, Value]:
     def no_twins(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
         made = dict(pairs)
         if len(made) < len(pairs):
@@ -143,7 +142,7 @@ class _Entry(NamedTuple):
     stop: int
 
 
-def _entry(path: Place, key: str, value: Value) -> _Entry:
+def _entry(path: FilePath, key: str, value: Value) -> _Entry:
     try:
         if not isinstance(value, dict):
             raise TypeError("is no object")
@@ -177,7 +176,7 @@ def _halved(shape: list[int]) -> list[int]:
     return [*shape[:-1], shape[-1] // 2]
 
 
-def _check_layout(path: Place, entries: list[_Entry], data: int) -> None:
+def _check_layout(path: FilePath, entries: list[_Entry], data: int) -> None:
     """The format allows neither gaps nor overlaps nor bytes that belong to no tensor."""
     at = 0
     previous = "the header"
@@ -196,7 +195,7 @@ def _check_layout(path: Place, entries: list[_Entry], data: int) -> None:
         raise BrokenFile(path, f"has {data - at:,} bytes after its last tensor")
 
 
-def _tensor(path: Place, entry: _Entry, base: int, size: int) -> StoredTensor | OpaqueTensor:
+def _tensor(path: FilePath, entry: _Entry, base: int, size: int) -> StoredTensor | OpaqueTensor:
     if base + entry.stop > size:
         return OpaqueTensor(LOST, BY_CODE[entry.code], entry.shape)
     storage = Storage(ByteSpan(path, base + entry.start, base + entry.stop), entry.stop - entry.start)
@@ -212,7 +211,7 @@ class Index:
     What is shorter is padded with spaces, as the format allows.
     """
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: FilePath) -> None:
         self._raw = _header_bytes(path)
         self.contents = _contents(path, self._raw)
 

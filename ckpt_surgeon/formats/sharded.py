@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import BrokenFile, CheckpointError, NotACheckpoint, listed
-from ..files.paths import is_file, look_ahead, size
+from ..files.paths import FilePath, is_file, prefetch_heads, size
 from ..files.paths import names as names_in
-from ..files.remote import Place, RemotePath
+from ..files.remote import RemotePath
 from ..tensors.dtypes import BY_NAME
 from ..tensors.records import OpaqueTensor, StoredTensor
 from .contents import Contents
@@ -33,7 +33,7 @@ _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 class Reader(Protocol):
     """Reads one shard."""
 
-    def __call__(self, path: Place, *, salvage: bool = False) -> Contents: ...
+    def __call__(self, path: FilePath, *, salvage: bool = False) -> Contents: ...
 
 
 def matches(head: bytes) -> bool:
@@ -41,7 +41,7 @@ def matches(head: bytes) -> bool:
     return head.lstrip()[:1] == b"{"
 
 
-def find(folder: Place) -> Place:
+def find(folder: FilePath) -> FilePath:
     """The index or the one checkpoint file in a folder.  Raises NotACheckpoint when there is none, or several."""
     names = names_in(folder)
     indexes = [name for name in names if name.endswith(SUFFIX)]
@@ -58,7 +58,7 @@ def find(folder: Place) -> Place:
     raise NotACheckpoint(folder, "is a directory without a checkpoint", "name the file")
 
 
-def read(path: Place, read_shard: Reader, *, salvage: bool = False) -> Contents:
+def read(path: FilePath, read_shard: Reader, *, salvage: bool = False) -> Contents:
     """Read an index and the headers of its shards; with ``salvage``, shards may be missing or cut off.
 
     Raises BrokenFile, naming every shard and key, when index and shards disagree.
@@ -71,7 +71,7 @@ def read(path: Place, read_shard: Reader, *, salvage: bool = False) -> Contents:
     problems: list[str] = []
     names: dict[Global, None] = {}
     places = {name: path.parent / name for name in weight_map.values()}
-    look_ahead(list(places.values()))
+    prefetch_heads(list(places.values()))
     for name, place in places.items():
         if not is_file(place):
             problems += [] if salvage else [f"shard {name!r} is missing"]
@@ -105,7 +105,7 @@ def read(path: Place, read_shard: Reader, *, salvage: bool = False) -> Contents:
     return Contents(path, container, root, metadata, _strays(path, set(weight_map.values())), tuple(names))
 
 
-def _strays(path: Place, listed_names: set[str]) -> tuple[str, ...]:
+def _strays(path: FilePath, listed_names: set[str]) -> tuple[str, ...]:
     """A note on files that look like shards of this index and are not listed in it."""
     if isinstance(path, RemotePath) and not path.has_listing:
         return ()
@@ -126,7 +126,7 @@ def _versions(attributes: Mapping[Value, Value]) -> Mapping[Value, Value]:
     return found if isinstance(found, dict) else {}
 
 
-def _index(path: Place) -> tuple[dict[str, str], dict[str, str]]:
+def _index(path: FilePath) -> tuple[dict[str, str], dict[str, str]]:
     """The weight map and the metadata that are text."""
     nbytes = size(path)
     if nbytes > LIMIT:
@@ -155,7 +155,7 @@ def stays_inside(name: str) -> bool:
     return bool(parts) and not Path(name).is_absolute() and ".." not in parts
 
 
-def shard_name(path: Place, index: int, count: int) -> Place:
+def shard_name(path: FilePath, index: int, count: int) -> FilePath:
     """The name of one shard (from 1) of an output.
 
     >>> str(shard_name(Path("out/model.safetensors"), 2, 5))
@@ -164,12 +164,12 @@ def shard_name(path: Place, index: int, count: int) -> Place:
     return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}")
 
 
-def is_shard_of(path: Place, name: str) -> bool:
+def is_shard_of(path: FilePath, name: str) -> bool:
     """Whether a name is one that :func:`shard_name` gives to a shard of ``path``."""
     return re.fullmatch(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}", name) is not None
 
 
-def index_name(path: Place) -> Place:
+def index_name(path: FilePath) -> FilePath:
     """The name of the index of an output: ``model.safetensors.index.json``."""
     return path.with_name(path.name + SUFFIX)
 

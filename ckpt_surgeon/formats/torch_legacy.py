@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import BrokenFile
-from ..files.paths import bring, mapped, with_enough
-from ..files.remote import Place
+from ..files.paths import FilePath, ensure_fetched, mapped, retry_with_more
 from ..files.spans import ByteSpan
 from ..tensors.records import Storage
 from .contents import Contents
@@ -48,21 +47,23 @@ def matches(head: bytes) -> bool:
         return False
 
 
-def read(path: Place, *, salvage: bool = False) -> Contents:
+def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read the pickles and find the storages behind them; with ``salvage``, some may be cut off.
 
     Raises BrokenFile when the file is damaged or truncated.
     """
     with mapped(path) as data:
         try:
-            root, names = with_enough(data, lambda: read_object(path, data, salvage=salvage), (PickleError, BrokenFile))
+            root, names = retry_with_more(
+                data, lambda: read_object(path, data, salvage=salvage), (PickleError, BrokenFile)
+            )
         except PickleError as error:
             raise BrokenFile(path, f"is truncated or damaged: {error}", TRUNCATED) from error
     return Contents(path, CONTAINER, root, globals=names)
 
 
 def read_object(
-    path: Place, data: bytes | mmap.mmap, *, start: int = 0, stop: int | None = None, salvage: bool = False
+    path: FilePath, data: bytes | mmap.mmap, *, start: int = 0, stop: int | None = None, salvage: bool = False
 ) -> tuple[Value, tuple[Global, ...]]:
     """The object that a legacy save holds, and the names that it mentions.
 
@@ -90,7 +91,7 @@ def read_object(
 class _Place:
     """The bytes of a save, and how they are to be taken."""
 
-    path: Place
+    path: FilePath
     data: bytes | mmap.mmap
     stop: int
     salvage: bool
@@ -152,7 +153,7 @@ def _placed(place: _Place, position: int, keys: Value, declared: dict[str, _Decl
     if needed > place.stop and not place.salvage:
         problem = f"is truncated: it has {place.stop:,} bytes of the {needed:,} that it announces"
         raise BrokenFile(place.path, problem, TRUNCATED)
-    bring(place.data, _counts(position, [declared[key] for key in names]))
+    ensure_fetched(place.data, _counts(position, [declared[key] for key in names]))
     placed: dict[str, Storage] = {}
     for key in names:
         one = declared[key]

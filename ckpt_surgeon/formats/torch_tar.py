@@ -14,8 +14,7 @@ import tarfile
 from collections.abc import Iterator
 
 from ..errors import BrokenFile
-from ..files.paths import bring_all, mapped, opened
-from ..files.remote import Place
+from ..files.paths import FilePath, ensure_all_fetched, mapped, opened
 from ..files.spans import ByteSpan
 from ..tensors.records import Storage
 from .contents import Contents
@@ -32,7 +31,7 @@ def matches(head: bytes) -> bool:
     return head[257:262] == b"ustar" or head.startswith((b"sys_info\0", b"pickle\0", b"tensors\0", b"storages\0"))
 
 
-def read(path: Place, *, salvage: bool = False) -> Contents:
+def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read a tar of torch 0.1.  Raises BrokenFile when it is damaged or another kind of tar."""
     try:
         with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -43,7 +42,7 @@ def read(path: Place, *, salvage: bool = False) -> Contents:
         held = ", ".join(list(members)[:3])
         raise BrokenFile(path, f"is a tar archive, but no checkpoint (it holds {held} …)", "unpack it: tar -xf")
     with mapped(path) as data:
-        bring_all(data)
+        ensure_all_fetched(data)
         reader = _Reader(path, data)
         try:
             reader.storages(members["storages"].offset_data)
@@ -59,7 +58,7 @@ def read(path: Place, *, salvage: bool = False) -> Contents:
 class _Reader:
     """Storages and tensors by their keys, as the members tell them."""
 
-    def __init__(self, path: Place, data: mmap.mmap) -> None:
+    def __init__(self, path: FilePath, data: mmap.mmap) -> None:
         self._path = path
         self._data = data
         self._made: dict[str, Value] = {}

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import BrokenFile, NotACheckpoint, NothingMatched
 from ..files import swap
-from ..files.paths import AnyPath
+from ..files.paths import AnyPath, FilePath
 from ..files.prefetch import reading_ahead
-from ..files.remote import Place
 from ..formats.contents import Contents
 from ..tensors.checkpoint import LeftOut
 from ..tensors.records import StoredTensor, Tensor, spans_of
@@ -38,7 +37,7 @@ class Part:
 class Listing:
     """The result of :func:`ls`.  ``tensors`` is keyed by full dotted path where the file holds several parts."""
 
-    path: Place
+    path: FilePath
     container: str
     file_bytes: int
     parts: tuple[Part, ...]
@@ -146,7 +145,7 @@ def _part(candidate: Candidate) -> Part:
     )
 
 
-def _file_bytes(path: Place, tensors: Mapping[str, Tensor]) -> int:
+def _file_bytes(path: FilePath, tensors: Mapping[str, Tensor]) -> int:
     """The size of the file, or of all the shards behind an index."""
     stored = (tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor))
     shards = {file for tensor in stored for file in tensor.storage.files}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import NEW_FILE, FileError
 from ..files import journal
-from ..files.paths import AnyPath, place
+from ..files.paths import AnyPath, file_path
 from ..formats import registry
 from ..formats.contents import Contents, Index
 from ..tensors.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ def open(path: AnyPath, *, select: str | None = None, salvage: bool = False) -> 
 
 def read(path: AnyPath, *, salvage: bool = False) -> Contents:
     """Everything a file holds, before a state_dict is selected; a rename in place that was interrupted is finished."""
-    where = place(path)
+    where = file_path(path)
     with _paused_collector():
         outcome = journal.recover(registry.located(where)) if isinstance(where, Path) else None
         return _told(registry.read(where, salvage=salvage), outcome)
@@ -48,7 +48,7 @@ def read(path: AnyPath, *, salvage: bool = False) -> Contents:
 def index_of(path: AnyPath) -> Index:
     """The same, as an index that can be rewritten where it lies: see :func:`ckpt_surgeon.formats.registry.index_of`."""
     with _paused_collector():
-        where = place(path)
+        where = file_path(path)
         if not isinstance(where, Path):
             raise FileError(where, "is not on this machine, so nothing in it can be changed in place", NEW_FILE)
         here = registry.located(where)

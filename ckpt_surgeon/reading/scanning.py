@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..files.paths import AnyPath
-from ..files.remote import Place
+from ..files.paths import AnyPath, FilePath
 from ..formats.dcp import metadata
 from ..formats.pickle import numpy_objects, torch_objects
 from ..formats.pickle.machine import Global
@@ -56,7 +55,7 @@ class Name:
 class Scan:
     """Every name that a checkpoint's pickles mention, in order."""
 
-    path: Place
+    path: FilePath
     container: str
     names: tuple[Name, ...]
 

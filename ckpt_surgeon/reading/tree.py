@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ..errors import SelectionError, listed
-from ..files.remote import Place
+from ..files.paths import FilePath
 from ..formats.dcp.metadata import Pickled
 from ..formats.pickle.machine import Global, Inline, Object, Value, spelled
 from ..formats.pickle.numpy_objects import NumpyArray, NumpyScalar
@@ -34,7 +34,7 @@ _SIMPLE = frozenset({bool, int, float, complex, str, bytes, type(None)})
 class Bound:
     """What walks through one file may still spend."""
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: FilePath) -> None:
         self._path = path
         self._entries = ENTRIES
         self._characters = CHARACTERS

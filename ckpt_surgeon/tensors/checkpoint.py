@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..files.remote import Place
+from ..files.paths import FilePath
 from .records import Tensor
 
 Versions = Mapping[str, Mapping[str, object]]  # torch's _metadata: module path -> {"version": 2}
@@ -34,7 +34,7 @@ class Checkpoint(Mapping[str, Tensor]):
     """
 
     tensors: Mapping[str, Tensor]
-    path: Place | None = None
+    path: FilePath | None = None
     container: str = ""
     selected: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from math import prod
 from typing import Protocol, TypeAlias
 
 from ..errors import BrokenFile, EditError
-from ..files.remote import Place
+from ..files.paths import FilePath
 from ..files.spans import BLOCK, Block, ByteSpan
 from .dtypes import DType
 from .strides import gather, row_major, swapped
@@ -57,7 +57,7 @@ class Storage:
         return None if self.deflated or self.big_endian else self.span
 
     @property
-    def files(self) -> tuple[Place, ...]:
+    def files(self) -> tuple[FilePath, ...]:
         """The files that its bytes come from."""
         if self.span is not None:
             return (self.span.path,)
@@ -268,7 +268,7 @@ class ComputedTensor:
     inputs: tuple[Tensor, ...]
     make: Callable[[tuple[Tensor, ...]], Iterator[Block]]
     outcome: Outcome | None = None
-    files: tuple[Place, ...] = ()
+    files: tuple[FilePath, ...] = ()
 
     device = "cpu"
     span = None

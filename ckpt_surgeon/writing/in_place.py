@@ -17,8 +17,7 @@ from ..edits.change import Change
 from ..errors import NEW_FILE, EditError, FileError, NoRoom, SelectionError, listed
 from ..files import journal
 from ..files.journal import Patch
-from ..files.paths import AnyPath
-from ..files.remote import Place
+from ..files.paths import AnyPath, FilePath
 from ..formats.contents import Contents, Index, Reindexed
 from ..formats.pickle.machine import Object, Ordered, Value, spelled
 from ..formats.pickle.torch_objects import TypedStorage
@@ -105,7 +104,7 @@ def rename_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -> 
     return planned
 
 
-def _local(path: Place) -> Path:
+def _local(path: FilePath) -> Path:
     assert isinstance(path, Path)  # index_of takes no other
     return path
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import CheckpointError, EditError, FileError, OutputExists, RankFailed, listed
 from ..files.journal import discard, sync_directory
-from ..files.remote import Place
+from ..files.paths import FilePath
 from ..files.sinks import Progress
 from ..formats.registry import FolderWriter
 from ..tensors.records import ComputedTensor, StoredTensor, Tensor, outcomes
@@ -186,7 +186,7 @@ def _state(path: Path) -> str:
 def _digest(planned: Plan, job: str, metadata: Mapping[str, str]) -> str:
     """What tells one job from another: its name, its sources as they are now, the keys and shapes of every shard."""
     found = hashlib.sha256(f"{version('ckpt_surgeon')}\n{job}\n{sorted(metadata.items())}\n".encode())
-    paths: dict[Place, None] = {}
+    paths: dict[FilePath, None] = {}
     for file in planned.files:
         found.update(f"{file.path.name}\n".encode())
         for key, tensor in file.tensors.items():
@@ -198,7 +198,7 @@ def _digest(planned: Plan, job: str, metadata: Mapping[str, str]) -> str:
     return found.hexdigest()
 
 
-def _sources(tensor: Tensor) -> Iterator[Place]:
+def _sources(tensor: Tensor) -> Iterator[FilePath]:
     """The files that a tensor's bytes come from."""
     ahead, seen = [tensor], set()
     while ahead:
@@ -263,7 +263,7 @@ def _put_in_place(planned: Plan, staging: Path) -> None:
     shutil.rmtree(staging)
 
 
-def local(path: Place) -> Path:
+def local(path: FilePath) -> Path:
     """The path of a file on this machine, as all outputs are that are shared out."""
     assert isinstance(path, Path)
     return path
@@ -299,7 +299,7 @@ class _Group:
         self.wait()
         return [json.loads(self._store.get(f"{self._rounds}/{one}")) for one in range(self.size)]
 
-    def agree(self, digest: str, out: Place) -> None:
+    def agree(self, digest: str, out: FilePath) -> None:
         """Raise EditError unless every process has planned the same."""
         first, *others = self.gathered(digest)
         odd = [str(number) for number, other in enumerate(others, 1) if other != first]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ..errors import BrokenFile, EditError, FileError, OutputExists, listed
 from ..files import journal, swap, uploads
-from ..files.paths import AnyPath, is_there, names, place, remove, size
-from ..files.remote import Place, RemotePath
+from ..files.paths import AnyPath, FilePath, exists, file_path, names, remove, size
+from ..files.remote import RemotePath
 from ..files.sinks import FileSink, Progress, Sink
 from ..formats import registry, sharded
 from ..formats.dcp import metadata as dcp
@@ -33,7 +33,7 @@ THREADS = 8  # more at once than these wait for one another on most disks
 class PlannedFile:
     """One file (or folder) of an output and the tensors that go into it."""
 
-    path: Place
+    path: FilePath
     tensors: Mapping[str, Tensor]
 
 
@@ -44,11 +44,11 @@ class Plan:
     Where the output is a folder, it is the one file, and ``max_shard_size`` that of the files in it.
     """
 
-    out: Place
+    out: FilePath
     checkpoint: Checkpoint
     files: tuple[PlannedFile, ...]
     writer: Writer | FolderWriter
-    index: Place | None = None
+    index: FilePath | None = None
     max_shard_size: int | None = None
 
     @property
@@ -56,12 +56,12 @@ class Plan:
         """About how many bytes will be written."""
         return sum(self.writer.size_of(file.tensors) for file in self.files)
 
-    def in_the_way(self) -> list[Place]:
+    def in_the_way(self) -> list[FilePath]:
         """What is there already and would be replaced."""
         paths = [*([self.index] if self.index else []), *(file.path for file in self.files), *self.stale_shards()]
-        return [path for path in paths if is_there(path)]
+        return [path for path in paths if exists(path)]
 
-    def stale_shards(self) -> list[Place]:
+    def stale_shards(self) -> list[FilePath]:
         """Shards of an earlier output of this name that a new index no longer lists."""
         if self.index is None:
             return []
@@ -83,7 +83,7 @@ def plan(
     Raises OutputExists (without ``force``), NotACheckpoint (unknown extension), EditError (tensors that the
     container cannot hold, or none at all).
     """
-    out = place(out)
+    out = file_path(out)
     writer = registry.writer_for(out)
     if not checkpoint.tensors:
         raise EditError([f"{out}: no tensor is left to write"])
@@ -270,7 +270,7 @@ def _moved(planned: Plan, folder: Path) -> Plan:
     return replace(planned, out=folder / planned.out.name, files=files, index=index)
 
 
-def _places(planned: Plan) -> list[Place]:
+def _places(planned: Plan) -> list[FilePath]:
     """All the files of a plan, the index last."""
     return [*(file.path for file in planned.files), *([planned.index] if planned.index else [])]
 
@@ -324,7 +324,7 @@ class _Stopped(Exception):
     """Another file could not be written, so this one need not be."""
 
 
-def _sibling(path: Place) -> tuple[Path, Path]:
+def _sibling(path: FilePath) -> tuple[Path, Path]:
     """A temporary name beside the file that ``path`` means (a link keeps pointing there), and that file."""
     assert isinstance(path, Path)
     final = Path(os.path.realpath(path))
@@ -378,7 +378,7 @@ def write_index(made: Path, planned: Plan) -> None:
         os.fsync(file.fileno())
 
 
-def verify(made: Place, file: PlannedFile) -> None:
+def verify(made: FilePath, file: PlannedFile) -> None:
     """Read an output's index back and compare it with the plan: keys, their order, dtypes, shapes."""
     written = select(registry.read(made), ".")
     asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]

@@ -61,7 +61,7 @@ def stopped(path: Path, monkeypatch: pytest.MonkeyPatch, *, writes: int) -> None
     with pytest.raises(Stop):
         rename_in_place(path, STRIP)
     monkeypatch.setattr(os, "pwrite", real)
-    assert journal.place(path).exists()
+    assert journal.journal_path(path).exists()
 
 
 def left_beside(path: Path) -> list[str]:
@@ -178,7 +178,7 @@ def test_any_mixture_of_old_and_new_bytes_becomes_the_new_file_or_the_old(data: 
         path = save_zip(STATE, Path(folder))
         old, patches = path.read_bytes(), plan_in_place(path, STRIP).patches
         new = renamed(path)
-        journal._write_journal(journal.place(path), journal._Journal(len(old), patches))
+        journal._write_journal(journal.journal_path(path), journal._Journal(len(old), patches))
         mixed = bytearray(old)
         places = [patch.offset + index for patch in patches for index in range(len(patch.new))]
         for place in data.draw(st.lists(st.sampled_from(places), max_size=len(places))):
@@ -245,7 +245,7 @@ def test_a_link_is_renamed_and_recovered_where_it_leads(
     link.symlink_to(path)
     new = renamed(path)
     stopped(link, monkeypatch, writes=1)
-    assert journal.place(link).parent == path.parent
+    assert journal.journal_path(link).parent == path.parent
     assert sorted(ckpt_surgeon.open(link)) == ["fc.bias", "fc.weight"]
     assert (link.is_symlink(), path.read_bytes()) == (True, new)
 
@@ -274,8 +274,8 @@ def test_a_journal_that_is_not_whole_was_never_acted_on_and_goes(
     name: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, patches = path.read_bytes(), plan_in_place(path, STRIP).patches
-    journal._write_journal(journal.place(path), journal._Journal(len(old), patches))
-    place = journal.place(path)
+    journal._write_journal(journal.journal_path(path), journal._Journal(len(old), patches))
+    place = journal.journal_path(path)
     place.write_bytes(BROKEN[name](place.read_bytes()))
     assert sorted(ckpt_surgeon.open(path)) == sorted(STATE)
     assert path.read_bytes() == old
@@ -284,7 +284,7 @@ def test_a_journal_that_is_not_whole_was_never_acted_on_and_goes(
 
 def test_a_whole_journal_of_another_version_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(path, monkeypatch, writes=1)
-    half, place = path.read_bytes(), journal.place(path)
+    half, place = path.read_bytes(), journal.journal_path(path)
     place.write_bytes(resealed(place.read_bytes()[:-32].replace(b"journal 1", b"journal 9", 1)))
     with pytest.raises(FileError, match=r"ckpt-journal beside it is of another version of ckpt; recover it with that"):
         ckpt_surgeon.open(path)
@@ -293,7 +293,7 @@ def test_a_whole_journal_of_another_version_is_left_alone(path: Path, monkeypatc
 
 def test_what_a_kill_leaves_of_a_journal_goes(path: Path) -> None:
     old = path.read_bytes()
-    place = journal.place(path)
+    place = journal.journal_path(path)
     place.with_name(place.name + ".tmp").write_bytes(b"ckpt-jour")
     assert sorted(ckpt_surgeon.open(path)) == sorted(STATE)
     assert (path.read_bytes(), left_beside(path)) == (old, [])
@@ -317,14 +317,14 @@ def test_a_file_that_is_not_the_journal_s_is_left_alone(
         ran = ckpt(*words)
         assert ran.status == 2
         assert f"{path}: has changed since .{path.name}.ckpt-journal was written" in ran.err
-        assert f"if the file is as you want it, remove {journal.place(path)}" in ran.err
+        assert f"if the file is as you want it, remove {journal.journal_path(path)}" in ran.err
     assert path.read_bytes() == other
-    journal.place(path).unlink()
+    journal.journal_path(path).unlink()
 
 
 def journaled(path: Path) -> Patch:
     """The first patch of the journal beside a file."""
-    found = journal._read_journal(path, journal.place(path))
+    found = journal._read_journal(path, journal.journal_path(path))
     assert found is not None
     return found.patches[0]
 
@@ -381,7 +381,7 @@ def test_two_processes_do_not_change_one_file_at_once(path: Path, ckpt: Run, mon
     with held(path):
         assert ckpt("strip-prefix", "--in-place", path).err == busy
         assert (path.read_bytes(), left_beside(path)) == (old, [])
-        place = journal.place(path)
+        place = journal.journal_path(path)
         place.with_name(place.name + ".tmp").write_bytes(b"being written")
         assert ckpt("ls", path).status == 0, "the file is untouched so far"
         assert len(left_beside(path)) == 1

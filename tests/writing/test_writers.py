@@ -45,7 +45,7 @@ from tables import (
 
 import ckpt_surgeon
 from ckpt_surgeon import BrokenFile, ByteSpan, Checkpoint, EditError, FileError, OutputExists, Storage, StoredTensor
-from ckpt_surgeon.files.remote import Place
+from ckpt_surgeon.files.paths import FilePath
 from ckpt_surgeon.formats import safetensors as safetensors_format
 from ckpt_surgeon.formats.zip import archive as zip_archive
 from ckpt_surgeon.formats.zip import torch_zip
@@ -169,7 +169,7 @@ def test_shards_of_safetensors_are_read_back_by_their_own_package(name: str, sou
     assert_index(planned.index, read)
 
 
-def assert_index(index: Place | None, state: StateDict) -> None:
+def assert_index(index: FilePath | None, state: StateDict) -> None:
     """A set of shards has an index that lists every key, in order; a single file has none."""
     if index is None:
         return

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import ClassVar, TypeAlias
 
-from ...files.remote import Place
+from ...files.paths import FilePath
 
 Value: TypeAlias = object  # anything a pickle can say; every reader checks what it takes
 
@@ -92,7 +92,7 @@ class Ordered(dict[Value, Value]):
 class Inline:
     """A byte string of a pickle that was left in its file."""
 
-    path: Place
+    path: FilePath
     start: int
     stop: int
 
@@ -137,7 +137,7 @@ class Unpickler:
         self,
         data: bytes | mmap.mmap,
         *,
-        path: Place | None = None,
+        path: FilePath | None = None,
         constructors: Mapping[tuple[str, str], Constructor] | None = None,
         persistent: Callable[[Value], Value] | None = None,
     ) -> None:

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from ...errors import BrokenFile
-from ...files.paths import RemoteReader, bring_all, mapped, opened
+from ...files.paths import FilePath, RemoteReader, ensure_all_fetched, mapped, opened
 from ...files.paths import size as size_of_file
-from ...files.remote import Place
 from ...files.spans import ByteSpan
 from ...tensors.records import Storage
 
@@ -62,7 +61,7 @@ class Member(NamedTuple):
     header: int
     start: int
 
-    def storage(self, path: Place, device: str = "cpu", big_endian: bool = False, checked: bool = True) -> Storage:
+    def storage(self, path: FilePath, device: str = "cpu", big_endian: bool = False, checked: bool = True) -> Storage:
         """The record as a storage that tensors can lie in."""
         span = ByteSpan(path, self.start, self.start + self.packed)
         crc32 = self.crc32 if checked else None
@@ -72,7 +71,7 @@ class Member(NamedTuple):
 class Archive:
     """The index of a zip file: ``members`` by name, in the order of the directory."""
 
-    def __init__(self, path: Place, members: dict[str, Member]) -> None:
+    def __init__(self, path: FilePath, members: dict[str, Member]) -> None:
         self.path = path
         self.members = members
         self.replaced: dict[str, bytes] = {}  # records as they are planned to be
@@ -98,7 +97,7 @@ class Archive:
         return raw
 
 
-def read_archive(path: Place, place: ByteSpan | None = None) -> Archive:
+def read_archive(path: FilePath, place: ByteSpan | None = None) -> Archive:
     """Read the directory of a zip: a whole file, or one that lies at ``place`` in it.
 
     Raises BrokenFile when it is truncated or its offsets point outside.
@@ -116,7 +115,7 @@ def read_archive(path: Place, place: ByteSpan | None = None) -> Archive:
     return Archive(path, members)
 
 
-def _find_directory(path: Place, file: BinaryIO, base: int, size: int) -> tuple[int, int, int]:
+def _find_directory(path: FilePath, file: BinaryIO, base: int, size: int) -> tuple[int, int, int]:
     """Entries, offset and length of the central directory."""
     most = _END.size + _FULL16 + _LOCATOR.size  # where a comment is as long as it may be
     for reach in (file.path.reach, most) if isinstance(file, RemoteReader) else (most,):
@@ -146,7 +145,9 @@ def _find_directory(path: Place, file: BinaryIO, base: int, size: int) -> tuple[
     return count, where, length
 
 
-def _members(path: Place, file: BinaryIO, directory: bytes, count: int, base: int, file_size: int) -> Iterator[Member]:
+def _members(
+    path: FilePath, file: BinaryIO, directory: bytes, count: int, base: int, file_size: int
+) -> Iterator[Member]:
     entries: Iterator[Member] = (
         entry._replace(header=base + entry.header) for entry in _entries(path, directory, count)
     )
@@ -162,7 +163,7 @@ def _members(path: Place, file: BinaryIO, directory: bytes, count: int, base: in
         yield entry._replace(start=start)
 
 
-def _entries(path: Place, directory: bytes, count: int) -> Iterator[Member]:
+def _entries(path: FilePath, directory: bytes, count: int) -> Iterator[Member]:
     """What the directory tells of the members: all but where their bytes start."""
     at = 0
     for index in range(count):
@@ -202,7 +203,7 @@ def _wide(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int, 
     return packed, size, header
 
 
-def _start(path: Place, file: BinaryIO, name: str, header: int) -> int:
+def _start(path: FilePath, file: BinaryIO, name: str, header: int) -> int:
     """Where a member's bytes begin; only its local header knows."""
     file.seek(header)
     raw = file.read(_LOCAL.size)
@@ -211,7 +212,7 @@ def _start(path: Place, file: BinaryIO, name: str, header: int) -> int:
     return header + _LOCAL.size + raw[26] + (raw[27] << 8) + raw[28] + (raw[29] << 8)
 
 
-def checksum_places(path: Place, member: Member) -> list[int]:
+def checksum_places(path: FilePath, member: Member) -> list[int]:
     """Where in a file the CRC of a stored record is written: its local header, its data descriptor, the directory."""
     crc32 = struct.pack("<I", member.crc32)
     end = member.start + member.packed
@@ -227,7 +228,7 @@ def checksum_places(path: Place, member: Member) -> list[int]:
         return [place for place in places if at(place) == crc32]
 
 
-def _entry(file: BinaryIO, path: Place, name: str) -> int:
+def _entry(file: BinaryIO, path: FilePath, name: str) -> int:
     """Where in a file the directory's entry of a record begins."""
     _, where, length = _find_directory(path, file, 0, size_of_file(path))
     file.seek(where)
@@ -243,14 +244,14 @@ def _entry(file: BinaryIO, path: Place, name: str) -> int:
     raise BrokenFile(path, f"has changed: record {name!r} is gone")
 
 
-def scan_archive(path: Place) -> Archive:
+def scan_archive(path: FilePath) -> Archive:
     """Find the whole records of a zip without its directory, one after another from the beginning.
 
     A record whose local header does not tell its size (torch's) ends at the data descriptor that does.
     """
     members: dict[str, Member] = {}
     with mapped(path) as data:
-        bring_all(data)
+        ensure_all_fetched(data)
         at = 0
         while data[at : at + 4] == MAGIC and at + _LOCAL.size <= len(data):
             _, _, flags, method, _, _, crc32, packed, size, name_length, extra_length = _LOCAL.unpack_from(data, at)
