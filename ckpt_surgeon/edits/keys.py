@@ -1,9 +1,9 @@
 """Edits of keys: a mapping in, a mapping of the same kind out, values untouched.
 
-Each edit works alike on a :class:`~ckpt_surgeon.tensors.checkpoint.Checkpoint` and on a plain state_dict of torch tensors,
-renames torch's ``_metadata`` with the keys, and is refused, naming the keys, where it would lose a tensor.  Calling
-an edit does it; its ``plan``, with the same arguments, says what it does.  Its name and arguments are also those of
-the recipe step and of the command.
+Each edit works alike on a :class:`~ckpt_surgeon.tensors.checkpoint.Checkpoint` and on a plain state_dict of torch
+tensors, renames torch's ``_metadata`` with the keys, and is refused, naming the keys, where it would lose a tensor.
+Calling an edit does it; its ``plan``, with the same arguments, says what it does.  Its name and arguments are also
+those of the recipe step and of the command.
 """
 
 from __future__ import annotations

@@ -193,7 +193,8 @@ def test_a_crash_while_shards_are_put_in_place_is_gone_on_from(checkpoint: Path,
     command = ["convert", checkpoint, "out.safetensors", "--max-shard-size", "30kB"]
     script = tmp_path / "crash.py"
     script.write_text(
-        "import os\nfrom ckpt_surgeon import cli\nfrom ckpt_surgeon.writing import ranks\nplain, left = os.replace, [9]\n"
+        "import os\nfrom ckpt_surgeon import cli\nfrom ckpt_surgeon.writing import ranks\n"
+        "plain, left = os.replace, [9]\n"
         "def replace(old, new):\n    if '.tmp' not in str(old):\n        left[0] -= 3\n"
         "    if left[0] < 0:\n        os._exit(9)\n    plain(old, new)\n"
         "ranks.os.replace = replace\ncli.main(several=True)\n"
