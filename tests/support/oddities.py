@@ -559,7 +559,7 @@ def _lite(folder: Path) -> Odd:
     return Odd(path, tensors_of(scripted.state_dict()), suspect=True)
 
 
-SILERO = Path(__file__).parent.parent / "real/silero-vad/silero_vad/data/silero_vad.jit"
+SILERO = Path(__file__).parents[2] / "real/silero-vad/silero_vad/data/silero_vad.jit"
 
 
 def _package(folder: Path, *, deflated: bool) -> Odd:
