@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from inspect import isclass, ismodule
@@ -14,12 +12,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loaded import HEAVY, loaded_after, loaded_by
 from tables import TABLE, StateDict, save_legacy, save_safetensors, save_shards, save_zip
 
 import ckpt_surgeon
 
 PACKAGE = Path(ckpt_surgeon.__file__).parent
-HEAVY = ("torch", "numpy", "safetensors", "torchvision", "tqdm", "fsspec", "asyncio", "concurrent.futures")
 
 # The floors of the house: what each may import, in whatever way: at the top, inside a function, for types only.
 GROUND = {"errors", "text", "key_patterns"}
@@ -126,26 +124,6 @@ def test_no_module_imports_torch_or_numpy_at_its_top_level() -> None:
 
 
 # -- what is loaded when a command runs
-
-
-def loaded_after(script: str, *words: object) -> set[str]:
-    """The heavy packages that a new process has loaded after a few lines of Python."""
-    tail = f"\nprint('loaded:', *({set(HEAVY)!r} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys\n" + script + tail, *map(str, words)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.splitlines()[-1].split()[1:])
-
-
-def loaded_by(*words: object) -> set[str]:
-    """The heavy packages that a command loads."""
-    script = (
-        "from ckpt_surgeon.cli import main\n"
-        "try:\n    main()\n"
-        "except SystemExit as ended:\n    assert ended.code in (0, 1), ended.code\n"
-    )
-    return loaded_after(script, *words)
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Ran, Run
+from command_line import Ran, Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import TABLE, ramp, rewritten, save_legacy, save_safetensors, save_shards, save_zip

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 import pytest
 import torch
 import torchvision
-from conftest import Run
+from command_line import Run
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tables import assert_same, ramp, save_zip

@@ -15,7 +15,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from conftest import Run
+from command_line import Run
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tables import StateDict, assert_same, ramp, save_safetensors, save_zip

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from conftest import Run
+from command_line import Run
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tables import assert_same, groups, ramp, save_safetensors, save_zip

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from command_line import Run
 from hypothesis import given
 from hypothesis import strategies as st
 from tables import ramp, save_safetensors, save_zip

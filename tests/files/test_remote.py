@@ -17,7 +17,7 @@ import fsspec
 import pytest
 import safetensors.torch
 import torch
-from conftest import Ran, Run
+from command_line import Ran, Run
 from oddities import ODDITIES, build
 from servers import Server, s3, web
 from tables import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from broken import ALL, BROKEN, SALVAGE, Part, counted, legacy_of, state
-from conftest import Run
+from command_line import Run
 from tables import assert_same
 
 import ckpt_surgeon

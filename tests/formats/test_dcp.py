@@ -21,12 +21,12 @@ from pathlib import Path
 import dcp_worker
 import pytest
 import torch
-from conftest import Run
+from command_line import Run
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from loaded import loaded_by
+from payloads import PAYLOADS, PROTO, STOP
 from tables import NAMES, TABLE, StateDict, assert_same, dtype_of, ramp, save_zip
-from test_hostile import PAYLOADS, PROTO, STOP
-from test_imports import loaded_by
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import (

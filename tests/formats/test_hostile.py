@@ -24,117 +24,11 @@ from pathlib import Path
 import pytest
 import torch
 from broken import Part, counted, legacy_of, pickled, tar_of, zip_of
-from conftest import Ran, Run
+from command_line import Ran, Run
+from payloads import PAYLOADS, PROTO, STOP, call, get, mkdir, named, number, put, text
 from tables import assert_same, pickle_of, ramp, rewritten, save_legacy, save_zip
 
 import ckpt_surgeon
-
-# -- opcodes
-
-
-def text(value: str) -> bytes:
-    raw = value.encode("utf-8", "surrogatepass")
-    return op.BINUNICODE + struct.pack("<I", len(raw)) + raw
-
-
-def call(module: str, name: str, *args: bytes) -> bytes:
-    """GLOBAL, the arguments, REDUCE."""
-    return named(module, name) + op.MARK + b"".join(args) + op.TUPLE + op.REDUCE
-
-
-def named(module: str, name: str) -> bytes:
-    return op.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-def number(value: int) -> bytes:
-    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    return op.LONG4 + struct.pack("<i", len(raw)) + raw
-
-
-def put(index: int) -> bytes:
-    return op.LONG_BINPUT + struct.pack("<I", index)
-
-
-def get(index: int) -> bytes:
-    return op.LONG_BINGET + struct.pack("<I", index)
-
-
-PROTO = op.PROTO + b"\x04"
-STOP = op.STOP
-
-# -- payloads: each makes a directory when pickle loads it
-
-
-def _mkdir(path: str) -> bytes:
-    return call("posix", "mkdir", text(path))
-
-
-def _partial(path: str) -> bytes:
-    """functools.partial(os.mkdir, path), made by NEWOBJ."""
-    return named("functools", "partial") + op.MARK + named("posix", "mkdir") + text(path) + op.TUPLE + op.NEWOBJ
-
-
-def _partial_ex(path: str) -> bytes:
-    args = op.MARK + named("posix", "mkdir") + text(path) + op.TUPLE
-    return named("functools", "partial") + args + op.EMPTY_DICT + op.NEWOBJ_EX
-
-
-def _built(path: str) -> bytes:
-    """A partial of something harmless; BUILD calls its __setstate__ with the real thing."""
-    harmless = named("functools", "partial") + op.MARK + named("builtins", "len") + op.TUPLE + op.NEWOBJ
-    state = op.MARK + named("posix", "mkdir") + op.MARK + text(path) + op.TUPLE + op.EMPTY_DICT * 2 + op.TUPLE
-    return harmless + state + op.BUILD
-
-
-RUN = op.EMPTY_TUPLE + op.REDUCE
-PAYLOADS: dict[str, tuple[Callable[[str], bytes], str]] = {
-    "REDUCE": (_mkdir, "posix.mkdir"),
-    "STACK_GLOBAL": (
-        lambda path: text("posix") + text("mkdir") + op.STACK_GLOBAL + text(path) + op.TUPLE1 + op.REDUCE,
-        "posix.mkdir",
-    ),
-    "STACK_GLOBAL, dotted": (
-        lambda path: text("pathlib") + text("os.mkdir") + op.STACK_GLOBAL + text(path) + op.TUPLE1 + op.REDUCE,
-        "pathlib.os.mkdir",
-    ),
-    "STACK_GLOBAL from the memo": (
-        lambda path: (
-            text("posix") + put(900) + op.POP + text("mkdir") + put(901) + op.POP + get(900) + get(901)
-            + op.STACK_GLOBAL + text(path) + op.TUPLE1 + op.REDUCE
-        ),
-        "posix.mkdir",
-    ),
-    "INST": (lambda path: op.MARK + text(path) + op.INST + b"posix\nmkdir\n", "posix.mkdir"),
-    "OBJ": (lambda path: op.MARK + named("posix", "mkdir") + text(path) + op.OBJ, "posix.mkdir"),
-    "NEWOBJ": (lambda path: _partial(path) + RUN, "functools.partial"),
-    "NEWOBJ_EX": (lambda path: _partial_ex(path) + RUN, "functools.partial"),
-    "BUILD": (lambda path: _built(path) + RUN, "functools.partial"),
-    "eval": (lambda path: call("builtins", "eval", text(f"__import__('os').mkdir({path!r})")), "builtins.eval"),
-    "exec": (lambda path: call("builtins", "exec", text(f"import os; os.mkdir({path!r})")), "builtins.exec"),
-    "getattr": (
-        lambda path: call("builtins", "getattr", call("importlib", "import_module", text("os")), text("mkdir"))
-        + text(path) + op.TUPLE1 + op.REDUCE,
-        "importlib.import_module",
-    ),
-    "map": (
-        lambda path: call("builtins", "list", call("builtins", "map", named("posix", "mkdir"), text(path)
-                          + op.TUPLE1)),
-        "builtins.map",
-    ),
-    "EXT1": (lambda path: op.EXT1 + b"\xf0" + text(path) + op.TUPLE1 + op.REDUCE, "copyreg.extension_240"),
-    "EXT4": (
-        lambda path: op.EXT4 + struct.pack("<i", 240) + text(path) + op.TUPLE1 + op.REDUCE, "copyreg.extension_240"
-    ),
-    "as a key": (lambda path: op.EMPTY_DICT + _mkdir(path) + op.NONE + op.SETITEM, "posix.mkdir"),
-    "thrown away": (lambda path: _mkdir(path) + op.POP + op.NONE, "posix.mkdir"),
-    "thrown away with a mark": (lambda path: op.MARK + _mkdir(path) + op.POP_MARK + op.NONE, "posix.mkdir"),
-    "in a set": (lambda path: op.EMPTY_SET + op.MARK + _mkdir(path) + op.ADDITEMS, "posix.mkdir"),
-    "as a tensor subclass": (
-        lambda path: call("torch._tensor", "_rebuild_from_type_v2", named("posix", "mkdir"), named("torch", "Tensor"),
-                          text(path) + op.TUPLE1, op.EMPTY_DICT),
-        "posix.mkdir",
-    ),
-}  # fmt: skip
 
 
 @contextmanager
@@ -308,7 +202,7 @@ HIDDEN: dict[str, Callable[[bytes, Path], Path]] = {
 @pytest.mark.parametrize("place", HIDDEN)
 def test_scan_finds_it_in_every_place_that_torch_would_run(place: str, ckpt: Run, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    path = HIDDEN[place](_mkdir(str(marker)), tmp_path)
+    path = HIDDEN[place](mkdir(str(marker)), tmp_path)
     ran = ckpt("scan", path)
     assert (ran.status, ran.err) == (1, "")
     assert "posix.mkdir" in ran.out
@@ -347,14 +241,16 @@ AUDIT = """
 import os, sys
 sys.argv = ["ckpt"]
 import ckpt_surgeon
-from ckpt_surgeon import cli, report, scanning, tree
+from ckpt_surgeon import cli
+from ckpt_surgeon.reading import scanning, tree
+from ckpt_surgeon.report import listings
 from pathlib import Path
 
 def read(path):
     for use in (lambda: ckpt_surgeon.ls(path, all=True, check=True), lambda: ckpt_surgeon.open(path),
                 lambda: scanning.scan(path), lambda: ckpt_surgeon.ls(path, all=True, salvage=True)):
         try:
-            report.listing_text(use()) if "ls" in use.__code__.co_names else use()
+            listings.listing_text(use()) if "ls" in use.__code__.co_names else use()
         except ckpt_surgeon.CheckpointError:
             pass
 
@@ -421,7 +317,9 @@ SECONDS = 60  # far more than any takes on an idle machine
 
 SERVER = """
 import json, os, resource, signal, sys
-from ckpt_surgeon import cli, listing, report, scanning
+from ckpt_surgeon import cli
+from ckpt_surgeon.reading import listing, scanning
+from ckpt_surgeon.report import listings
 memory, seconds = map(int, sys.argv[1:])
 for line in sys.stdin:
     words, out, err = json.loads(line)
@@ -1093,5 +991,5 @@ def test_a_pickle_of_too_many_opcodes_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_same_weights_come_out_of_a_hostile_file_and_a_clean_one(tmp_path: Path) -> None:
-    path = hostile_zip(_mkdir(str(tmp_path / "ran")), tmp_path)
+    path = hostile_zip(mkdir(str(tmp_path / "ran")), tmp_path)
     assert_same(ckpt_surgeon.load(path), {"w": ramp(3, 4)})

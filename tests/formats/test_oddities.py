@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from command_line import Run
 from oddities import EMPTY, ODDITIES, SILERO, SPECIAL, Odd, build, save, vanishing
 from tables import assert_same, ramp
 

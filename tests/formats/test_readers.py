@@ -29,6 +29,7 @@ from tables import (
     rewritten,
     save_big_endian,
     save_deflated,
+    save_from,
     save_legacy,
     save_safetensors,
     save_shards,
@@ -320,19 +321,6 @@ def test_a_tensor_that_is_more_than_its_elements_is_named_and_not_loaded(tmp_pat
 
 
 # -- map_location
-
-
-def save_from(device: str, state: StateDict, folder: Path, *, legacy: bool = False) -> Path:
-    """A file as saved on a machine where the tensors lived on ``device`` (of as many letters as it takes)."""
-    was, now = b"X\x03\x00\x00\x00cpu", struct.pack("<cI", b"X", len(device)) + device.encode()
-    if legacy:
-        path = save_legacy(state, folder)
-        raw = path.read_bytes()
-        assert raw.count(was) == 1
-        path.write_bytes(raw.replace(was, now))
-        return path
-    path = save_zip(state, folder)
-    return rewritten(path, folder / "elsewhere.pth", records={"data.pkl": pickle_of(path).replace(was, now)})
 
 
 def keep(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:

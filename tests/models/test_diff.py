@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import Run
+from command_line import Run
 from hypothesis import given
 from hypothesis import strategies as st
 from tables import ramp, save_safetensors, save_zip

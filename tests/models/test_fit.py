@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from command_line import Run
 from torch import nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.parametrizations import weight_norm

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from test_align import CONVOLUTIONS, FCN32s, Regrouped
+from networks import CONVOLUTIONS, FCN32s, Regrouped
 from torch import nn
 
 import ckpt_surgeon

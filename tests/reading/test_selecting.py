@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from command_line import Run
 from tables import assert_same, ramp, rewritten, save_zip
 
 import ckpt_surgeon

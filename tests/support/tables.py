@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -233,6 +234,19 @@ def save_big_endian(state: StateDict, folder: Path) -> Path:
     if hasattr(state, "_metadata"):
         turned._metadata = state._metadata  # type: ignore[attr-defined]
     return rewritten(save_zip(turned, folder), folder / "big.pth", records={"byteorder": b"big"})
+
+
+def save_from(device: str, state: StateDict, folder: Path, *, legacy: bool = False) -> Path:
+    """A file as saved on a machine where the tensors lived on ``device`` (of as many letters as it takes)."""
+    was, now = b"X\x03\x00\x00\x00cpu", struct.pack("<cI", b"X", len(device)) + device.encode()
+    if legacy:
+        path = save_legacy(state, folder)
+        raw = path.read_bytes()
+        assert raw.count(was) == 1
+        path.write_bytes(raw.replace(was, now))
+        return path
+    path = save_zip(state, folder)
+    return rewritten(path, folder / "elsewhere.pth", records={"data.pkl": pickle_of(path).replace(was, now)})
 
 
 def rewritten(

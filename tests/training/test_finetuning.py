@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import Run
-from test_align import CONVOLUTIONS, FCN32s, Regrouped
+from command_line import Run
+from networks import CONVOLUTIONS, FCN32s, Regrouped
 from torch import nn
 
 import ckpt_surgeon

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import Run
+from command_line import Run
 from tables import assert_same, elements, save_safetensors
 
 import ckpt_surgeon

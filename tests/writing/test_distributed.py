@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Ran, Run
+from command_line import Ran, Run
 from hypothesis import given
 from hypothesis import strategies as st
 from tables import assert_same

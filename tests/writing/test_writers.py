@@ -22,7 +22,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from conftest import Run
+from command_line import Run
 from tables import (
     NAMES,
     TABLE,
@@ -36,6 +36,7 @@ from tables import (
     rewritten,
     save_big_endian,
     save_deflated,
+    save_from,
     save_legacy,
     save_safetensors,
     save_shards,
@@ -254,8 +255,6 @@ def test_views_are_written_compactly(suffix: str, source: str, tmp_path: Path) -
 
 
 def test_everything_says_cpu_whatever_device_it_was_saved_from(tmp_path: Path) -> None:
-    from test_readers import save_from
-
     path = save_from("cuda:0", TABLE["tied"](), tmp_path)
     out = written(ckpt_surgeon.open(path), tmp_path / "out" / "model.pth")
     assert_same(torch.load(out), TABLE["tied"](), ties=True)

@@ -1,0 +1,28 @@
+"""Which of the packages that are slow to import a new process has loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+HEAVY = ("torch", "numpy", "safetensors", "torchvision", "tqdm", "fsspec", "asyncio", "concurrent.futures")
+
+
+def loaded_after(script: str, *words: object) -> set[str]:
+    """The heavy packages that a new process has loaded after a few lines of Python."""
+    tail = f"\nprint('loaded:', *({set(HEAVY)!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys\n" + script + tail, *map(str, words)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def loaded_by(*words: object) -> set[str]:
+    """The heavy packages that a command loads."""
+    script = (
+        "from ckpt_surgeon.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as ended:\n    assert ended.code in (0, 1), ended.code\n"
+    )
+    return loaded_after(script, *words)
