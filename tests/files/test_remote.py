@@ -18,7 +18,6 @@ import pytest
 import safetensors.torch
 import torch
 from command_line import Ran, Run
-from oddities import ODDITIES, build
 from servers import Server, s3, web
 from tables import (
     NAMES,
@@ -35,6 +34,7 @@ from tables import (
     save_shards,
     save_zip,
 )
+from unusual_files import UNUSUAL, build
 from upath import UPath
 
 import ckpt_surgeon
@@ -218,7 +218,7 @@ def test_every_tensor_is_loaded_from_a_url_as_from_a_file(
     assert hash_of(url) == hash_of(path)
 
 
-@pytest.mark.parametrize(("family", "name"), [pytest.param(*names, id="-".join(names)) for names in ODDITIES])
+@pytest.mark.parametrize(("family", "name"), [pytest.param(*names, id="-".join(names)) for names in UNUSUAL])
 def test_every_kind_of_file_is_read_bit_by_bit(
     family: str, name: str, ckpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from broken import ALL, BROKEN, SALVAGE, Part, counted, legacy_of, state
+from broken_files import ALL, BROKEN, SALVAGE, Part, counted, legacy_of, state
 from command_line import Run
 from tables import assert_same
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from broken import Part, counted, legacy_of, pickled, safetensors_of, tar_of, written, zip_of
+from broken_files import Part, counted, legacy_of, pickled, safetensors_of, tar_of, written, zip_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oddities import TarOf01, TensorKey, build
 from tables import pickle_of, ramp, rewritten, save_legacy, save_safetensors, save_zip
+from unusual_files import TarOf01, TensorKey, build
 
 import ckpt_surgeon
 from ckpt_surgeon import CheckpointError

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from broken import Part, counted, legacy_of, pickled, tar_of, zip_of
+from broken_files import Part, counted, legacy_of, pickled, tar_of, zip_of
 from command_line import Ran, Run
 from payloads import PAYLOADS, PROTO, STOP, call, get, mkdir, named, number, put, text
 from tables import assert_same, pickle_of, ramp, rewritten, save_legacy, save_zip

@@ -11,38 +11,38 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import Run
-from oddities import EMPTY, ODDITIES, SILERO, SPECIAL, Odd, build, save, vanishing
 from tables import assert_same, ramp
+from unusual_files import EMPTY, SILERO, SPECIAL, UNUSUAL, UnusualFile, build, save, vanishing
 
 import ckpt_surgeon
 
-CASES = [pytest.param(*names, id="-".join(names)) for names in ODDITIES]
+CASES = [pytest.param(*names, id="-".join(names)) for names in UNUSUAL]
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Odd]:
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], UnusualFile]:
     return cache(lambda family, name: build(family, name, tmp_path_factory.mktemp("odd")))
 
 
 @pytest.fixture
-def made(family: str, name: str, shelf: Callable[[str, str], Odd]) -> Odd:
+def made(family: str, name: str, shelf: Callable[[str, str], UnusualFile]) -> UnusualFile:
     return shelf(family, name)
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
-def test_it_opens_as_its_oracle_opens_it(made: Odd) -> None:
+def test_it_opens_as_its_oracle_opens_it(made: UnusualFile) -> None:
     loaded = ckpt_surgeon.load(made.path, select=made.select)
     assert_same(loaded, made.state, strides=made.strides, ties=made.ties)
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
-def test_all_that_is_no_tensor_is_listed_with_its_class_and_value(made: Odd) -> None:
+def test_all_that_is_no_tensor_is_listed_with_its_class_and_value(made: UnusualFile) -> None:
     listed = {entry.path: f"{entry.kind} {entry.value}" for entry in ckpt_surgeon.ls(made.path, all=True).objects}
     assert {path: listed.get(path, "")[: len(said)] for path, said in made.objects.items()} == made.objects
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
-def test_scan_tells_plain_data_from_the_rest(made: Odd, ckpt: Run) -> None:
+def test_scan_tells_plain_data_from_the_rest(made: UnusualFile, ckpt: Run) -> None:
     ran = ckpt("scan", made.path)
     assert (ran.status, ran.err) == (int(made.suspect), "")
     if made.suspect:
@@ -50,7 +50,7 @@ def test_scan_tells_plain_data_from_the_rest(made: Odd, ckpt: Run) -> None:
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
-def test_the_list_has_no_control_characters_and_the_json_all_keys(made: Odd, ckpt: Run) -> None:
+def test_the_list_has_no_control_characters_and_the_json_all_keys(made: UnusualFile, ckpt: Run) -> None:
     ran = ckpt("ls", made.path, "--all")
     assert (ran.status, ran.err) == (0, "")
     assert all(line.isprintable() for line in ran.out.splitlines())
@@ -60,7 +60,7 @@ def test_the_list_has_no_control_characters_and_the_json_all_keys(made: Odd, ckp
 
 
 @pytest.mark.parametrize(("family", "name"), [case for case in CASES if case.values[0] != "keys"])
-def test_it_becomes_a_file_that_torch_loads(made: Odd, ckpt: Run, tmp_path: Path) -> None:
+def test_it_becomes_a_file_that_torch_loads(made: UnusualFile, ckpt: Run, tmp_path: Path) -> None:
     options = ["--select", made.select] if made.select else []
     ran = ckpt("convert", made.path, tmp_path / "out.pth", "--quiet", *options)
     assert (ran.status, ran.out, ran.err) == (0, "", "")
