@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from pathlib import Path
+from typing import cast
 
 import click
 
 from ..edits import change, recipe
 from ..errors import FileError
 from ..files import journal
-from ..files.paths import FilePath
-from ..files.remote import RemotePath
+from ..files.paths import FilePath, LocalPath
 from ..formats import registry
 from ..report import outputs
 from ..writing import in_place
@@ -201,8 +200,9 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
     if torchrun.rank() > 0:  # of several processes, one does it
         return
     where, select = taken["in_path"], taken["select"]
-    assert isinstance(where, (Path, RemotePath))
-    planned = in_place.plan_in_place(where, _step(name, values), select=None if select is None else str(select))
+    planned = in_place.plan_in_place(
+        cast(FilePath, where), _step(name, values), select=None if select is None else str(select)
+    )
     if taken["dry_run"]:
         click.echo(outputs.in_place_plan_text(planned))
         return
@@ -256,9 +256,9 @@ def _convert() -> click.Command:
 
 
 @click.command(short_help="Finish a rename in place that was interrupted.")
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=click.Path(path_type=LocalPath))
 @click.option("--roll-back", is_flag=True, help="Take it back instead.")
-def recover(path: Path, roll_back: bool) -> None:
+def recover(path: LocalPath, roll_back: bool) -> None:
     """Finish a rename in place that was interrupted; any other command on the file does so, too.
 
     \b

@@ -6,7 +6,7 @@ import click
 
 from ..edits.recipe import Recipe, Step, step
 from ..errors import CheckpointError, FileError
-from ..files.paths import FilePath, exists, file_path
+from ..files.paths import FilePath, file_path
 from ..models.align import align as align_checkpoint
 from ..models.align_recipe import alignment_recipe, commented
 from ..models.fit import INITIALISATIONS, POLICIES
@@ -55,7 +55,7 @@ def align(
     found = align_checkpoint(ours, theirs)
     click.echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
     if out is not None:
-        if exists(out) and not force:
+        if out.lexists() and not force:
             raise CheckpointError(f"{out}: exists already; use --force to replace it")
         recipe = alignment_recipe(found, ours)
         try:

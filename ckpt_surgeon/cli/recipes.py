@@ -9,7 +9,7 @@ import click
 
 from ..edits.recipe import Recipe, Step, step
 from ..errors import CheckpointError
-from ..files.paths import FilePath, exists
+from ..files.paths import FilePath
 from ..reading.opening import open as open_checkpoint
 from ..text import plural
 from .options import FILE_PATH, OUT, SOURCE, output, output_options
@@ -220,7 +220,7 @@ def invert(path: FilePath, source: FilePath | None, out: FilePath | None, force:
     if out is None:
         click.echo(undone.dumps(), nl=False)
         return
-    if exists(out) and not force:
+    if out.lexists() and not force:
         raise CheckpointError(f"{out}: exists already; use --force to replace it")
     undone.save(out)
 

@@ -1,19 +1,296 @@
-"""Where files are: a local ``Path``, or a :class:`RemotePath` for a URL; what readers need of either."""
+"""Paths of files: one protocol, :class:`FilePath`, that a local path and a URL answer alike.
+
+Everything that reads or writes goes by the protocol.  :func:`file_path` makes one from what a caller gives, and is
+the only place that asks which kind it is.
+"""
 
 from __future__ import annotations
 
-import io
+import errno
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+import stat
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias, TypeVar, cast
+from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, cast
 
-from .prefetch import blocks
-from .remote import Range, RemotePath, is_url, requests
+from ..errors import BrokenFile, FileError
+from .prefetch import Fetchable, Range
+from .remote import HEAD, RemotePath, is_url
 
-T = TypeVar("T")
+if sys.platform == "win32":
+    from pathlib import WindowsPath as _Path
+else:
+    from pathlib import PosixPath as _Path
+
+View: TypeAlias = tuple[memoryview, Callable[[], None]]  # bytes, and what gives their pages back to the kernel
+
+
+class FilePath(Hashable, Protocol):
+    """The path of a file or folder, wherever it is: names, what is there, and bytes.
+
+    >>> [file_path(text).suffix for text in ("model.pth", "s3://bucket/model.safetensors")]
+    ['.pth', '.safetensors']
+    """
+
+    # -- names
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stem(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    @property
+    def parent(self) -> FilePath: ...
+
+    def with_name(self, name: str, /) -> FilePath: ...
+
+    def __truediv__(self, name: str, /) -> FilePath: ...
+
+    @property
+    def local(self) -> LocalPath | None:
+        """The path where the file is on this machine, and so can be mapped, locked and copied by the kernel."""
+        ...
+
+    @property
+    def fetchable(self) -> Fetchable | None:
+        """The path again where the bytes have to be fetched, for those who fetch them ahead."""
+        ...
+
+    # -- what is there
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        ...
+
+    def is_file(self) -> bool: ...
+
+    def is_dir(self) -> bool: ...
+
+    def lexists(self) -> bool:
+        """Whether anything has this name, be it a link that leads nowhere."""
+        ...
+
+    def names(self) -> list[str]:
+        """The names in this folder, sorted."""
+        ...
+
+    @property
+    def has_listing(self) -> bool:
+        """Whether :meth:`names` of its folder can be asked for."""
+        ...
+
+    def remember(self) -> None:
+        """Note which file this is now, unless that was noted before: what :meth:`check_unchanged` compares with."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise BrokenFile when the file is another one than when it was first read."""
+        ...
+
+    def failure(self, error: Exception, doing: str = "read", /) -> FileError:
+        """What the system's, or the server's, refusal means."""
+        ...
+
+    # -- bytes
+
+    def head(self) -> bytes:
+        """The first HEAD bytes.  Raises FileError when it is no regular file."""
+        ...
+
+    def request_head(self) -> Callable[[], object]:
+        """Ask for :meth:`head` without waiting where that takes time; the function that is returned waits."""
+        ...
+
+    def opened(self) -> BinaryIO:
+        """The file opened for reading."""
+        ...
+
+    def blocks(self, start: int, stop: int, size: int, /) -> Iterator[bytes]:
+        """Yield bytes ``start`` to ``stop`` in pieces of ``size``.  Raises BrokenFile when the file ends before."""
+        ...
+
+    def mapped(self) -> AbstractContextManager[mmap.mmap]:
+        """The whole file mapped into memory."""
+        ...
+
+    def view(self, start: int, stop: int, /) -> AbstractContextManager[View]:
+        """Bytes in memory, mapped where they can be, and a function that gives their pages back."""
+        ...
+
+    @property
+    def reach(self) -> int:
+        """Bytes at either end that may be read in the hope that they are needed."""
+        ...
+
+    def fetch_ahead(self, ranges: Sequence[Range], /) -> None:
+        """Have these bytes at hand, where getting them takes time."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of bytes that :meth:`fetch_ahead` and :meth:`head` keep."""
+        ...
+
+    def read_text(self, encoding: str = ...) -> str: ...
+
+    def write_text(self, text: str, /, encoding: str = ...) -> object: ...
+
+    def unlink(self, missing_ok: bool = False) -> None: ...
+
+
+class _Version(NamedTuple):
+    """What changes when a local file does."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    device: int
+
+
+class LocalPath(_Path):
+    """A ``pathlib.Path`` that answers :class:`FilePath`, and remembers which file it was when it was first read.
+
+    >>> LocalPath("run/model.pth").with_name("clean.pth")
+    LocalPath('run/clean.pth')
+    """
+
+    __slots__ = ("_version",)
+
+    @property
+    def local(self) -> LocalPath:
+        return self
+
+    @property
+    def fetchable(self) -> None:
+        return None
+
+    @property
+    def size(self) -> int:
+        return self.stat().st_size
+
+    def lexists(self) -> bool:
+        return os.path.lexists(self)
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self))
+
+    @property
+    def has_listing(self) -> bool:
+        return True
+
+    def remember(self) -> None:
+        if not hasattr(self, "_version"):
+            self._version = _version(self.stat())
+
+    def check_unchanged(self) -> None:
+        before = getattr(self, "_version", None)
+        try:
+            now = _version(self.stat())
+        except OSError as error:
+            raise self.failure(error) from error
+        if before is not None and now != before:
+            raise BrokenFile(self, f"changed while it was read ({_difference(before, now)})", "do it again")
+
+    def failure(self, error: Exception, doing: str = "read", /) -> FileError:
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.ENOENT:
+            if re.match(r"[A-Za-z][\w+.-]+:/[^/]", str(self)):
+                return FileError(self, "is a URL that pathlib has cut short", "give it as text")
+            alike = [name for name in _names_beside(self) if name.startswith(self.stem)][:3]
+            return FileError(self, "does not exist", f"there is {', '.join(alike)}" if alike else "check the name")
+        if number == errno.EACCES:
+            return FileError(self, f"may not be {doing} by you", "change its permissions (chmod)")
+        return FileError(self, f"cannot be opened ({getattr(error, 'strerror', None) or error})", "check the path")
+
+    def head(self) -> bytes:
+        if not stat.S_ISREG(self.stat().st_mode):
+            raise FileError(self, "is no regular file (a pipe or a device)", "save it to a file first")
+        with open(self, "rb", buffering=0) as file:
+            if not hasattr(self, "_version"):
+                self._version = _version(os.fstat(file.fileno()))
+            return file.read(HEAD)
+
+    def request_head(self) -> Callable[[], object]:
+        return _nothing
+
+    def opened(self) -> BinaryIO:
+        return open(self, "rb")
+
+    def blocks(self, start: int, stop: int, size: int, /) -> Iterator[bytes]:
+        with open(self, "rb", buffering=0) as file:
+            file.seek(start)
+            left = stop - start
+            while left:
+                piece = file.read(min(size, left))
+                if not piece:
+                    raise BrokenFile(self, f"ends {left:,} bytes before the data that it announces")
+                left -= len(piece)
+                yield piece
+
+    @contextmanager
+    def mapped(self) -> Iterator[mmap.mmap]:
+        with open(self, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+
+    @contextmanager
+    def view(self, start: int, stop: int, /) -> Iterator[View]:
+        low = start - start % mmap.ALLOCATIONGRANULARITY
+        with open(self, "rb") as file:
+            if os.fstat(file.fileno()).st_size < stop:
+                raise BrokenFile(self, "became shorter while it was read")
+            mapping = mmap.mmap(file.fileno(), stop - low, access=mmap.ACCESS_READ, offset=low)
+        whole = memoryview(mapping)
+
+        def forget() -> None:
+            if hasattr(mapping, "madvise"):
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+        try:
+            yield whole[start - low :], forget
+        finally:
+            whole.release()
+
+    @property
+    def reach(self) -> int:
+        return 1 << 20
+
+    def fetch_ahead(self, ranges: Sequence[Range], /) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+
+def _version(status: os.stat_result) -> _Version:
+    return _Version(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+
+
+def _difference(before: _Version, now: _Version) -> str:
+    if now.size != before.size:
+        return f"it had {before.size:,} bytes, it has {now.size:,}"
+    return "it is another file of this name" if now[2:] != before[2:] else "it was written to"
+
+
+def _names_beside(path: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(path.parent))
+    except OSError:
+        return []
+
+
+def _nothing() -> None:
+    pass
+
+
+# -- making one
 
 
 class UniversalPath(Protocol):
@@ -29,172 +306,34 @@ class UniversalPath(Protocol):
     def storage_options(self) -> Mapping[str, object]: ...
 
 
-FilePath: TypeAlias = Path | RemotePath
-AnyPath: TypeAlias = str | Path | RemotePath | UniversalPath
+AnyPath: TypeAlias = str | Path | FilePath | UniversalPath
 
 
 def file_path(path: AnyPath) -> FilePath:
-    """What a caller names as the place of a file: text (a path or a URL), a Path, a RemotePath or a UPath.
+    """The path that a caller names: by text (a path or a URL), a Path, a RemotePath or a UPath.
 
     >>> file_path("model.pth"), file_path("s3://bucket/model.pth")
-    (PosixPath('model.pth'), RemotePath('s3://bucket/model.pth'))
+    (LocalPath('model.pth'), RemotePath('s3://bucket/model.pth'))
     """
     if isinstance(path, Path):
-        return path
+        return LocalPath(path)
     if isinstance(path, RemotePath):
         return path.afresh()
     if isinstance(path, str):
         if path.startswith(("file://", "local://")):
-            return Path(path.partition("://")[2])
-        return RemotePath(path) if is_url(path) else Path(path)
-    if path.protocol in ("", "file", "local"):
-        return Path(path.path)
-    return RemotePath(str(path), dict(path.storage_options))
-
-
-def size(path: FilePath) -> int:
-    """Bytes of a file."""
-    return path.size if isinstance(path, RemotePath) else path.stat().st_size
-
-
-def is_file(path: FilePath) -> bool:
-    """Whether a file is there."""
-    return path.is_file() if isinstance(path, RemotePath) else os.path.isfile(path)
-
-
-def exists(path: FilePath) -> bool:
-    """Whether anything is there, be it a link that leads nowhere."""
-    return path.exists() if isinstance(path, RemotePath) else os.path.lexists(path)
-
-
-def names(folder: FilePath) -> list[str]:
-    """The names in a folder, sorted."""
-    return folder.names() if isinstance(folder, RemotePath) else sorted(os.listdir(folder))
-
-
-def remove(path: FilePath) -> None:
-    """Remove a file, if it is there."""
-    if isinstance(path, RemotePath):
-        path.unlink()
-    else:
-        path.unlink(missing_ok=True)
+            return LocalPath(path.partition("://")[2])
+        return RemotePath(path) if is_url(path) else LocalPath(path)
+    if not hasattr(path, "storage_options"):
+        return path
+    other = cast(UniversalPath, path)
+    if other.protocol in ("", "file", "local"):
+        return LocalPath(other.path)
+    return RemotePath(str(other), dict(other.storage_options))
 
 
 def prefetch_heads(paths: Sequence[FilePath]) -> None:
-    """Ask for the size and the first bytes of several remote files at a time; local ones need no such thing."""
-
-    def look(path: RemotePath) -> None:
-        if path.is_file():
-            path.head()
-
-    remote = [path for path in paths if isinstance(path, RemotePath)]
-    if remote:
-        remote[0].is_file()  # connects, and lists the folder where the file system keeps listings
-        list(requests().map(look, remote))
-
-
-def opened(path: FilePath) -> BinaryIO:
-    """A file opened for reading; of a remote one, exactly what is read is fetched."""
-    return cast(BinaryIO, RemoteReader(path)) if isinstance(path, RemotePath) else open(path, "rb")
-
-
-class RemoteReader(io.RawIOBase):
-    """A remote file as one that is open; reading beyond its end gives what there is."""
-
-    def __init__(self, path: RemotePath) -> None:
-        self.path = path
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        self._at = offset + (0, self._at, self.path.size)[whence]
-        return self._at
-
-    def read(self, count: int | None = -1, /) -> bytes:
-        left = max(self.path.size - self._at, 0)
-        raw = self.path.fetch(self._at, self._at + (left if count is None or count < 0 else min(count, left)))
-        self._at += len(raw)
-        return raw
-
-
-class Fetched(mmap.mmap):
-    """A remote file as if it were mapped: it has the bytes that were fetched, and zeros where none were yet."""
-
-    path: RemotePath
-    filled = 0  # bytes from the beginning that are there
-
-    def grow(self) -> bool:
-        """Fetch more of the beginning, four times as much; False when all of it is there."""
-        if self.filled == len(self):
-            return False
-        self._fill(self.filled, min(max(4 * self.filled, len(self.path.head())), len(self)))
-        return True
-
-    def fetch_all(self) -> None:
-        """Fetch what is not there yet."""
-        while self.filled < len(self):
-            self._fill(self.filled, min(self.filled + (64 << 20), len(self)))
-
-    def _fill(self, start: int, stop: int) -> None:
-        for block in blocks(self.path, start, stop, 1 << 20):
-            self[start : start + len(block)] = block
-            start += len(block)
-        self.filled = stop
-
-    def fetch(self, ranges: Iterable[Range]) -> None:
-        """Fetch some bytes further on, all at a time."""
-        wanted = [(start, min(stop, len(self))) for start, stop in ranges if start < len(self)]
-        self.path.fetch_ahead(wanted)
-        for start, stop in wanted:
-            self[start:stop] = self.path.fetch(start, stop)
-
-
-@contextmanager
-def mapped(path: FilePath) -> Iterator[mmap.mmap]:
-    """A file mapped into memory; a remote one as :class:`Fetched`, backed by a temporary file with holes."""
-    if not isinstance(path, RemotePath):
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
-        return
-    from tempfile import TemporaryFile
-
-    with TemporaryFile() as holes:
-        holes.truncate(path.size)
-        with Fetched(holes.fileno(), path.size, access=mmap.ACCESS_WRITE) as fetched:
-            fetched.path = path
-            fetched.grow()
-            yield fetched
-
-
-def retry_with_more(data: bytes | mmap.mmap, parse: Callable[[], T], failures: tuple[type[Exception], ...]) -> T:
-    """What ``parse`` makes of a mapping; where it fails since a remote file is not all there yet, it is asked again.
-
-    >>> retry_with_more(b"12", lambda: int("12"), (ValueError,))
-    12
-    """
-    while True:
-        try:
-            return parse()
-        except failures:
-            if not (isinstance(data, Fetched) and data.grow()):
-                raise
-
-
-def ensure_fetched(data: bytes | mmap.mmap, ranges: Iterable[Range]) -> None:
-    """See to it that these bytes are there."""
-    if isinstance(data, Fetched):
-        data.fetch(ranges)
-
-
-def ensure_all_fetched(data: bytes | mmap.mmap) -> None:
-    """See to it that every byte is there."""
-    if isinstance(data, Fetched):
-        data.fetch_all()
+    """Ask for the size and the first bytes of several files at a time, where that takes time."""
+    if paths:
+        paths[0].is_file()  # connects, and lists the folder where the file system keeps listings
+    for wait in [path.request_head() for path in paths]:
+        wait()

@@ -1,6 +1,6 @@
 """Reading ahead: remote bytes that will be needed soon are fetched while earlier ones are worked on.
 
-Who is about to read many tensors announces their spans in the order of reading; from then on, reading one of them
+Callers that read many tensors announce their spans in the order of reading.  From then on, reading one of them
 keeps the next ones coming: at most AHEAD bytes, in at most REQUESTS requests, so that memory stays bounded and no byte
 is fetched that was not announced (but for the small gaps between neighbours).
 """
@@ -8,29 +8,52 @@ is fetched that was not announced (but for the small gaps between neighbours).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
+from functools import cache
 from sys import modules
-from typing import TYPE_CHECKING, Protocol
-
-from .remote import Range, RemotePath, requests
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
 
+Range: TypeAlias = tuple[int, int]  # start and stop (exclusive) of bytes
+
+CONCURRENT = 32  # requests at a time
 PIECE = 8 << 20  # bytes of one request
 AHEAD = 4 * PIECE  # bytes that may be on their way or waiting
 REQUESTS = 16  # requests that may
 GAP = 16 << 10  # bytes between two spans up to which fetching them costs less than a request
 
 
+class Fetchable(Hashable, Protocol):
+    """A file whose bytes are fetched from a server."""
+
+    @property
+    def size(self) -> int: ...
+
+    def head(self) -> bytes: ...
+
+    def fetch(self, start: int, stop: int, /) -> bytes: ...
+
+    def fetch_ahead(self, ranges: Sequence[Range], /) -> None: ...
+
+    def check_unchanged(self) -> None: ...
+
+
+class Source(Protocol):
+    """Where bytes come from: a file of this machine, or one that is fetched."""
+
+    @property
+    def fetchable(self) -> Fetchable | None: ...
+
+
 class Span(Protocol):
     """Bytes of a file."""
 
     @property
-    def path(self) -> Path | RemotePath: ...
+    def path(self) -> Source: ...
 
     @property
     def start(self) -> int: ...
@@ -42,7 +65,7 @@ class Span(Protocol):
 class _Ahead:
     """The pieces of one remote file in the order in which they will be read."""
 
-    def __init__(self, path: RemotePath, ranges: Iterable[Range]) -> None:
+    def __init__(self, path: Fetchable, ranges: Iterable[Range]) -> None:
         self._path = path
         self._pieces = list(_pieces(ranges))
         self._by_place = sorted(range(len(self._pieces)), key=lambda index: (self._pieces[index][0], -index))
@@ -115,7 +138,15 @@ def _pieces(ranges: Iterable[Range]) -> Iterator[Range]:
         yield run
 
 
-_ANNOUNCED: ContextVar[dict[RemotePath, _Ahead] | None] = ContextVar("announced", default=None)
+_ANNOUNCED: ContextVar[dict[Fetchable, _Ahead] | None] = ContextVar("announced", default=None)
+
+
+@cache
+def requests() -> ThreadPoolExecutor:
+    """The threads that wait for servers."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(CONCURRENT, thread_name_prefix="ckpt-fetch")
 
 
 @contextmanager
@@ -127,10 +158,10 @@ def reading_ahead(spans: Iterable[Span]) -> Iterator[None]:
     if "fsspec" not in modules:  # then no file was opened by URL, and the spans need not be looked at
         yield
         return
-    ranges: dict[RemotePath, list[Range]] = {}
+    ranges: dict[Fetchable, list[Range]] = {}
     for span in spans:
-        if isinstance(span.path, RemotePath):
-            ranges.setdefault(span.path, []).append((span.start, span.stop))
+        if (source := span.path.fetchable) is not None:
+            ranges.setdefault(source, []).append((span.start, span.stop))
     plans = {path: _Ahead(path, found) for path, found in ranges.items()}
     token = _ANNOUNCED.set(plans)
     try:
@@ -139,10 +170,10 @@ def reading_ahead(spans: Iterable[Span]) -> Iterator[None]:
         _ANNOUNCED.reset(token)
         for plan in plans.values():
             plan.stop()
-    list(requests().map(RemotePath.check_unchanged, plans) if plans else ())
+    list(requests().map(lambda path: path.check_unchanged(), plans) if plans else ())
 
 
-def blocks(path: RemotePath, start: int, stop: int, size: int) -> Iterator[bytes]:
+def blocks(path: Fetchable, start: int, stop: int, size: int) -> Iterator[bytes]:
     """Yield bytes of a remote file in blocks of ``size``, reading ahead."""
     plan = (_ANNOUNCED.get() or {}).get(path) or _Ahead(path, [(start, stop)])
     for low in range(start, stop, size):

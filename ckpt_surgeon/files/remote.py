@@ -1,32 +1,33 @@
 """One file behind a URL that fsspec knows: its name, its size, exact ranges of its bytes.
 
-A :class:`RemotePath` stands where a ``Path`` stands for a local file.  It asks for exactly the bytes that are wanted:
-no block cache fetches more.  What it learned when it was first asked (size, version, the first bytes) it keeps, so
-that a reader costs few round trips.  fsspec is imported when the first URL is opened, never for local files.
+A :class:`RemotePath` answers :class:`~ckpt_surgeon.files.paths.FilePath`, as a local path does.  It asks for exactly
+the bytes that are wanted: no block cache fetches more.  It keeps what it learned when it was first asked (size,
+version, the first bytes), so that a reader costs few round trips.
+fsspec is imported when the first URL is opened, never for local files.
 """
 
 from __future__ import annotations
 
+import mmap
 import re
 import time
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from ..errors import BrokenFile, FileError
 from .failures import is_missing, may_pass, refused, without_secrets
+from .fetched import RangeReader, fetched_mapping
+from .prefetch import Range, blocks, requests
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     import fsspec
 
 T = TypeVar("T")
-Range: TypeAlias = tuple[int, int]  # start and stop (exclusive) of bytes
 
 INSTALL = "pip install 'ckpt_surgeon[remote]'"
 HEAD = 4096  # bytes that tell a file's kind
@@ -34,7 +35,6 @@ WHOLE = 128 << 10  # a file up to this size is fetched with the first request
 UNRANGED = 16 << 20  # a file up to this size is fetched whole where the server has no ranges
 PAUSES = (0.2, 1.0)  # seconds before an HTTP request is made again; other file systems repeat their requests themselves
 SILENCE = 60  # seconds without a byte after which a web server is given up
-CONCURRENT = 32  # requests at a time
 
 _URL = r"(?:[A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+://"  # patterns are compiled when they are needed: few runs do
 _WEB = ("http", "https")
@@ -135,8 +135,21 @@ class RemotePath:
         return RemotePath(url, self.options, known)
 
     def afresh(self) -> RemotePath:
-        """The same place, of which nothing is known yet."""
+        """This path with nothing known of its file yet."""
         return RemotePath(self.url, self.options)
+
+    @property
+    def local(self) -> None:
+        """None: see :class:`~ckpt_surgeon.files.paths.FilePath`, which this class answers."""
+
+    @property
+    def fetchable(self) -> RemotePath:
+        return self
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether a file can be streamed there and become visible only when it is complete."""
+        return self.protocol in ("s3", "s3a")
 
     # -- what is there
 
@@ -203,6 +216,10 @@ class RemotePath:
             raise FileError(self, "comes from a server that does not say its size", "download the file first")
         return found
 
+    def remember(self) -> None:
+        """Ask which file this is, unless that is known."""
+        self._info()
+
     def check_unchanged(self) -> None:
         """Raise BrokenFile when the file is another one than when it was opened, as far as its server tells."""
         fs, path = self._connected()
@@ -225,6 +242,8 @@ class RemotePath:
         fs, path = self._connected()
         self._forget_listing()
         return bool(self._asked(lambda: fs.exists(path)))
+
+    lexists = exists
 
     def is_file(self) -> bool:
         """Whether a file is there."""
@@ -254,6 +273,32 @@ class RemotePath:
         count = self.size if self.size <= WHOLE else self.reach
         self.fetch_ahead([(0, count)])
         return self.fetch(0, min(HEAD, count))
+
+    def request_head(self) -> Callable[[], object]:
+        """Ask for size and first bytes without waiting; the function that is returned waits for them."""
+        return requests().submit(lambda: self.is_file() and self.head()).result
+
+    def opened(self) -> BinaryIO:
+        """The file as one that is open; exactly what is read is fetched."""
+        return cast(BinaryIO, RangeReader(self))
+
+    def blocks(self, start: int, stop: int, size: int) -> Iterator[bytes]:
+        """Yield bytes in blocks of ``size``, reading ahead."""
+        return blocks(self, start, stop, size)
+
+    def mapped(self) -> AbstractContextManager[mmap.mmap]:
+        """A mapping that has the bytes that were fetched: :class:`~ckpt_surgeon.files.fetched.Fetched`."""
+        return fetched_mapping(self)
+
+    @contextmanager
+    def view(self, start: int, stop: int) -> Iterator[tuple[memoryview, Callable[[], None]]]:
+        """Bytes fetched into memory, where they stay until the end."""
+        raw = bytearray(stop - start)
+        at = 0
+        for block in self.blocks(start, stop, 1 << 20):
+            raw[at : at + len(block)] = block
+            at += len(block)
+        yield memoryview(raw), lambda: None
 
     @property
     def reach(self) -> int:
@@ -294,10 +339,14 @@ class RemotePath:
         fs, path = self._connected()
         self._asked(lambda: fs.put_file(str(made), path), "written")
 
-    def unlink(self) -> None:
+    def unlink(self, missing_ok: bool = False) -> None:
         """Remove the file.  Raises FileError."""
         fs, path = self._connected()
-        self._asked(lambda: fs.rm_file(path), "removed")
+        try:
+            self._asked(lambda: fs.rm_file(path), "removed")
+        except FileError as error:
+            if not (missing_ok and is_missing(error.__cause__)):
+                raise
 
     def _has(self, start: int, stop: int) -> bool:
         kept = self._kept(start, stop)
@@ -355,7 +404,11 @@ class RemotePath:
                 self._known.extents[:] = [(0, self._request(0, self.size))]
         return self._kept(start, stop) or b""
 
-    # -- troubles
+    # -- failures
+
+    def failure(self, error: Exception, doing: str = "read") -> FileError:
+        """What fsspec, or a library under it, raised."""
+        return refused(self, error, doing)
 
     def _asked(self, ask: Callable[[], T], doing: str = "read") -> T:
         """Ask the file system, again where that may help.  Raises FileError."""
@@ -376,14 +429,6 @@ def _version(info: Mapping[str, object]) -> str:
     """What changes when a file does: its ETag, checksum or date, and its size."""
     said = next((f"{name} {info[name]}, " for name in _VERSIONS if info.get(name)), "")
     return f"{said}{info.get('size')} bytes"
-
-
-@cache
-def requests() -> ThreadPoolExecutor:
-    """The threads that wait for servers."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(CONCURRENT, thread_name_prefix="ckpt-fetch")
 
 
 def coalesced(ranges: Iterable[Range], gap: int) -> list[Range]:

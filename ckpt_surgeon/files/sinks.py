@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import BrokenFile, EditError
-from .remote import RemotePath
 from .spans import BLOCK, Block, ByteSpan
 
 CHUNK = 64 << 20  # bytes that one kernel call copies, so that progress and signals get their turn
@@ -115,12 +114,13 @@ class FileSink:
         os.pwrite(self._descriptor, raw, position)
 
     def copy(self, span: ByteSpan) -> None:
-        if isinstance(span.path, RemotePath):
+        local = span.path.local
+        if local is None:
             for block in span.blocks():
                 self.literal(block)
                 self._tell(len(block))
             return
-        source = self._source(span.path)
+        source = self._source(local)
         if len(span) < SMALL:
             block = os.pread(source, len(span), span.start)
             if len(block) < len(span):
@@ -130,7 +130,7 @@ class FileSink:
             return
         self._flush()
         at = span.start
-        with _reading(span.path):
+        with _reading(local):
             while at < span.stop:
                 done = self._copy_some(source, at, min(span.stop - at, CHUNK))
                 if done == 0:

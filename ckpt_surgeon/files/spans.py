@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import FileIO
 from typing import TypeAlias
 
 from ..errors import BrokenFile
 from .paths import FilePath
-from .prefetch import blocks as remote_blocks
-from .remote import RemotePath
 
 Block: TypeAlias = bytes | memoryview
 
@@ -24,8 +20,8 @@ BLOCK = 1 << 20  # bytes handled at a time wherever bytes pass through this proc
 class ByteSpan:
     """Bytes ``start`` to ``stop`` (exclusive) of a file.
 
-    >>> from pathlib import Path
-    >>> len(ByteSpan(Path("a.pth"), 64, 128))
+    >>> from ckpt_surgeon.files.paths import file_path
+    >>> len(ByteSpan(file_path("a.pth"), 64, 128))
     64
     """
 
@@ -38,27 +34,17 @@ class ByteSpan:
 
     def blocks(self, size: int = BLOCK) -> Iterator[bytes]:
         """Yield the bytes in pieces of ``size``; raises BrokenFile if the file has become shorter."""
-        if isinstance(self.path, RemotePath):
-            yield from remote_blocks(self.path, self.start, self.stop, size)
-            return
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self.start)
-            left = len(self)
-            while left:
-                piece = file.read(min(size, left))
-                if not piece:
-                    raise BrokenFile(self.path, f"ends {left:,} bytes before the data that it announces")
-                left -= len(piece)
-                yield piece
+        return self.path.blocks(self.start, self.stop, size)
 
     def same_bytes(self, other: ByteSpan) -> bool:
         """Whether two spans hold the same bytes; read through two small buffers, which the caches keep."""
         if len(self) != len(other) or self == other:
             return self == other
-        if isinstance(self.path, RemotePath) or isinstance(other.path, RemotePath):
+        here, there = self.path.local, other.path.local
+        if here is None or there is None:
             return all(mine == theirs for mine, theirs in zip(self.blocks(), other.blocks(), strict=True))
         mine, theirs = bytearray(BLOCK // 4), bytearray(BLOCK // 4)
-        with open(self.path, "rb", buffering=0) as one, open(other.path, "rb", buffering=0) as two:
+        with open(here, "rb", buffering=0) as one, open(there, "rb", buffering=0) as two:
             one.seek(self.start)
             two.seek(other.start)
             left = len(self)
@@ -81,30 +67,12 @@ class ByteSpan:
             at += len(block)
         return raw
 
-    @contextmanager
-    def mapped(self) -> Iterator[tuple[memoryview, Callable[[], None]]]:
-        """Map the bytes; also yield a function that gives the mapped pages back to the kernel.
+    def mapped(self) -> AbstractContextManager[tuple[memoryview, Callable[[], None]]]:
+        """Map the bytes; also gives a function that hands the mapped pages back to the kernel.
 
         Those of a remote file are fetched into memory.
         """
-        if isinstance(self.path, RemotePath):
-            yield memoryview(self.fetched()), _nothing
-            return
-        low = self.start - self.start % mmap.ALLOCATIONGRANULARITY
-        with open(self.path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < self.stop:
-                raise BrokenFile(self.path, "became shorter while it was read")
-            mapping = mmap.mmap(file.fileno(), self.stop - low, access=mmap.ACCESS_READ, offset=low)
-        view = memoryview(mapping)
-
-        def forget() -> None:
-            if hasattr(mapping, "madvise"):
-                mapping.madvise(mmap.MADV_DONTNEED)
-
-        try:
-            yield view[self.start - low :], forget
-        finally:
-            view.release()
+        return self.path.view(self.start, self.stop)
 
 
 def fill(file: FileIO, buffer: bytearray | memoryview) -> int:
@@ -116,7 +84,3 @@ def fill(file: FileIO, buffer: bytearray | memoryview) -> int:
             break
         done += count
     return done
-
-
-def _nothing() -> None:
-    pass

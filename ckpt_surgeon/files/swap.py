@@ -7,8 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from .paths import FilePath, size
-from .remote import RemotePath
+from .paths import FilePath
 
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE
@@ -58,6 +57,7 @@ def remove(path: Path) -> None:
 
 def nbytes(path: FilePath) -> int:
     """The bytes of a file, or of all files in a folder of this machine."""
-    if isinstance(path, RemotePath) or not path.is_dir():
-        return size(path)
-    return sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())
+    folder = path.local
+    if folder is None or not folder.is_dir():
+        return path.size
+    return sum(inside.stat().st_size for inside in folder.rglob("*") if inside.is_file())

@@ -33,11 +33,6 @@ def check_writable(out: RemotePath) -> None:
     out.fs  # noqa: B018 - what is missing shows now and not after an hour
 
 
-def takes_parts(out: FilePath) -> bool:
-    """Whether a file can be streamed there and become visible only when it is complete."""
-    return isinstance(out, RemotePath) and out.protocol in ("s3", "s3a")
-
-
 def part_size(nbytes: int) -> int:
     """Bytes of each part of a file of about so many.
 

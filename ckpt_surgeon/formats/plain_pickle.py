@@ -10,7 +10,8 @@ import mmap
 import re
 
 from ..errors import BrokenFile
-from ..files.paths import FilePath, mapped, retry_with_more
+from ..files.fetched import retry_with_more
+from ..files.paths import FilePath
 from . import torch_legacy
 from .contents import Contents
 from .pickle import numpy_objects, torch_objects
@@ -34,7 +35,7 @@ def matches(head: bytes) -> bool:
 
 def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read a plain pickle.  Raises BrokenFile when it is damaged or truncated."""
-    with mapped(path) as data:
+    with path.mapped() as data:
         try:
             root, names = retry_with_more(data, lambda: _loaded(path, data), (PickleError, BrokenFile))
         except PickleError as error:

@@ -5,18 +5,13 @@ A reader is chosen by content, never by the file's name; a writer by the output'
 
 from __future__ import annotations
 
-import errno
-import re
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ..errors import NEW_FILE, FileError, NotACheckpoint
-from ..files.failures import refused
-from ..files.paths import FilePath, names
-from ..files.remote import HEAD, RemotePath
+from ..files.paths import FilePath, LocalPath
 from ..files.sinks import Sink
 from ..tensors.records import Tensor
 from . import foreign, plain_pickle, safetensors, sharded, torch_legacy, torch_tar
@@ -110,8 +105,8 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """
     try:
         if path.is_dir():
-            if isinstance(path, Path):
-                return _read_folder(path, salvage=salvage)
+            if (here := path.local) is not None:
+                return _read_folder(here, salvage=salvage)
             path = _found_there(path)
         if path.name == dcp.METADATA:
             return read_distributed(path, salvage=salvage)
@@ -120,34 +115,34 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
             if matches(head):
                 return _read_by(reader, path, salvage)
     except OSError as error:
-        raise _unopened(path, error) from error
+        raise path.failure(error) from error
     raise foreign.refuse(path, head, safetensors.broken(path, head))
 
 
-def _found_there(folder: RemotePath) -> FilePath:
+def _found_there(folder: FilePath) -> FilePath:
     """The file of a folder at a URL that says what is in it."""
-    if dcp.METADATA in names(folder):
+    if dcp.METADATA in folder.names():
         return folder / dcp.METADATA
     return sharded.find(folder)
 
 
 def read_distributed(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read a distributed checkpoint's metadata.  Raises FileError for one at a URL."""
-    if not isinstance(path, Path):
+    if (here := path.local) is None:
         problem = "belongs to a distributed checkpoint at a URL, whose pieces torch's own engine reads from files"
         raise FileError(path, problem, "copy its folder here first")
-    return dcp.read(path, salvage=salvage)
+    return dcp.read(here, salvage=salvage)
 
 
-def located(path: Path) -> Path:
+def located(path: LocalPath) -> LocalPath:
     """The file that a path means: itself, or that in a folder.  Raises NotACheckpoint for a folder without one."""
     try:
         return _found(path) if path.is_dir() and not consolidated.holds(path) else path
     except OSError as error:
-        raise _unopened(path, error) from error
+        raise path.failure(error) from error
 
 
-def index_of(path: Path) -> Index:
+def index_of(path: LocalPath) -> Index:
     """The index of a file, whose keys can be said anew where they lie.
 
     Raises FileError for a container where they cannot, and what :func:`read` raises.
@@ -157,7 +152,7 @@ def index_of(path: Path) -> Index:
         index = _index(path, _head(path))
         listing = sharded.index_over(path)
     except OSError as error:
-        raise _unopened(path, error) from error
+        raise path.failure(error) from error
     if index is None:
         container = read(path).container
         raise FileError(path, f"is {container}: its keys cannot be changed where they lie", NEW_FILE)
@@ -166,7 +161,7 @@ def index_of(path: Path) -> Index:
     return index
 
 
-def _index(path: Path, head: bytes) -> Index | None:
+def _index(path: LocalPath, head: bytes) -> Index | None:
     if safetensors.matches(head):
         return safetensors.Index(path)
     if zip_archive.matches(head):
@@ -176,7 +171,7 @@ def _index(path: Path, head: bytes) -> Index | None:
     return None
 
 
-def _read_folder(folder: Path, *, salvage: bool) -> Contents:
+def _read_folder(folder: LocalPath, *, salvage: bool) -> Contents:
     if consolidated.holds(folder):
         return consolidated.read(folder)
     contents = read(_found(folder), salvage=salvage)
@@ -186,9 +181,9 @@ def _read_folder(folder: Path, *, salvage: bool) -> Contents:
     return replace(contents, notes=(*contents.notes, f"{pieces} has the same tensors in pieces, not read"))
 
 
-def _found(folder: Path) -> Path:
+def _found(folder: LocalPath) -> LocalPath:
     """The file of a folder that says what is in it.  Raises NotACheckpoint when there is none, or several."""
-    inside = names(folder)
+    inside = folder.names()
     try:
         found = folder / sharded.find(folder).name
     except NotACheckpoint as error:
@@ -203,8 +198,7 @@ def _found(folder: Path) -> Path:
 
 def _read_by(reader: Reader, path: FilePath, salvage: bool) -> Contents:
     contents = reader(path, salvage=salvage)
-    if isinstance(path, RemotePath):
-        path.forget()
+    path.forget()
     return contents
 
 
@@ -216,12 +210,7 @@ def read_shard(path: FilePath, *, salvage: bool = False) -> Contents:
 
 
 def _head(path: FilePath) -> bytes:
-    if isinstance(path, RemotePath):
-        return path.head()
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise FileError(path, "is no regular file (a pipe or a device)", "save it to a file first")
-    with open(path, "rb") as file:
-        return file.read(HEAD)
+    return path.head()
 
 
 def read_zip(path: FilePath, *, salvage: bool = False) -> Contents:
@@ -229,7 +218,7 @@ def read_zip(path: FilePath, *, salvage: bool = False) -> Contents:
     try:
         archive = zip_archive.read_archive(path)
     except zip_archive.Truncated as error:
-        if isinstance(path, RemotePath) and not salvage:
+        if path.local is None and not salvage:
             raise  # to look for its records is to fetch all of it
         archive = zip_archive.scan_archive(path)
         if not salvage:
@@ -240,21 +229,6 @@ def read_zip(path: FilePath, *, salvage: bool = False) -> Contents:
         if kind.holds(archive):
             return kind.read(archive, salvage=salvage)
     raise foreign.refuse_zip(path, list(archive.members))
-
-
-def _unopened(path: FilePath, error: OSError) -> FileError:
-    if isinstance(path, RemotePath):
-        return refused(path, error)
-    if error.errno == errno.ENOENT:
-        near = path.parent if path.parent.is_dir() else None
-        alike = [name for name in names(near) if name.startswith(path.stem)][:3] if near else []
-        if re.match(r"[A-Za-z][\w+.-]+:/[^/]", str(path)):
-            return FileError(path, "is a URL that pathlib has cut short", "give it as text")
-        remedy = f"there is {', '.join(alike)}" if alike else "check the name"
-        return FileError(path, "does not exist", remedy)
-    if error.errno == errno.EACCES:
-        return FileError(path, "may not be read by you", "change its permissions (chmod)")
-    return FileError(path, f"cannot be opened ({error.strerror})", "check the path")
 
 
 def writer_for(path: FilePath) -> Writer | FolderWriter:

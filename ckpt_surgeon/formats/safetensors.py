@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 from ..errors import BrokenFile, EditError, NoRoom
 from ..files.journal import Patch
-from ..files.paths import FilePath, opened
-from ..files.paths import size as size_of_file
+from ..files.paths import FilePath
 from ..files.prefetch import reading_ahead
 from ..files.sinks import Sink
 from ..files.spans import ByteSpan
@@ -71,7 +70,7 @@ def broken(path: FilePath, head: bytes) -> BrokenFile | None:
 
 def has_pieces(path: FilePath) -> bool:
     """Whether a file was written by torch.distributed.checkpoint, and may have pieces of tensors."""
-    with opened(path) as file:
+    with path.opened() as file:
         head = file.read(9)
         return matches(head) and f'"{SHARDING}"'.encode() in file.read(_LENGTH.unpack_from(head)[0])
 
@@ -94,8 +93,8 @@ def read_pieces(path: FilePath, *, salvage: bool = False) -> Contents:
 
 
 def _header_bytes(path: FilePath) -> bytes:
-    size = size_of_file(path)
-    with opened(path) as file:
+    size = path.size
+    with path.opened() as file:
         (length,) = _LENGTH.unpack(file.read(8))
         if 8 + length > size:
             raise BrokenFile(path, f"is truncated: its header should end at byte {8 + length:,} of {size:,}", AGAIN)
@@ -104,7 +103,7 @@ def _header_bytes(path: FilePath) -> bytes:
 
 def _contents(path: FilePath, raw: bytes, *, salvage: bool = False) -> Contents:
     """What a header says of the file that it is, or will be, in."""
-    size, length = size_of_file(path), len(raw)
+    size, length = path.size, len(raw)
     header = _parsed(path, raw)
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

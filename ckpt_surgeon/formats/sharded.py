@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import BrokenFile, CheckpointError, NotACheckpoint, listed
-from ..files.paths import FilePath, is_file, prefetch_heads, size
-from ..files.paths import names as names_in
-from ..files.remote import RemotePath
+from ..files.paths import FilePath, LocalPath, prefetch_heads
 from ..tensors.dtypes import BY_NAME
 from ..tensors.records import OpaqueTensor, StoredTensor
 from .contents import Contents
@@ -43,7 +41,7 @@ def matches(head: bytes) -> bool:
 
 def find(folder: FilePath) -> FilePath:
     """The index or the one checkpoint file in a folder.  Raises NotACheckpoint when there is none, or several."""
-    names = names_in(folder)
+    names = folder.names()
     indexes = [name for name in names if name.endswith(SUFFIX)]
     for preferred in _PREFERRED:
         if preferred + SUFFIX in indexes:
@@ -73,7 +71,7 @@ def read(path: FilePath, read_shard: Reader, *, salvage: bool = False) -> Conten
     places = {name: path.parent / name for name in weight_map.values()}
     prefetch_heads(list(places.values()))
     for name, place in places.items():
-        if not is_file(place):
+        if not place.is_file():
             problems += [] if salvage else [f"shard {name!r} is missing"]
             continue
         contents = read_shard(place, salvage=salvage)
@@ -107,11 +105,11 @@ def read(path: FilePath, read_shard: Reader, *, salvage: bool = False) -> Conten
 
 def _strays(path: FilePath, listed_names: set[str]) -> tuple[str, ...]:
     """A note on files that look like shards of this index and are not listed in it."""
-    if isinstance(path, RemotePath) and not path.has_listing:
+    if not path.has_listing:
         return ()
     stem, _, suffix = path.name.removesuffix(SUFFIX).rpartition(".")
     alike = re.compile(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{re.escape(suffix)}")
-    strays = [name for name in names_in(path.parent) if alike.fullmatch(name) and name not in listed_names]
+    strays = [name for name in path.parent.names() if alike.fullmatch(name) and name not in listed_names]
     return (f"not listed in the index, not read: {listed(strays)}",) if strays else ()
 
 
@@ -128,7 +126,7 @@ def _versions(attributes: Mapping[Value, Value]) -> Mapping[Value, Value]:
 
 def _index(path: FilePath) -> tuple[dict[str, str], dict[str, str]]:
     """The weight map and the metadata that are text."""
-    nbytes = size(path)
+    nbytes = path.size
     if nbytes > LIMIT:
         problem = f"begins like JSON, but no index has {nbytes:,} bytes"
         raise NotACheckpoint(path, problem, "give the checkpoint's index")
@@ -158,7 +156,8 @@ def stays_inside(name: str) -> bool:
 def shard_name(path: FilePath, index: int, count: int) -> FilePath:
     """The name of one shard (from 1) of an output.
 
-    >>> str(shard_name(Path("out/model.safetensors"), 2, 5))
+    >>> from ckpt_surgeon.files.paths import file_path
+    >>> str(shard_name(file_path("out/model.safetensors"), 2, 5))
     'out/model-00002-of-00005.safetensors'
     """
     return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}")
@@ -174,7 +173,7 @@ def index_name(path: FilePath) -> FilePath:
     return path.with_name(path.name + SUFFIX)
 
 
-def index_over(path: Path) -> Path | None:
+def index_over(path: LocalPath) -> LocalPath | None:
     """The index beside a file that lists it as a shard, if there is one."""
     for name in sorted(os.listdir(path.parent)):
         if name.endswith(SUFFIX):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import BrokenFile
-from ..files.paths import FilePath, ensure_fetched, mapped, retry_with_more
+from ..files.fetched import ensure_fetched, retry_with_more
+from ..files.paths import FilePath
 from ..files.spans import ByteSpan
 from ..tensors.records import Storage
 from .contents import Contents
@@ -52,7 +53,7 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
 
     Raises BrokenFile when the file is damaged or truncated.
     """
-    with mapped(path) as data:
+    with path.mapped() as data:
         try:
             root, names = retry_with_more(
                 data, lambda: read_object(path, data, salvage=salvage), (PickleError, BrokenFile)

@@ -14,7 +14,8 @@ import tarfile
 from collections.abc import Iterator
 
 from ..errors import BrokenFile
-from ..files.paths import FilePath, ensure_all_fetched, mapped, opened
+from ..files.fetched import ensure_all_fetched
+from ..files.paths import FilePath
 from ..files.spans import ByteSpan
 from ..tensors.records import Storage
 from .contents import Contents
@@ -34,14 +35,14 @@ def matches(head: bytes) -> bool:
 def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read a tar of torch 0.1.  Raises BrokenFile when it is damaged or another kind of tar."""
     try:
-        with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with path.opened() as file, tarfile.open(fileobj=file, mode="r:") as archive:
             members = {member.name: member for member in archive.getmembers()}
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise BrokenFile(path, f"is a damaged or truncated tar archive ({error})", "fetch it again") from error
     if not all(name in members for name in _NEEDED):
         held = ", ".join(list(members)[:3])
         raise BrokenFile(path, f"is a tar archive, but no checkpoint (it holds {held} …)", "unpack it: tar -xf")
-    with mapped(path) as data:
+    with path.mapped() as data:
         ensure_all_fetched(data)
         reader = _Reader(path, data)
         try:

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from ..errors import NEW_FILE, FileError
 from ..files import journal
@@ -41,7 +40,8 @@ def read(path: AnyPath, *, salvage: bool = False) -> Contents:
     """Everything a file holds, before a state_dict is selected; a rename in place that was interrupted is finished."""
     where = file_path(path)
     with _paused_collector():
-        outcome = journal.recover(registry.located(where)) if isinstance(where, Path) else None
+        local = where.local
+        outcome = journal.recover(registry.located(local)) if local is not None else None
         return _told(registry.read(where, salvage=salvage), outcome)
 
 
@@ -49,9 +49,9 @@ def index_of(path: AnyPath) -> Index:
     """The same, as an index that can be rewritten where it lies: see :func:`ckpt_surgeon.formats.registry.index_of`."""
     with _paused_collector():
         where = file_path(path)
-        if not isinstance(where, Path):
+        if (local := where.local) is None:
             raise FileError(where, "is not on this machine, so nothing in it can be changed in place", NEW_FILE)
-        here = registry.located(where)
+        here = registry.located(local)
         outcome = journal.recover(here)
         index = registry.index_of(here)
         index.contents = _told(index.contents, outcome)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..files.remote import RemotePath
 from ..formats.registry import WRITERS
 from ..key_patterns import FEW, fold
 from ..tensors.checkpoint import LeftOut
@@ -37,7 +36,8 @@ def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
     if listing.prefix == "module.":
         suffix = listing.path.suffix if listing.path.suffix.lower() in WRITERS else ".pth"
         name = f"clean{suffix}"
-        out = name if isinstance(listing.path, RemotePath) else listing.path.parent / name
+        local = listing.path.local
+        out = name if local is None else local.parent / name
         remedy = command("strip-prefix", listing.path, out)
         lines.append(f"  every key begins with 'module.' (DataParallel); to take it off: {remedy}")
     for key, value in listing.metadata.items():

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..files import swap
-from ..files.paths import exists
 from ..formats import sharded
 from ..key_patterns import FEW
 from ..tensors.checkpoint import Checkpoint
@@ -67,7 +66,7 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
     before, after = source_bytes(change.before), sum(swap.nbytes(file.path) for file in plan.files)
     lines = [f"wrote {plan.index or plan.out}: {', '.join(what)}, {size(before)} → {size(after)}"]
     lines += [f"note: {note}" for note in (*plan.checkpoint.notes, *change.notes, *remarks)]
-    if plan.index is None and exists(sharded.index_name(plan.out)):
+    if plan.index is None and sharded.index_name(plan.out).lexists():
         beside = sharded.index_name(plan.out).name
         lines.append(f"note: {beside} is still beside it; whoever opens the folder reads the shards that it lists")
     left = plan.checkpoint.left_out

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ..errors import BrokenFile, EditError
 from ..files.prefetch import reading_ahead
-from ..files.remote import RemotePath
 from ..files.spans import Block, fill
 from .checkpoint import Checkpoint, versions_of
 from .dtypes import BY_NAME, DType
@@ -147,10 +146,10 @@ class _Loader:
             whole, part = tensor.storage.plain, tensor.dtype.part
             if whole is None:
                 unplaced = _read(tensor.storage, part)
-            elif isinstance(whole.path, RemotePath):
+            elif (local := whole.path.local) is None:
                 unplaced = _untyped(whole.fetched())
             else:
-                unplaced = self._mapped(whole.path, whole.start, whole.stop, part)
+                unplaced = self._mapped(local, whole.start, whole.stop, part)
             storage = self._storages[tensor.storage] = self._restore(unplaced, tensor.storage.device)
         empty = torch.empty(0, dtype=dtype, device=storage.device)
         made = empty.set_(storage, tensor.offset, tensor.shape, tensor.stride)
@@ -228,14 +227,15 @@ def elements(tensor: Tensor) -> Iterator[torch.Tensor]:
     They are only valid until the next one is asked for.
     """
     span = tensor.span if isinstance(tensor, StoredTensor) else None
-    if span is None or span.start % tensor.dtype.part or isinstance(span.path, RemotePath):
+    local = span.path.local if span is not None else None
+    if span is None or local is None or span.start % tensor.dtype.part:
         for block in tensor.blocks():
             yield typed(bytearray(block), tensor)
         return
     if not len(span):
         return
     low = span.start - span.start % mmap.ALLOCATIONGRANULARITY
-    with open(span.path, "rb") as file:  # copy-on-write: torch wants memory that could be written
+    with open(local, "rb") as file:  # copy-on-write: torch wants memory that could be written
         mapping = mmap.mmap(file.fileno(), span.stop - low, access=mmap.ACCESS_COPY, offset=low)
     for start in range(span.start - low, span.stop - low, PIECE):
         stop = min(start + PIECE, span.stop - low)

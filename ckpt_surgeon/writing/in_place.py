@@ -17,7 +17,7 @@ from ..edits.change import Change
 from ..errors import NEW_FILE, EditError, FileError, NoRoom, SelectionError, listed
 from ..files import journal
 from ..files.journal import Patch
-from ..files.paths import AnyPath, FilePath
+from ..files.paths import AnyPath, FilePath, LocalPath
 from ..formats.contents import Contents, Index, Reindexed
 from ..formats.pickle.machine import Object, Ordered, Value, spelled
 from ..formats.pickle.torch_objects import TypedStorage
@@ -104,9 +104,9 @@ def rename_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -> 
     return planned
 
 
-def _local(path: FilePath) -> Path:
-    assert isinstance(path, Path)  # index_of takes no other
-    return path
+def _local(path: FilePath) -> LocalPath:
+    assert path.local is not None  # index_of takes no other
+    return path.local
 
 
 def carry_out(planned: InPlace) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import CheckpointError, EditError, FileError, OutputExists, RankFailed, listed
 from ..files.journal import discard, sync_directory
-from ..files.paths import FilePath
+from ..files.paths import FilePath, LocalPath
 from ..files.sinks import Progress
 from ..formats.registry import FolderWriter
 from ..tensors.records import ComputedTensor, StoredTensor, Tensor, outcomes
@@ -75,11 +75,11 @@ def write(
     with _joined() as group:
         digest = _digest(planned, job, metadata or {})
         group.agree(digest, planned.out)
-        out = planned.out
-        if isinstance(planned.writer, FolderWriter) or not isinstance(out, Path):
+        out = planned.out.local or planned.out
+        if isinstance(planned.writer, FolderWriter) or out.local is None:
             notes = _write_alone(planned, group, force=force, progress=progress, metadata=metadata)
             return (*notes, "one process wrote it: a folder, or a URL, is not shared out")
-        staging = out.with_name(f".{planned.out.name}.parts")
+        staging = local(out).with_name(f".{planned.out.name}.parts")
         if group.rank == 0:
             _prepare(planned, staging, digest, force=force)
         group.wait()
@@ -131,7 +131,7 @@ def _joint(found: list[Json]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _write_shard(
-    planned: Plan, file: PlannedFile, staging: Path, rank: int, tell: Progress, metadata: Mapping[str, str] | None
+    planned: Plan, file: PlannedFile, staging: LocalPath, rank: int, tell: Progress, metadata: Mapping[str, str] | None
 ) -> None:
     """Write and verify one shard in the staging folder, unless an earlier run has."""
     if _place(staging, file) is not None:
@@ -162,7 +162,7 @@ def _mark(final: Path) -> None:
     sync_directory(final.parent)
 
 
-def _place(staging: Path, file: PlannedFile) -> Path | None:
+def _place(staging: LocalPath, file: PlannedFile) -> LocalPath | None:
     """Where a shard is that an earlier run has finished, if it is still whole: in the staging folder or in place."""
     for path in (staging / file.path.name, local(file.path)):
         try:
@@ -193,7 +193,7 @@ def _digest(planned: Plan, job: str, metadata: Mapping[str, str]) -> str:
             found.update(f"{key} {tensor.dtype} {tensor.shape} {tensor.span}\n".encode("utf-8", "surrogatepass"))
             paths.update(dict.fromkeys(_sources(tensor)))
     for path in paths:
-        state = f"{(about := path.stat()).st_size} {about.st_mtime_ns}" if isinstance(path, Path) else path.size
+        state = f"{(about := path.local.stat()).st_size} {about.st_mtime_ns}" if path.local else path.size
         found.update(f"{path} {state}\n".encode("utf-8", "surrogatepass"))
     return found.hexdigest()
 
@@ -212,7 +212,7 @@ def _sources(tensor: Tensor) -> Iterator[FilePath]:
             yield from one.files
 
 
-def _prepare(planned: Plan, staging: Path, digest: str, *, force: bool) -> None:
+def _prepare(planned: Plan, staging: LocalPath, digest: str, *, force: bool) -> None:
     """Make the staging folder, or keep that of an earlier run of the same job; what is in the way may not be lost."""
     name = staging / "job"
     try:
@@ -233,13 +233,13 @@ def _prepare(planned: Plan, staging: Path, digest: str, *, force: bool) -> None:
 def _refuse_sources(planned: Plan) -> None:
     """An output that replaces what it is made of could not be gone on with."""
     sources = {path for file in planned.files for one in file.tensors.values() for path in _sources(one)}
-    theirs = {os.path.realpath(path) for path in sources if isinstance(path, Path)}
+    theirs = {os.path.realpath(path.local) for path in sources if path.local}
     for path in planned.in_the_way():
         if os.path.realpath(local(path)) in theirs:
             raise FileError(path, "is read by this very run, which could not go on if it failed", "write elsewhere")
 
 
-def _put_in_place(planned: Plan, staging: Path) -> None:
+def _put_in_place(planned: Plan, staging: LocalPath) -> None:
     """Move all shards to their names and write the index, last; an old index goes first."""
     places = {local(file.path): _place(staging, file) for file in planned.files}
     if lost := [path.name for path, place in places.items() if place is None]:
@@ -263,10 +263,10 @@ def _put_in_place(planned: Plan, staging: Path) -> None:
     shutil.rmtree(staging)
 
 
-def local(path: FilePath) -> Path:
+def local(path: FilePath) -> LocalPath:
     """The path of a file on this machine, as all outputs are that are shared out."""
-    assert isinstance(path, Path)
-    return path
+    assert path.local is not None
+    return path.local
 
 
 # -- the other processes

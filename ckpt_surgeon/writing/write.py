@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import BrokenFile, EditError, FileError, OutputExists, listed
 from ..files import journal, swap, uploads
-from ..files.paths import AnyPath, FilePath, exists, file_path, names, remove, size
+from ..files.paths import AnyPath, FilePath, LocalPath, file_path
 from ..files.remote import RemotePath
 from ..files.sinks import FileSink, Progress, Sink
 from ..formats import registry, sharded
@@ -59,14 +59,14 @@ class Plan:
     def in_the_way(self) -> list[FilePath]:
         """What is there already and would be replaced."""
         paths = [*([self.index] if self.index else []), *(file.path for file in self.files), *self.stale_shards()]
-        return [path for path in paths if exists(path)]
+        return [path for path in paths if path.lexists()]
 
     def stale_shards(self) -> list[FilePath]:
         """Shards of an earlier output of this name that a new index no longer lists."""
         if self.index is None:
             return []
         kept, folder = {file.path.name for file in self.files}, self.out.parent
-        shards = [name for name in names(folder) if sharded.is_shard_of(self.out, name)]
+        shards = [name for name in folder.names() if sharded.is_shard_of(self.out, name)]
         return [folder / name for name in shards if name not in kept]
 
 
@@ -186,8 +186,8 @@ def source_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the files that a checkpoint's tensors lie in."""
     stored = (tensor for tensor in checkpoint.values() if isinstance(tensor, StoredTensor))
     paths = {path for tensor in stored for path in tensor.storage.files}
-    there = (path for path in paths if isinstance(path, RemotePath) or path.exists())  # OUT may have been IN
-    return sum(map(size, there))
+    there = (path for path in paths if path.local is None or path.lexists())  # OUT may have been IN
+    return sum(path.size for path in there)
 
 
 def write(
@@ -227,7 +227,7 @@ def write(
         for path, _ in temporary:
             swap.remove(path)
     for shard in stale:
-        remove(shard)
+        shard.unlink(missing_ok=True)
     for folder in {final.parent for _, final in temporary}:
         journal.sync_directory(folder)
     return found
@@ -242,7 +242,7 @@ def _write_remotely(planned: Plan, tell: Progress, metadata: Mapping[str, str] |
 
     with uploads.Uploads(tell) as sent, TemporaryDirectory(prefix="ckpt-") as folder:
         stale = planned.stale_shards()
-        if uploads.takes_parts(planned.out):
+        if isinstance(planned.out, RemotePath) and planned.out.takes_parts:
             for file in planned.files:
                 with sent.file(file.path, planned.writer.size_of(file.tensors)) as sink:
                     _fill(sink, planned, file, metadata)
@@ -252,18 +252,18 @@ def _write_remotely(planned: Plan, tell: Progress, metadata: Mapping[str, str] |
                     sink.literal(_index_bytes(planned))
             sent.commit()
         else:
-            here = _moved(planned, Path(folder))
+            here = _moved(planned, LocalPath(folder))
             found = write(here, progress=tell, metadata=metadata)
             for made, path in zip(_places(here), _places(planned), strict=True):
                 sent.send(made, path)
         for file in planned.files:
             verify(file.path, file)
     for shard in stale:
-        remove(shard)
+        shard.unlink(missing_ok=True)
     return found
 
 
-def _moved(planned: Plan, folder: Path) -> Plan:
+def _moved(planned: Plan, folder: LocalPath) -> Plan:
     """The same plan for another folder."""
     files = tuple(PlannedFile(folder / file.path.name, file.tensors) for file in planned.files)
     index = folder / planned.index.name if planned.index else None
@@ -285,7 +285,7 @@ def values_found(tensors: Iterable[Tensor]) -> tuple[str, ...]:
 
 def _write_files(
     planned: Plan,
-    made: Mapping[Path, PlannedFile],
+    made: Mapping[LocalPath, PlannedFile],
     tell: Progress,
     metadata: Mapping[str, str] | None,
     count: int | None,
@@ -324,10 +324,10 @@ class _Stopped(Exception):
     """Another file could not be written, so this one need not be."""
 
 
-def _sibling(path: FilePath) -> tuple[Path, Path]:
+def _sibling(path: FilePath) -> tuple[LocalPath, LocalPath]:
     """A temporary name beside the file that ``path`` means (a link keeps pointing there), and that file."""
-    assert isinstance(path, Path)
-    final = Path(os.path.realpath(path))
+    assert path.local is not None
+    final = LocalPath(os.path.realpath(path.local))
     return final.with_name(f".{final.name}.{os.urandom(4).hex()}.tmp"), final
 
 
@@ -389,7 +389,7 @@ def verify(made: FilePath, file: PlannedFile) -> None:
         raise BrokenFile(file.path, f"did not read back as planned ({odd}), {fate}")
 
 
-def _refused(out: Path, error: OSError, finals: Mapping[str, Path]) -> FileError:
+def _refused(out: FilePath, error: OSError, finals: Mapping[str, Path]) -> FileError:
     """What the system's refusal means; ``finals`` tells the files that temporary ones were to become."""
     name = str(error.filename)
     where = finals.get(name) or finals.get(os.path.dirname(name)) or out

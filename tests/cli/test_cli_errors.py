@@ -22,7 +22,7 @@ from tables import TABLE, ramp, rewritten, save_legacy, save_safetensors, save_s
 
 import ckpt_surgeon
 from ckpt_surgeon import CheckpointError
-from ckpt_surgeon.formats import registry
+from ckpt_surgeon.files import paths
 
 STATE = {"module.fc.weight": ramp(30, 40), "module.fc.bias": ramp(30)}
 COMMANDS = ("ls", "strip-prefix", "convert", "diff")
@@ -111,10 +111,10 @@ def test_a_file_that_may_not_be_read_is_told(
 ) -> None:
     path = save_zip(STATE, tmp_path)
 
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(registry, "open", refused, raising=False)
+    monkeypatch.setattr(paths, "open", refused, raising=False)
     assert_trouble(tried(ckpt, command, path, tmp_path / "out.pth"), str(path), "may not be read", "chmod")
 
 

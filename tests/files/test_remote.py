@@ -40,7 +40,7 @@ from upath import UPath
 import ckpt_surgeon
 from ckpt_surgeon import BrokenFile, EditError, FileError, RemotePath
 from ckpt_surgeon.files import prefetch, remote
-from ckpt_surgeon.files.paths import file_path
+from ckpt_surgeon.files.paths import LocalPath, file_path
 from ckpt_surgeon.files.remote import coalesced
 from ckpt_surgeon.files.spans import ByteSpan
 from ckpt_surgeon.formats.zip import torch_zip
@@ -144,17 +144,17 @@ def test_a_url_has_the_names_that_a_path_has(text: str, name: str, parent: str, 
 
 @pytest.mark.parametrize("text", ["model.pth", "/a/b.pth", "C:/a.pth", "C:\\a.pth", "a:b.pth", "a::b", "~/x"])
 def test_what_is_no_url_is_a_path(text: str) -> None:
-    assert file_path(text) == Path(text)
+    assert file_path(text) == LocalPath(text)
 
 
 def test_a_file_url_is_a_path() -> None:
-    assert file_path("file:///tmp/a.pth") == Path("/tmp/a.pth")
+    assert file_path("file:///tmp/a.pth") == LocalPath("/tmp/a.pth")
 
 
 def test_the_options_of_a_universal_path_are_taken() -> None:
     assert file_path(UPath("s3://bucket/a.pth", anon=True)) == RemotePath("s3://bucket/a.pth", {"anon": True})
-    assert file_path(UPath("/tmp/a.pth")) == Path("/tmp/a.pth")
-    assert file_path(UPath("file:///tmp/a.pth")) == Path("/tmp/a.pth")
+    assert file_path(UPath("/tmp/a.pth")) == LocalPath("/tmp/a.pth")
+    assert file_path(UPath("file:///tmp/a.pth")) == LocalPath("/tmp/a.pth")
 
 
 @pytest.mark.parametrize(

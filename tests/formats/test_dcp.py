@@ -42,6 +42,7 @@ import ckpt_surgeon
 from ckpt_surgeon import CheckpointError
 from ckpt_surgeon.errors import BrokenFile, FileError, OutputExists
 from ckpt_surgeon.files import swap
+from ckpt_surgeon.files.paths import LocalPath
 from ckpt_surgeon.files.spans import ByteSpan
 from ckpt_surgeon.formats.dcp import pieces, torch_io
 from ckpt_surgeon.formats.dcp.pieces import Piece, Pieced
@@ -490,7 +491,7 @@ def test_corners_and_volumes_tell_whether_boxes_make_up_a_whole(
 
 
 def pieced(shape: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> Pieced:
-    place = ByteSpan(Path("__0_0.distcp"), 0, 1)
+    place = ByteSpan(LocalPath("__0_0.distcp"), 0, 1)
     return Pieced("w", BY_NAME["uint8"], shape, tuple(Piece(offsets, sizes, place) for offsets, sizes in boxes))
 
 
@@ -822,5 +823,5 @@ def test_a_folder_with_a_file_beside_asks_for_one(folder: Path) -> None:
 def test_the_sizes_that_are_planned_are_about_right(tmp_path: Path) -> None:
     state = {f"layers.{index}.weight": ramp(index) for index in range(50)}
     plan = ckpt_surgeon.save(state, tmp_path / "out.dcp")
-    real = swap.nbytes(tmp_path / "out.dcp")
+    real = swap.nbytes(LocalPath(tmp_path) / "out.dcp")
     assert real * 0.8 < plan.nbytes < real * 1.3

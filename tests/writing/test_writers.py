@@ -46,7 +46,7 @@ from tables import (
 
 import ckpt_surgeon
 from ckpt_surgeon import BrokenFile, ByteSpan, Checkpoint, EditError, FileError, OutputExists, Storage, StoredTensor
-from ckpt_surgeon.files.paths import FilePath
+from ckpt_surgeon.files.paths import FilePath, LocalPath
 from ckpt_surgeon.formats import safetensors as safetensors_format
 from ckpt_surgeon.formats.zip import archive as zip_archive
 from ckpt_surgeon.formats.zip import torch_zip
@@ -174,12 +174,12 @@ def assert_index(index: FilePath | None, state: StateDict) -> None:
     """A set of shards has an index that lists every key, in order; a single file has none."""
     if index is None:
         return
-    index = Path(str(index))
-    content = json.loads(index.read_text("utf-8"))
+    path = Path(str(index))
+    content = json.loads(path.read_text("utf-8"))
     assert sorted(content["weight_map"]) == sorted(state)
     assert content["metadata"]["total_size"] == sum(tensor.numel() * tensor.itemsize for tensor in state.values())
-    assert all((index.parent / name).is_file() for name in content["weight_map"].values())
-    assert len(debris(index.parent, index.name, *content["weight_map"].values())) == 0
+    assert all((path.parent / name).is_file() for name in content["weight_map"].values())
+    assert len(debris(path.parent, path.name, *content["weight_map"].values())) == 0
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -340,8 +340,8 @@ def test_records_over_four_gigabytes_and_what_follows_them_are_found_by_torch(tm
         os.truncate(path, size)
     except OSError:
         pytest.skip("this file system has no files of that size")
-    huge = Storage(ByteSpan(path, 0, size), size, crc32=0)
-    small = Storage(ByteSpan(path, 0, 16), 16, crc32=0)
+    huge = Storage(ByteSpan(LocalPath(path), 0, size), size, crc32=0)
+    small = Storage(ByteSpan(LocalPath(path), 0, 16), 16, crc32=0)
     tensors = {
         "before": StoredTensor(BY_NAME["float32"], (4,), (1,), 0, small),
         "huge": StoredTensor(BY_NAME["uint8"], (size,), (1,), 0, huge),
@@ -375,7 +375,7 @@ def test_sizes_and_places_around_four_gigabytes_are_read_back(size: int, positio
         second = file.tell()
         file.write(directory.local("b", 3, 2, second) + b"xyz")
         file.write(directory.finish(file.tell()))
-    members = zip_archive.read_archive(path).members
+    members = zip_archive.read_archive(LocalPath(path)).members
     assert (members["a"].start, members["a"].size, members["a"].header) == (start, size, position)
     assert start % 64 == 0
     with zipfile.ZipFile(path) as archive:

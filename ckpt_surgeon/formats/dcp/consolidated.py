@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from ...errors import BrokenFile
+from ...files.paths import LocalPath
 from ...tensors.records import StoredTensor, Tensor
 from .. import safetensors
 from ..contents import Contents
@@ -24,7 +24,7 @@ from .pieces import Piece, Pieced, Sizes, flaw
 CONTAINER = "torch distributed safetensors"
 
 
-def holds(folder: Path) -> bool:
+def holds(folder: LocalPath) -> bool:
     """Whether all checkpoints in a folder are of this kind, and no index says how they belong together."""
     names = os.listdir(folder)
     paths = _paths(folder)
@@ -33,11 +33,11 @@ def holds(folder: Path) -> bool:
     return all(map(safetensors.has_pieces, paths))
 
 
-def _paths(folder: Path) -> list[Path]:
+def _paths(folder: LocalPath) -> list[LocalPath]:
     return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(safetensors.SUFFIXES)]
 
 
-def read(folder: Path) -> Contents:
+def read(folder: LocalPath) -> Contents:
     """Read the headers of all files and put the tensors' pieces together.
 
     Raises BrokenFile, naming every tensor that they do not make up.
@@ -59,7 +59,7 @@ def read(folder: Path) -> Contents:
     return Contents(folder, f"{CONTAINER}, {len(paths):,} file{'' if len(paths) == 1 else 's'}", root)
 
 
-def _pieces(path: Path) -> Iterator[tuple[str, Sizes, StoredTensor]]:
+def _pieces(path: LocalPath) -> Iterator[tuple[str, Sizes, StoredTensor]]:
     """Key, offsets in the whole, and place of each piece in one file."""
     contents = safetensors.read_pieces(path)
     try:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import BrokenFile, EditError, listed
+from ...files.paths import LocalPath
 from ...files.spans import Block, ByteSpan
 from ...tensors.dtypes import DType
 from ...tensors.records import DIMENSIONS, ELEMENTS, ComputedTensor, OpaqueTensor, Tensor
@@ -91,7 +92,7 @@ def matches(head: bytes) -> bool:
     return head[:1] == b"\x80" and _MODULE.encode() in head[:64] and b"Metadata" in head[:96]
 
 
-def read(path: Path, *, salvage: bool = False) -> Contents:
+def read(path: LocalPath, *, salvage: bool = False) -> Contents:
     """Read a ``.metadata``; with ``salvage``, the files that it names may be missing or cut off.
 
     Raises BrokenFile, naming every entry and file, when it is damaged, contradicts itself or the files do not fit.
@@ -100,7 +101,7 @@ def read(path: Path, *, salvage: bool = False) -> Contents:
     return _Reading(path, root, names, salvage=salvage).contents()
 
 
-def _unpickled(path: Path) -> tuple[Value, tuple[Global, ...]]:
+def _unpickled(path: LocalPath) -> tuple[Value, tuple[Global, ...]]:
     if not path.stat().st_size:
         raise BrokenFile(path, "is empty", _AGAIN)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -155,12 +156,12 @@ class _Place(NamedTuple):
 class _Reading:
     """One ``.metadata`` on its way to a tree of tensors; problems are gathered and told all at once."""
 
-    def __init__(self, path: Path, root: Value, names: tuple[Global, ...], *, salvage: bool) -> None:
+    def __init__(self, path: LocalPath, root: Value, names: tuple[Global, ...], *, salvage: bool) -> None:
         self._path = path
         self._names = names
         self._salvage = salvage
         self._problems: list[str] = []
-        self._files: dict[str, tuple[Path, int]] = {}  # by the name in the metadata; the size, -1 if it is not there
+        self._files: dict[str, tuple[LocalPath, int]] = {}  # by name in the metadata; the size, -1 if it is not there
         self._pickled: list[ByteSpan] = []
         try:
             self._metadata = _state(root, "Metadata")
@@ -286,10 +287,11 @@ class _Reading:
         packing = ", ".join(map(spelled, packed)) if isinstance(packed, (list, tuple)) else spelled(packed)
         return _Place(ByteSpan(path, start, start + length), packing, start + length > size)
 
-    def _file(self, name: str) -> tuple[Path, int]:
+    def _file(self, name: str) -> tuple[LocalPath, int]:
         if name not in self._files:
             path = self._path.parent / name
             try:
+                path.remember()
                 found = path.stat()
                 size = found.st_size if stat.S_ISREG(found.st_mode) else -1
             except FileNotFoundError:
@@ -309,7 +311,7 @@ def _made(whole: Pieced, safetensors: bool, _: Sequence[Tensor]) -> Iterator[Blo
     return torch_io.blocks(whole, safetensors=safetensors)
 
 
-def tree(path: Path, entries: Mapping[str, tuple[tuple[str | int, ...], Value]]) -> dict[Value, Value]:
+def tree(path: LocalPath, entries: Mapping[str, tuple[tuple[str | int, ...], Value]]) -> dict[Value, Value]:
     """The nested dicts and lists that were flattened.  Raises BrokenFile where two entries have one place."""
     root: dict[Value, Value] = {}
     for key, (steps, entry) in entries.items():

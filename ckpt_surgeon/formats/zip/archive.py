@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from ...errors import BrokenFile
-from ...files.paths import FilePath, RemoteReader, ensure_all_fetched, mapped, opened
-from ...files.paths import size as size_of_file
+from ...files.fetched import ensure_all_fetched
+from ...files.paths import FilePath
 from ...files.spans import ByteSpan
 from ...tensors.records import Storage
 
@@ -102,8 +102,8 @@ def read_archive(path: FilePath, place: ByteSpan | None = None) -> Archive:
 
     Raises BrokenFile when it is truncated or its offsets point outside.
     """
-    base, size = (place.start, len(place)) if place is not None else (0, size_of_file(path))
-    with opened(path) as file:
+    base, size = (place.start, len(place)) if place is not None else (0, path.size)
+    with path.opened() as file:
         count, where, length = _find_directory(path, file, base, size)
         file.seek(base + where)
         directory = file.read(length)
@@ -118,10 +118,9 @@ def read_archive(path: FilePath, place: ByteSpan | None = None) -> Archive:
 def _find_directory(path: FilePath, file: BinaryIO, base: int, size: int) -> tuple[int, int, int]:
     """Entries, offset and length of the central directory."""
     most = _END.size + _FULL16 + _LOCATOR.size  # where a comment is as long as it may be
-    for reach in (file.path.reach, most) if isinstance(file, RemoteReader) else (most,):
+    for reach in (min(path.reach, most), most):
         tail_start = max(size - reach, 0)
-        if isinstance(file, RemoteReader):
-            file.path.fetch_ahead([(base + tail_start, base + size)])  # the directory is there, too, or begins there
+        path.fetch_ahead([(base + tail_start, base + size)])  # the directory is there, too, or begins there
         file.seek(base + tail_start)
         tail = file.read(size - tail_start)
         at = tail.rfind(b"PK\x05\x06")
@@ -151,10 +150,10 @@ def _members(
     entries: Iterator[Member] = (
         entry._replace(header=base + entry.header) for entry in _entries(path, directory, count)
     )
-    if isinstance(file, RemoteReader):  # all local headers at a time
+    if path.fetchable is not None:  # all local headers at a time
         entries = iter(listed := list(entries))
         headers = ((entry.header, entry.header + _LOCAL.size) for entry in listed)
-        file.path.fetch_ahead([(start, stop) for start, stop in headers if stop <= base + file_size])
+        path.fetch_ahead([(start, stop) for start, stop in headers if stop <= base + file_size])
     for entry in entries:
         start = _start(path, file, entry.name, entry.header)
         if start + entry.packed > base + file_size:
@@ -216,7 +215,7 @@ def checksum_places(path: FilePath, member: Member) -> list[int]:
     """Where in a file the CRC of a stored record is written: its local header, its data descriptor, the directory."""
     crc32 = struct.pack("<I", member.crc32)
     end = member.start + member.packed
-    with opened(path) as file:
+    with path.opened() as file:
 
         def at(position: int) -> bytes:
             file.seek(position)
@@ -230,7 +229,7 @@ def checksum_places(path: FilePath, member: Member) -> list[int]:
 
 def _entry(file: BinaryIO, path: FilePath, name: str) -> int:
     """Where in a file the directory's entry of a record begins."""
-    _, where, length = _find_directory(path, file, 0, size_of_file(path))
+    _, where, length = _find_directory(path, file, 0, path.size)
     file.seek(where)
     directory = file.read(length)
     wanted = name.encode("utf-8", "surrogateescape")
@@ -250,7 +249,7 @@ def scan_archive(path: FilePath) -> Archive:
     A record whose local header does not tell its size (torch's) ends at the data descriptor that does.
     """
     members: dict[str, Member] = {}
-    with mapped(path) as data:
+    with path.mapped() as data:
         ensure_all_fetched(data)
         at = 0
         while data[at : at + 4] == MAGIC and at + _LOCAL.size <= len(data):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from ...errors import NEW_FILE, BrokenFile, EditError, FileError, NoRoom
 from ...files.journal import Patch
-from ...files.paths import size as size_of_file
 from ...files.prefetch import reading_ahead
 from ...files.sinks import Sink
 from ...tensors.records import OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
@@ -78,7 +77,7 @@ def truncated(found: Archive, error: BrokenFile) -> BrokenFile:
         Unpickler(found.read(pickle.name), persistent=see).load()
     except (PickleError, BrokenFile):
         return error
-    there = size_of_file(found.path)
+    there = found.path.size
     whole = max(member.start + member.packed for member in found.members.values())
     missing = [size for key, size in sizes.items() if pickle.name.removesuffix(".pkl") + f"/{key}" not in found.members]
     needed = whole + sum(missing) + len(missing) * ALIGNMENT
