@@ -18,6 +18,7 @@ import click
 from ..errors import CheckpointError
 from ..text import visible
 from . import torchrun
+from .spelling import spelled
 
 # Each command's module is imported when it is called for; the order is that of `ckpt --help`.
 COMMANDS = {
@@ -60,6 +61,8 @@ COMMANDS = {
 class Commands(click.Group):
     """The group of all commands."""
 
+    called: click.Command | None = None  # the command that is run
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -70,8 +73,14 @@ class Commands(click.Group):
         found: click.Command = module.COMMANDS[cmd_name]
         return found
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, self.called, rest = super().resolve_command(ctx, args)
+        return name, self.called, rest
 
-@click.command(
+
+@click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done, 1 differs, 2 trouble.",
@@ -122,7 +131,8 @@ def _run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except CheckpointError as error:
-        return _trouble(visible(str(error)), told_by=getattr(error, "told_by", None))
+        message = error.message(lambda part: spelled(part, cli.called))
+        return _trouble(visible(message), told_by=getattr(error, "told_by", None))
     except MemoryError:
         return _trouble("not enough memory", told_by=torchrun.rank())
     except Exception as error:  # a traceback helps nobody at a terminal; who wants it asks for it

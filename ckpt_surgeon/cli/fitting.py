@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..edits.recipe import Recipe, Step, step
-from ..errors import CheckpointError, FileError
+from ..errors import FileError, OutputExists
 from ..files.paths import FilePath, file_path
 from ..models.align import align as align_checkpoint
 from ..models.align_recipe import alignment_recipe, commented
@@ -50,13 +50,13 @@ def align(
       ckpt align resnet50.pth 'models.py:Regrouped()' -o recipe.toml
       ckpt apply recipe.toml resnet50.pth regrouped.pth
     """
+    if out is not None and not force and out.lexists():
+        raise OutputExists(out)
     ours = open_checkpoint(checkpoint, select=select)
     theirs: dict[str, Shaped] = dict(resolve(target)) if is_model(target) else dict(open_checkpoint(target))
     found = align_checkpoint(ours, theirs)
     click.echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
     if out is not None:
-        if out.lexists() and not force:
-            raise CheckpointError(f"{out}: exists already; use --force to replace it")
         recipe = alignment_recipe(found, ours)
         try:
             out.write_text(commented(recipe, found), "utf-8")

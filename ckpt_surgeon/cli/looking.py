@@ -108,7 +108,7 @@ def diff(
             raise click.UsageError("--values compares two checkpoints; a model has no values of its own")
         theirs: Mapping[str, Shaped] | torch.nn.Module = targets.build(target)
     elif target.endswith(".py") and Path(target).is_file():
-        raise TargetError(target, f"is Python source; name what makes the model: {target}:NAME")
+        raise TargetError(target, "is Python source", remedy=f"name what makes the model: {target}:NAME")
     else:
         theirs = open_checkpoint(target, select=target_select)
     for prefix in prefixes:

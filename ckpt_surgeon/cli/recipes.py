@@ -8,7 +8,7 @@ from importlib.metadata import version
 import click
 
 from ..edits.recipe import Recipe, Step, step
-from ..errors import CheckpointError
+from ..errors import OutputExists
 from ..files.paths import FilePath
 from ..reading.opening import open as open_checkpoint
 from ..text import plural
@@ -221,7 +221,7 @@ def invert(path: FilePath, source: FilePath | None, out: FilePath | None, force:
         click.echo(undone.dumps(), nl=False)
         return
     if out.lexists() and not force:
-        raise CheckpointError(f"{out}: exists already; use --force to replace it")
+        raise OutputExists(out)
     undone.save(out)
 
 

@@ -28,7 +28,7 @@ def _model(target: str) -> torch.nn.Module:
 
     built = build(target)
     if not isinstance(built, torch.nn.Module):
-        raise TargetError(target, "is a state_dict; give a model, whose modules can be told apart")
+        raise TargetError(target, "is a state_dict", remedy="give a model, whose modules can be told apart")
     return built
 
 

@@ -10,7 +10,7 @@ from functools import update_wrapper
 from itertools import takewhile
 from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
 
-from ..errors import EditError, KeyCollision, NothingMatched
+from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
 from ..tensors.checkpoint import Checkpoint, Versions, versions_of
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
@@ -114,13 +114,14 @@ def rekeyed(
     Raises KeyCollision naming all keys that would become one, unless ``on_collision`` says which stays.
     """
     if on_collision not in ("error", "first", "last"):
-        raise EditError([f"on_collision is error, first or last, not {on_collision!r}"])
+        raise EditError(Phrase(Argument("on_collision"), f" is error, first or last, not {on_collision!r}"))
     origins: dict[str, list[str]] = {}
     for old, new in new_names.items():
         origins.setdefault(new, []).append(old)
     collisions = {new: olds for new, olds in origins.items() if len(olds) > 1}
     if collisions and on_collision == "error":
-        raise KeyCollision(collisions)
+        remedy = Phrase("rename one, or say which stays: ", Argument("on_collision", "first"), " or last")
+        raise KeyCollision(collisions, remedy=remedy)
     kept = {new: olds[0 if on_collision == "first" else -1] for new, olds in origins.items()}
     said = [*notes, *([f"{len(collisions):,} collisions: the {on_collision} key stays"] if collisions else [])]
     tensors = {new: state_dict[old] for new, old in kept.items()}

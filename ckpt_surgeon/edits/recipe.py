@@ -181,7 +181,7 @@ class Recipe:
                 change = one.plan(result)
             except EditError as error:
                 if len(self.steps) > 1:
-                    error.args = (f"step {number} ({one.name.replace('_', '-')}): {error}",)
+                    error.inside(f"step {number} ({one.name.replace('_', '-')})")
                 raise
             result = change.result
             origins = {

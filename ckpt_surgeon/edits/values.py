@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from ..errors import EditError, KeyCollision, NothingMatched
+from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
 from ..files.spans import Block
 from ..tensors.checkpoint import Checkpoint, versions_of
 from ..tensors.dtypes import DType
@@ -154,7 +154,9 @@ def _cast(key: str, tensor: Tensor, wanted: DType, *, allow_inf: bool) -> Comput
             yield raw_bytes(made)
         became = f"became inf in {wanted}" if _has_inf(wanted) else f"were too large for {wanted}"
         if infinite and not allow_inf:
-            outcome.problem = f"{key!r}: {infinite:,} values {became} (--allow-inf accepts that)"
+            outcome.problem = Phrase(
+                f"{key!r}: {infinite:,} values {became} (", Argument("allow_inf", True), " accepts that)"
+            )
         if inexact:
             outcome.problem = f"{key!r}: {inexact:,} values are not exact in {wanted}"
         said = [f"{infinite:,} values {became}"] * bool(infinite) + [f"{flushed:,} flushed to zero"] * bool(flushed)

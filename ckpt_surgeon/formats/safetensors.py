@@ -245,7 +245,9 @@ def check(tensors: Mapping[str, Tensor]) -> None:
     if METADATA in tensors:
         problems.append(f"a tensor called {METADATA!r}")
     if problems:
-        raise EditError([f"safetensors cannot hold {', '.join(problems)}; leave them out by pattern or write a .pth"])
+        raise EditError(
+            f"safetensors cannot hold {', '.join(problems)}", remedy="leave them out by pattern or write a .pth"
+        )
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:

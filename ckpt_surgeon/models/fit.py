@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..edits.change import Change, matching
 from ..edits.keys import is_derivable
 from ..edits.recipe import Recipe
-from ..errors import EditError, listed
+from ..errors import Argument, EditError, Phrase, joined, listed
 from ..files.paths import AnyPath
 from ..files.spans import Block
 from ..reading.opening import open as open_checkpoint
@@ -102,7 +102,8 @@ def plan_fit(
     keys that are one parameter: files may hold only one of them.  Raises EditError with all problems at once.
     """
     if on_mismatch not in (*POLICIES, *INITIALISATIONS):
-        raise EditError([f"on_mismatch is one of {', '.join((*POLICIES, *INITIALISATIONS))}, not {on_mismatch!r}"])
+        known = ", ".join((*POLICIES, *INITIALISATIONS))
+        raise EditError(Phrase(Argument("on_mismatch"), f" is one of {known}, not {on_mismatch!r}"))
     alignment = None
     if recipe is None:
         alignment = align(checkpoint, target)
@@ -180,22 +181,24 @@ def _raise_unless_settled(
     alignment: Alignment | None,
 ) -> None:
     """Everything that no policy settles, in one error."""
+    remedies: list[str] = []
     problems = [
         f"{key!r} has shape {list(edited[key].shape)}, the target wants {list(target[key].shape)}" for key in mismatched
     ]
     if mismatched:
-        problems.append("settle shapes by on_mismatch (drop, zeros …) or an edit that resizes them")
-    if missing:
-        problems.append(
-            f"{len(missing):,} keys of the target are missing: {listed(missing)}; allow them by pattern (allow_missing)"
+        remedies.append(
+            Phrase("settle shapes by ", Argument("on_mismatch"), " (drop, zeros …) or an edit that resizes them")
         )
+    if missing:
+        problems.append(f"{len(missing):,} keys of the target are missing: {listed(missing)}")
+        remedies.append(Phrase("allow missing keys by pattern: ", Argument("allow_missing")))
     if problems and alignment is not None:
         problems += [
             f"open: {listed(one.olds, 3)} to {listed(one.news, 3)}: {one.reason}; say so in a recipe"
             for one in alignment.ambiguous[:3]
         ]
     if problems:
-        raise EditError(problems)
+        raise EditError(problems, remedy=joined(remedies))
 
 
 def _initialised(

@@ -84,7 +84,7 @@ def _refuse_two_values(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
         if odd:
             problems.append(f"{first!r} and {listed(odd)} are one parameter in the model and differ in the checkpoint")
     if problems:
-        raise EditError([*problems, "drop one of them, or untie the model"])
+        raise EditError(problems, remedy="drop one of them, or untie the model")
 
 
 def _put(model: torch.nn.Module, values: Mapping[str, torch.Tensor], *, assign: bool) -> None:

@@ -101,8 +101,8 @@ def expected(model: torch.nn.Module) -> dict[str, Expected]:
     entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
     lazy = [key for key, value in entries.items() if torch.nn.parameter.is_lazy(value)]
     if lazy:
-        problem = f"{listed(lazy)} have no shape yet; run a forward pass first, in a factory of your own"
-        raise TargetError(type(model).__name__, problem)
+        remedy = "run a forward pass first, in a factory of your own"
+        raise TargetError(type(model).__name__, f"{listed(lazy)} have no shape yet", remedy=remedy)
     return {key: _described(value, parameter=isinstance(value, torch.nn.Parameter)) for key, value in entries.items()}
 
 
@@ -239,8 +239,8 @@ def _imported(target: str, spelling: _Spelling) -> ModuleType:
     except ImportError as error:
         if "relative import" not in str(error):
             raise
-        problem = f"{_line(error)}; spell it package.module:factory, in the folder that holds the package"
-        raise TargetError(target, problem) from error
+        remedy = "spell it package.module:factory, in the folder that holds the package"
+        raise TargetError(target, _line(error), remedy=remedy) from error
 
 
 def _imported_file(target: str, file: Path) -> ModuleType:
@@ -314,7 +314,7 @@ def _made(target: str, found: object, spelling: _Spelling, with_values: bool) ->
         return found
     if is_made or not callable(found):
         hint = "leave out the parentheses" if is_made else "name a class, a function, a model or a dict of tensors"
-        raise TargetError(target, f"{spelling.path} is {_article(found)} and cannot be called; {hint}")
+        raise TargetError(target, f"{spelling.path} is {_article(found)} and cannot be called", remedy=hint)
     if with_values:
         return found(*spelling.args, **(spelling.kwargs or {}))
     return _built(found, spelling.args, spelling.kwargs or {})

@@ -77,7 +77,9 @@ def compare(ours: Checkpoint, theirs: Checkpoint, *, tolerance: float = 0.0) -> 
     odd = [f"{key!r} is a {tensor.kind} tensor" for one in (ours, theirs) for key, tensor in one.items()
            if isinstance(tensor, OpaqueTensor)]  # fmt: skip
     if odd:
-        raise EditError([*odd, "its values cannot be compared"])
+        raise EditError(
+            [f"{problem}, its values cannot be compared" for problem in odd], remedy="leave it out by pattern"
+        )
     identical, differing = [], []
     common = [key for key in ours if key in theirs]
     with reading_ahead(spans_of(side[key] for side in (ours, theirs) for key in common)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..errors import BrokenFile, NotACheckpoint, NothingMatched
+from ..errors import SEE_ALL, BrokenFile, NotACheckpoint, NothingMatched
 from ..files import swap
 from ..files.paths import AnyPath, FilePath
 from ..files.prefetch import reading_ahead
@@ -130,7 +130,7 @@ def _parts(
         return [part], list(chosen.notes[len(contents.notes) :]), chosen.left_out
     pairs = [without_lost(candidate) for candidate in candidates(contents)]
     if not pairs and not may_be_empty:
-        raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", "see: ckpt ls --all")
+        raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", SEE_ALL)
     left = tuple(beside(contents.root, [candidate.trail for candidate, _ in pairs]))
     return [candidate for candidate, _ in pairs], [note for _, notes in pairs for note in notes], left
 

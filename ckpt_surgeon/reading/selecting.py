@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..errors import NotACheckpoint, SelectionError, listed
+from ..errors import SEE_ALL, Argument, NotACheckpoint, Phrase, SelectionError, listed
 from ..formats.contents import Contents
 from ..formats.pickle.machine import Object, Ordered, Value, spelled
 from ..formats.pickle.torch_objects import LOST
@@ -72,7 +72,8 @@ class Candidate:
     @property
     def label(self) -> str:
         """How a message offers it."""
-        return f"--select {self.path or '.'} ({len(self.tensors):,} tensors, {self.nbytes:,} bytes)"
+        counts = f" ({len(self.tensors):,} tensors, {self.nbytes:,} bytes)"
+        return Phrase(Argument("select", self.path or "."), counts)
 
 
 def candidates(contents: Contents) -> list[Candidate]:
@@ -110,9 +111,7 @@ def select(contents: Contents, wanted: str | None = None) -> Checkpoint:
     else:
         found = candidates(contents)
         if not found:
-            raise NotACheckpoint(
-                contents.path, f"holds no tensor ({describe(contents.root)})", "see what it holds: ckpt ls --all"
-            )
+            raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", SEE_ALL)
         if len(found) > 1:
             raise SelectionError(contents.path, f"holds {len(found):,} state_dicts", _offered(found))
         candidate = found[0]

@@ -45,7 +45,7 @@ def to_torch(checkpoint: Checkpoint, *, map_location: MapLocation = "cpu") -> Or
         f"{key!r} is a {tensor.kind} tensor" for key, tensor in checkpoint.items() if isinstance(tensor, OpaqueTensor)
     ]
     if odd:
-        raise EditError([*odd, "leave them out or load the file with torch.load"])
+        raise EditError(odd, remedy="leave them out or load the file with torch.load")
     with reading_ahead(spans_of(checkpoint.values())):
         loaded = OrderedDict((key, loader.tensor(tensor)) for key, tensor in checkpoint.items())
     if checkpoint.versions is not None:
@@ -71,7 +71,7 @@ def _record(key: str, tensor: torch.Tensor, storages: dict[tuple[str, int, int],
     import torch
 
     if not isinstance(tensor, torch.Tensor):
-        raise EditError([f"{key!r} is a {type(tensor).__name__}, not a tensor; leave it out"])
+        raise EditError(f"{key!r} is a {type(tensor).__name__}, not a tensor", remedy="leave it out")
     dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
     kind = _odd_kind(tensor)
     if kind:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..errors import EditError, FrozenChanged, listed
+from ..errors import Argument, EditError, FrozenChanged, Phrase, listed
 from ..reading.comparing import Hashes
 from ..reading.comparing import hash as hash_checkpoint
 from ..text import Shown
@@ -89,7 +89,7 @@ def freeze(
     False
     """
     if norm not in (None, *NORMS):
-        raise EditError([f"norm={norm!r} is none of {', '.join(map(repr, NORMS))}"])
+        raise EditError(Phrase(Argument("norm", norm), f" is none of {', '.join(map(repr, NORMS))}"))
     parts = anatomy(model)
     keys = _asked(parts, what, except_)
     frozen = {id(parts.parameters[key]) for key in keys if key in parts.parameters}
@@ -260,7 +260,7 @@ def _asked(parts: Anatomy, what: Selectors, except_: Selectors) -> set[str]:
             problems.append(f"{key!r} and {listed(kept)} are one parameter, and one of them is excepted")
         keys.update(names)
     if problems:
-        raise EditError([*problems, "choose all of its names or none"])
+        raise EditError(problems, remedy="choose all of its names or none")
     if not keys:
         raise EditError(["nothing is chosen: every key is excepted, or none was given"])
     return keys

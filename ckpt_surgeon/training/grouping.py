@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..edits.recipe import line_of, with_line
-from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
+from ..errors import Argument, EditError, FileError, NothingMatched, Phrase, RecipeError, listed
 from ..text import Shown
 from .selectors import Anatomy, Selector, Selectors, above, anatomy, chosen, each, has_parameters, is_called, spelled
 
@@ -248,11 +248,11 @@ def _check(parts: Anatomy, asked: Rules, only: Sequence[Selector]) -> None:
     problems += [f"two rules are called {name!r}" for name in dict.fromkeys(names) if names.count(name) > 1]
     problems += [f"a rule is called {REST!r}, which is the name of what no rule catches"] * (REST in names)
     if asked.on_overlap not in OVERLAPS:
-        problems.append(f"on_overlap={asked.on_overlap!r} is none of {', '.join(OVERLAPS)}")
+        problems.append(Phrase(Argument("on_overlap", asked.on_overlap), f" is none of {', '.join(OVERLAPS)}"))
     if asked.lr is None:
-        problems.append("no base learning rate is given: lr=…")
+        problems.append(Phrase("no base learning rate is given: ", Argument("lr")))
     if asked.layer_decay is not None and not 0 < asked.layer_decay <= 1:
-        problems.append(f"layer_decay={asked.layer_decay} is not between 0 and 1")
+        problems.append(Phrase(Argument("layer_decay", asked.layer_decay), " is not between 0 and 1"))
     odd: dict[str, list[str]] = {}
     for path, module in parts.modules.items() if only else ():
         if has_parameters(module, own=True) and not any(_is_of(module, one) for one in only):
@@ -296,10 +296,9 @@ def _caught(parts: Anatomy, asked: Rules, keys: Sequence[str]) -> dict[str, tupl
             found[key] = rules[:1] if asked.on_overlap == "first" else rules[-1:]
     problems += [f"{listed(keys, 3)}: caught by {' and '.join(repr(rule.name) for rule in rules)}"
                  for rules, keys in twice.items()]  # fmt: skip
-    if twice:
-        problems.append("say which holds: on_overlap='first', 'last' or 'combine'")
     if problems:
-        raise EditError(problems)
+        remedy = Phrase("say which rule holds: ", Argument("on_overlap", "first"), ", last or combine")
+        raise EditError(problems, remedy=remedy if twice else "")
     return found
 
 

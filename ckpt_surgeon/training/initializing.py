@@ -89,7 +89,7 @@ def initialize(
         except (ValueError, TypeError, RuntimeError) as error:
             problems.append(f"{key!r}: {' '.join(str(error).split())}")
     if problems:
-        raise EditError([*problems, f"choose other keys, or another scheme than {_called(how)}"])
+        raise EditError(problems, remedy=f"choose other keys, or another scheme than {_called(how)}")
     with torch.no_grad():
         for key, value in made.items():
             _tensor(parts, key).copy_(value)

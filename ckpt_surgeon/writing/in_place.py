@@ -136,7 +136,7 @@ def _change(edit: Edit, checkpoint: Checkpoint) -> Change[Checkpoint]:
     except EditError as error:
         for note in checkpoint.notes:
             if note.startswith(INTERRUPTED):
-                error.args = (f"{error} ({note})",)
+                error.inside(note)
         raise
 
 

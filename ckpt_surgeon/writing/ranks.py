@@ -150,7 +150,7 @@ def _write_shard(
         _mark(final)
     except (OSError, CheckpointError) as error:
         problem = f"cannot be written ({error.strerror})" if isinstance(error, OSError) else str(error)
-        raise RankFailed(rank, file.path.name, f"{problem}; the same command goes on from here") from error
+        raise RankFailed(rank, file.path.name, problem, remedy="the same command goes on from here") from error
 
 
 def _mark(final: Path) -> None:
@@ -305,7 +305,7 @@ class _Group:
         odd = [str(number) for number, other in enumerate(others, 1) if other != first]
         if odd:
             problem = f"{out}: rank {', '.join(odd)} plans another output than rank 0"
-            raise EditError([problem, "do all nodes see the same files?"])
+            raise EditError(problem, remedy="do all nodes see the same files?")
 
     def leave(self, why: str = "") -> None:
         """Say that this process goes, and why where it is a trouble of its own."""
@@ -325,7 +325,7 @@ class _Group:
         doing = self._store.get(f"doing/{gone[0]}").decode() if self._store.check([f"doing/{gone[0]}"]) else ""
         others = f", as did {', '.join(map(str, gone[1:]))}" if gone[1:] else ""
         first = min(set(range(self.size)) - set(gone))
-        return RankFailed(gone[0], doing, f"died{others}; run the same command again to go on", told_by=first)
+        return RankFailed(gone[0], doing, f"died{others}", told_by=first, remedy="run the same command again to go on")
 
 
 @contextmanager

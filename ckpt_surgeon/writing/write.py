@@ -386,7 +386,7 @@ def verify(made: FilePath, file: PlannedFile) -> None:
     if asked != found:
         fate = "it was removed" if isinstance(made, RemotePath) else "nothing was replaced"
         odd = next((f"{a} became {b}" for a, b in zip(asked, found, strict=False) if a != b), "tensors are missing")
-        raise BrokenFile(file.path, f"did not read back as planned ({odd}), {fate}")
+        raise BrokenFile(file.path, f"did not read back as planned ({odd}), {fate}", "do it again")
 
 
 def _refused(out: FilePath, error: OSError, finals: Mapping[str, Path]) -> FileError:

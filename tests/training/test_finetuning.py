@@ -787,7 +787,7 @@ def test_the_groups_of_a_file_are_printed(ckpt: Run, tmp_path: Path) -> None:
     assert "frozen, in no group: 12 keys" in ran.out
     shown = json.loads(ckpt("groups", target, "--rules", path, "--lr", 1, "--json").out)["groups"]
     assert [(one["name"], one["lr"]) for one in shown] == [("rest", 1.0), ("head", 10.0)]
-    assert ckpt("groups", target).err == "ckpt: no base learning rate is given: lr=…\n"
+    assert ckpt("groups", target).err == "ckpt: no base learning rate is given: --lr\n"
 
 
 def test_a_target_that_is_a_state_dict_has_no_modules(ckpt: Run, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_shard_that_was_damaged_in_between_and_another_job_are_made_anew(check
     }
     refused = torchrun(tmp_path, *other)
     assert said(refused) == [
-        "ckpt: out.safetensors.index.json: exists already, nothing was written; use --force (force=True) to replace it"
+        "ckpt: out.safetensors.index.json: exists already, nothing was written; use --force to replace it"
     ]
     assert not staging.exists()
     assert torchrun(tmp_path, *other, "--force").status == 0

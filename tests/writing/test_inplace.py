@@ -422,7 +422,7 @@ def test_what_cannot_be_done_in_place_is_refused_with_a_reason(name: str, tmp_pa
     before = {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)}
     with pytest.raises(FileError, match=why) as refused:
         rename_in_place(path, edit)
-    assert refused.value.remedy == "write a new file instead: give OUT, not --in-place"
+    assert refused.value.remedy == "write a new file instead: save(…, OUT)"
     assert {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)} == before
 
 

@@ -506,7 +506,7 @@ def test_an_existing_shard_is_refused(tmp_path: Path) -> None:
 def test_an_existing_output_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "model.pth"
     out.write_bytes(b"mine")
-    with pytest.raises(OutputExists, match="exists already, nothing was written; use --force"):
+    with pytest.raises(OutputExists, match="exists already, nothing was written; use force=True"):
         ckpt_surgeon.save(TABLE["dense"](), out)
     assert out.read_bytes() == b"mine"
 

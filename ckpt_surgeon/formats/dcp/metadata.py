@@ -374,7 +374,7 @@ def check(tensors: Mapping[str, Tensor]) -> None:
     torch_zip.check(tensors)
     bits = [f"{key!r} ({tensor.dtype})" for key, tensor in tensors.items() if tensor.dtype.name.startswith("bits")]
     if bits:
-        raise EditError([f"torch's distributed checkpoints cannot hold {', '.join(bits)}; write a .pth"])
+        raise EditError(f"torch's distributed checkpoints cannot hold {', '.join(bits)}", remedy="write a .pth")
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:

@@ -139,7 +139,9 @@ def _hf_reader() -> StorageReader:
     try:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     except ImportError as error:
-        raise EditError(["tensors in pieces of safetensors need torch 2.9 or later: pip install -U torch"]) from error
+        raise EditError(
+            "tensors in pieces of safetensors need torch 2.9 or later", remedy="pip install -U torch"
+        ) from error
     return HuggingFaceStorageReader(".")
 
 

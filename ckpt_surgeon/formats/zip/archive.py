@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from ...errors import BrokenFile
+from ...errors import Argument, BrokenFile, Phrase
 from ...files.fetched import ensure_all_fetched
 from ...files.paths import FilePath
 from ...files.spans import ByteSpan
@@ -38,7 +38,9 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _STORED, _DEFLATED = 0, 8
 
 
-TRUNCATED = "fetch it again and compare its size with the original's (--salvage takes what is whole)"
+TRUNCATED = Phrase(
+    "fetch it again and compare its size with the original's (", Argument("salvage", True), " takes what is whole)"
+)
 
 
 def matches(head: bytes) -> bool:

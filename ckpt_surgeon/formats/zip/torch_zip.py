@@ -196,7 +196,9 @@ def check(tensors: Mapping[str, Tensor]) -> None:
     """Raise EditError naming the tensors that this container cannot hold here."""
     odd = [f"{key!r} ({tensor.kind})" for key, tensor in tensors.items() if isinstance(tensor, OpaqueTensor)]
     if odd:
-        raise EditError([f"{', '.join(odd)}: more than plain elements, cannot be copied; leave them out by pattern"])
+        raise EditError(
+            f"{', '.join(odd)}: more than plain elements, cannot be copied", remedy="leave them out by pattern"
+        )
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
