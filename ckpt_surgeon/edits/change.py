@@ -120,7 +120,7 @@ def rekeyed(
         origins.setdefault(new, []).append(old)
     collisions = {new: olds for new, olds in origins.items() if len(olds) > 1}
     if collisions and on_collision == "error":
-        remedy = Phrase("rename one, or say which stays: ", Argument("on_collision", "first"), " or last")
+        remedy = Phrase("choose with ", Argument("on_collision", "first"), " or last")
         raise KeyCollision(collisions, remedy=remedy)
     kept = {new: olds[0 if on_collision == "first" else -1] for new, olds in origins.items()}
     said = [*notes, *([f"{len(collisions):,} collisions: the {on_collision} key stays"] if collisions else [])]
