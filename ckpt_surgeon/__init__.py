@@ -10,53 +10,54 @@
 
 from importlib import import_module as _import_module
 
-from .edits.change import Change
-from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
-from .edits.recipe import Recipe, Step, step
-from .edits.resize import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
-from .edits.values import cast, concat, fold, pad, reshape, scale, slice_, split, transpose
-from .errors import (
-    BrokenFile,
-    CheckpointError,
-    EditError,
-    FileError,
-    FrozenChanged,
-    KeyCollision,
-    NoRoom,
-    NotACheckpoint,
-    NothingMatched,
-    OutputExists,
-    RecipeError,
-    SelectionError,
-    TargetError,
-)
-from .files.journal import recover
-from .files.remote import RemotePath
-from .files.spans import ByteSpan
-from .models.align import Alignment, Ambiguity, Proposal, align
-from .models.diff import Diff, Hint, Mismatch, diff
-from .models.fit import Fit, Outcome, fit
-from .models.load_into import LoadReport, load_into
-from .models.targets import Expected, resolve
-from .reading.comparing import Changed, Hashes, Stats, ValueDiff, compare, hash, stats
-from .reading.listing import Listing, ls
-from .reading.loading import load
-from .reading.opening import open
-from .reading.scanning import Name, Scan, scan
-from .tensors.checkpoint import Checkpoint, LeftOut
-from .tensors.dtypes import DType
-from .tensors.records import ComputedTensor, OpaqueTensor, Storage, StoredTensor
-from .tensors.torch_bridge import from_torch
-from .text import looks_from as _looks_from
-from .training.freezing import ModuleState, Trainable, freeze, snapshot, trainable, unfreeze, verify_frozen
-from .training.grouping import GroupSummary, ParamGroups, Rule, Rules, param_groups
-from .training.initializing import Initialized, initialize
-from .writing.in_place import InPlace, plan_in_place, rename_in_place
-from .writing.write import Plan, convert, save
+from .hooks import provide as _provide
+
+TYPE_CHECKING = False  # type checkers take it for True; typing itself is not imported for it
+if TYPE_CHECKING:
+    from .edits.change import Change
+    from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
+    from .edits.recipe import Recipe, Step, step
+    from .edits.resize import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
+    from .edits.values import cast, concat, fold, pad, reshape, scale, slice_, split, transpose
+    from .errors import (
+        BrokenFile,
+        CheckpointError,
+        EditError,
+        FileError,
+        FrozenChanged,
+        KeyCollision,
+        NoRoom,
+        NotACheckpoint,
+        NothingMatched,
+        OutputExists,
+        RecipeError,
+        SelectionError,
+        TargetError,
+    )
+    from .files.journal import recover
+    from .files.remote import RemotePath
+    from .files.spans import ByteSpan
+    from .models.align import Alignment, Ambiguity, Proposal, align
+    from .models.diff import Diff, Hint, Mismatch, diff
+    from .models.fit import Fit, Outcome, fit
+    from .models.load_into import LoadReport, load_into
+    from .models.targets import Expected, resolve
+    from .reading.comparing import Changed, Hashes, Stats, ValueDiff, compare, hash, stats
+    from .reading.listing import Listing, ls
+    from .reading.loading import load
+    from .reading.opening import open
+    from .reading.scanning import Name, Scan, scan
+    from .tensors.checkpoint import Checkpoint, LeftOut
+    from .tensors.dtypes import DType
+    from .tensors.records import ComputedTensor, OpaqueTensor, Storage, StoredTensor
+    from .tensors.torch_bridge import from_torch
+    from .training.freezing import ModuleState, Trainable, freeze, snapshot, trainable, unfreeze, verify_frozen
+    from .training.grouping import GroupSummary, ParamGroups, Rule, Rules, param_groups
+    from .training.initializing import Initialized, initialize
+    from .writing.in_place import InPlace, plan_in_place, rename_in_place
+    from .writing.write import Plan, convert, save
 
 __version__ = "0.1.0"
-
-_looks_from(lambda: _import_module(".report.shown", __name__))
 
 __all__ = [
     "Alignment",
@@ -157,3 +158,53 @@ __all__ = [
     "unfreeze",
     "verify_frozen",
 ]
+
+# Where each public name is made; its module is imported when the name is first asked for.
+_HOMES = {
+    "edits.change": "Change",
+    "edits.keys": "add_prefix drop keep rename select strip_prefix",
+    "edits.recipe": "Recipe Step step",
+    "edits.resize": "map_classes resize_bias_table resize_channels resize_grid resize_rows",
+    "edits.values": "cast concat fold pad reshape scale slice_ split transpose",
+    "errors": (
+        "BrokenFile CheckpointError EditError FileError FrozenChanged KeyCollision "
+        "NoRoom NotACheckpoint NothingMatched OutputExists RecipeError SelectionError TargetError"
+    ),
+    "files.journal": "recover",
+    "files.remote": "RemotePath",
+    "files.spans": "ByteSpan",
+    "models.align": "Alignment Ambiguity Proposal align",
+    "models.diff": "Diff Hint Mismatch diff",
+    "models.fit": "Fit Outcome fit",
+    "models.load_into": "LoadReport load_into",
+    "models.targets": "Expected resolve",
+    "reading.comparing": "Changed Hashes Stats ValueDiff compare hash stats",
+    "reading.listing": "Listing ls",
+    "reading.loading": "load",
+    "reading.opening": "open",
+    "reading.scanning": "Name Scan scan",
+    "tensors.checkpoint": "Checkpoint LeftOut",
+    "tensors.dtypes": "DType",
+    "tensors.records": "ComputedTensor OpaqueTensor Storage StoredTensor",
+    "tensors.torch_bridge": "from_torch",
+    "training.freezing": "ModuleState Trainable freeze snapshot trainable unfreeze verify_frozen",
+    "training.grouping": "GroupSummary ParamGroups Rule Rules param_groups",
+    "training.initializing": "Initialized initialize",
+    "writing.in_place": "InPlace plan_in_place rename_in_place",
+    "writing.write": "Plan convert save",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+_provide("looks", lambda: _import_module(".report.shown", __name__).register)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(_import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

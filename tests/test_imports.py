@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from inspect import isclass, ismodule
@@ -20,15 +22,16 @@ import ckpt_surgeon
 PACKAGE = Path(ckpt_surgeon.__file__).parent
 
 # The floors of the house: what each may import, in whatever way: at the top, inside a function, for types only.
-GROUND = {"errors", "text", "key_patterns"}
+GROUND = {"hooks", "errors", "text", "key_patterns"}
 BELOW: dict[str, set[str]] = {
+    "hooks": set(),
     "errors": set(),
-    "text": set(),
+    "text": {"hooks"},
     "key_patterns": set(),
     "files": {"errors", "text"},
-    "tensors": {"errors", "text", "files"},
+    "tensors": {"hooks", "errors", "text", "files"},
     "formats": {"errors", "text", "files", "tensors"},
-    "edits": {"errors", "text", "files", "tensors"},
+    "edits": {"hooks", "errors", "text", "files", "tensors"},
     "reading": GROUND | {"files", "tensors", "formats", "edits"},
     "writing": GROUND | {"files", "tensors", "formats", "edits", "reading"},
     "models": GROUND | {"files", "tensors", "edits", "reading"},
@@ -194,12 +197,42 @@ def test_no_public_name_is_hidden_by_a_module_of_the_same_name() -> None:
     assert [name for name in ckpt_surgeon.__all__ if ismodule(getattr(ckpt_surgeon, name))] == []
 
 
-def test_nothing_public_is_missing_from_the_list() -> None:
-    tree = sources()["__init__"] if "__init__" in sources() else ast.parse((PACKAGE / "__init__.py").read_text())
+def test_type_checkers_and_the_interpreter_find_the_same_public_names_in_the_same_modules() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     imported = {
-        name.asname or name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names
+        name.name: node.module for node in blocks[0].body if isinstance(node, ast.ImportFrom) for name in node.names
     }
-    assert {name for name in imported if not name.startswith("_")} - set(ckpt_surgeon.__all__) == set()
+    assert imported == ckpt_surgeon._HOME_OF
+    assert set(imported) == set(ckpt_surgeon.__all__)
+
+
+def test_a_public_name_is_what_its_module_defines() -> None:
+    for name, home in ckpt_surgeon._HOME_OF.items():
+        assert getattr(ckpt_surgeon, name) is getattr(imported(home), name)
+
+
+def test_dir_lists_every_public_name_and_a_wrong_name_is_an_attribute_error() -> None:
+    assert set(ckpt_surgeon.__all__) <= set(dir(ckpt_surgeon))
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        _ = ckpt_surgeon.no_such_name
+
+
+def test_importing_the_package_imports_none_of_its_folders() -> None:
+    script = "import sys, ckpt_surgeon; print(*(name for name in sys.modules if name.startswith('ckpt_surgeon')))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"ckpt_surgeon", "ckpt_surgeon.hooks"}
+
+
+def test_ls_imports_neither_models_nor_training_nor_writing(tmp_path: Path) -> None:
+    path = save_zip(TABLE["dense"](), tmp_path)
+    script = (
+        "import sys\nfrom ckpt_surgeon.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    print('loaded:', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "ls", path], capture_output=True, text=True, check=True)
+    loaded = [name for name in done.stdout.splitlines()[-1].split() if name.startswith("ckpt_surgeon.")]
+    assert {name.split(".")[1] for name in loaded}.isdisjoint({"models", "training", "writing"})
 
 
 @pytest.mark.parametrize("name", ckpt_surgeon.__all__)

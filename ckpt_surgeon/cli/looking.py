@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..edits.keys import strip_prefix
 from ..errors import NothingMatched, TargetError
 from ..files.paths import FilePath, file_path
 from ..reading.listing import ls as list_checkpoint
 from ..reading.opening import open as open_checkpoint
-from ..report import differences, listings
+from ..report import listings
 from ..text import command
 from .options import FILE_PATH, SELECT
 
@@ -101,6 +100,7 @@ def diff(
     """
     from ..models import targets
     from ..models.diff import diff as compare
+    from ..report import differences
 
     ours = open_checkpoint(checkpoint, select=select)
     if targets.is_model(target):
@@ -142,6 +142,8 @@ def _pasteable(hint: tuple[str, ...], checkpoint: FilePath, target: str, select:
 
 def _stripped(ours: Checkpoint, theirs: Mapping[str, Shaped], prefix: str) -> tuple[Checkpoint, Mapping[str, Shaped]]:
     """Take a prefix off the side or sides that carry it.  Raises NothingMatched when neither does."""
+    from ..edits.keys import strip_prefix
+
     mine, other = strip_prefix(ours, prefix, allow_unmatched=True), strip_prefix(theirs, prefix, allow_unmatched=True)
     if list(mine) == list(ours) and list(other) == list(theirs):
         raise NothingMatched([prefix], what="prefix", examples=ours)
@@ -150,6 +152,7 @@ def _stripped(ours: Checkpoint, theirs: Mapping[str, Shaped], prefix: str) -> tu
 
 def _values(ours: Checkpoint, theirs: Checkpoint, tolerance: float, full: bool, as_json: bool) -> int:
     from ..reading.comparing import compare as compare_values
+    from ..report import differences
 
     found = compare_values(ours, theirs, tolerance=tolerance)
     click.echo(differences.values_json(found) if as_json else differences.values_text(found, full=full))
@@ -178,6 +181,7 @@ def hash(path: FilePath, select: str | None, as_json: bool, quiet: bool) -> None
       ckpt hash model.safetensors --json
     """
     from ..reading.comparing import hash as hash_checkpoint
+    from ..report import differences
 
     found = hash_checkpoint(path, select=select)
     if quiet:

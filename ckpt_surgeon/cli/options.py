@@ -15,9 +15,7 @@ from ..edits.change import Change
 from ..files.paths import FilePath, file_path
 from ..files.sinks import Progress
 from ..reading.opening import open as open_checkpoint
-from ..report import outputs
 from ..tensors.checkpoint import Checkpoint
-from ..writing import write
 from . import torchrun
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
@@ -71,6 +69,9 @@ class Output:
         job: str = "",
     ) -> None:
         """Plan, and either say so or do it; ``job`` tells what the words of the command leave open (a recipe)."""
+        from ..report import outputs  # not for commands that only look
+        from ..writing import write
+
         say = say and torchrun.rank() == 0
         shared = torchrun.count() > 1
         planned = write.plan(

@@ -27,13 +27,13 @@ from typing import TypeVar
 from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
 from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
-from . import resize, values
+from . import keys, resize, values
 from .change import EDITS, Change
 from .rename import parse_pairs
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 
-REGISTERED = (resize, values)  # modules whose edits a recipe can name, beside those of keys
+REGISTERED = (keys, resize, values)  # modules whose edits a recipe can name
 
 
 def _strings(value: object) -> bool:

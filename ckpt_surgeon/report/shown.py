@@ -10,7 +10,10 @@ from ..training.initializing import Initialized
 from .alignments import fit_text
 from .training_plans import groups_html, groups_text, initialized_html, initialized_text, trainable_html, trainable_text
 
-look(LoadReport, lambda report: fit_text(report.fit))
-look(Trainable, trainable_text, trainable_html)
-look(ParamGroups, groups_text, groups_html)
-look(Initialized, initialized_text, initialized_html)
+
+def register() -> None:
+    """Give every record that has a text its text and its table."""
+    look(LoadReport, lambda report: fit_text(report.fit))
+    look(Trainable, trainable_text, trainable_html)
+    look(ParamGroups, groups_text, groups_html)
+    look(Initialized, initialized_text, initialized_html)
