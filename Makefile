@@ -2,11 +2,13 @@
 
 PYTHON ?= python3
 BENCH ?=
+ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 15
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check bench clean distclean
+.PHONY: help demo test quick check coverage bench clean distclean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -15,19 +17,28 @@ demo: $(VENV)/.demo ## install the package, then show the main job on a small fi
 	@$(BIN)/python fixtures/demo.py demo
 
 test: $(VENV)/.test real/.complete ## install what the tests need, fetch real checkpoints, run the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST) $(ARGS)
+
+quick: $(VENV)/.test ## the part of the suite that takes a minute; ARGS="tests/edits" for a part of that
+	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
 check: $(VENV)/.check real/.complete ## the gate: format, lint, types, the whole suite
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
+
+coverage: $(VENV)/.check real/.complete ## run the whole suite and list the lines that no test reaches
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run $(PYTEST)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --show-missing
 
 bench: $(VENV)/.test ## measure time and memory against cp; BENCH="--gib 1" for a smaller file
 	$(BIN)/python tests/bench.py $(BENCH)
 
 clean: ## remove the demo's folder and all caches
-	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find ckpt_surgeon tests fixtures -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove the virtual environment and the real checkpoints too

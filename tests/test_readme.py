@@ -79,7 +79,7 @@ def test_every_command_is_in_the_readme_with_an_example(name: str) -> None:
     assert f"$ ckpt {name} " in examples
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "bench"])
+@pytest.mark.parametrize("target", ["demo", "test", "quick", "check", "bench"])
 def test_the_make_targets_of_the_readme_exist(target: str) -> None:
     assert f"make {target}" in README.read_text("utf-8")
     assert f"\n{target}:" in (ROOT / "Makefile").read_text("utf-8")

@@ -1,6 +1,6 @@
 """The cookbook and the story of fine-tuning: their commands and Python run as they stand on the page.
 
-``python tests/test_conversion.py`` writes what they print today, and the recipes, into the pages.
+``python tests/writing/test_conversion.py`` writes what they print today, and the recipes, into the pages.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def test_the_cookbook_is_what_happens(kitchen: Path, ckpt: Run) -> None:
     text = COOKBOOK.read_text(encoding="utf-8")
     torch.manual_seed(0)
     names: dict[str, object] = {}
-    assert played(text, run, names) == text, "to write what happens into the page: python tests/test_conversion.py"
+    assert played(text, run, names) == text, (
+        "to write what happens into the page: python tests/writing/test_conversion.py"
+    )
     vit, model = names["vit"], names["model"]
     assert isinstance(vit, torch.nn.Module)
     assert isinstance(model, torch.nn.Module)
@@ -134,7 +136,9 @@ def test_the_story_of_fine_tuning_is_what_happens(kitchen: Path, ckpt: Run) -> N
 
     text = FINE_TUNING.read_text(encoding="utf-8")
     with torch.random.fork_rng():
-        assert played(text, run, {}) == text, "to write what happens into the page: python tests/test_conversion.py"
+        assert played(text, run, {}) == text, (
+            "to write what happens into the page: python tests/writing/test_conversion.py"
+        )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
