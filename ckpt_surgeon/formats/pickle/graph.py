@@ -1,0 +1,497 @@
+"""A pickle as the graph of what it builds, exact enough to be written again.
+
+The inert machine makes records that say what a file *means* to a reader of weights: an OrderedDict is a dict, a
+parameter is its tensor.  Whoever writes a whole file back needs more: how each object is made (called, or made by
+``__new__``), what was done to it afterwards and in which order, and which objects are one and the same.  That is this
+graph.  Nothing in it is imported or called.
+
+>>> import collections, pickle
+>>> raw = pickle.dumps({"epoch": 3, "model": collections.OrderedDict(a=1.5)}, protocol=2)
+>>> pickle.loads(written(recorded(raw)))
+{'epoch': 3, 'model': OrderedDict([('a', 1.5)])}
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeAlias
+
+from .machine import HANDLERS, Global, Handler, Inline, Unpickler, Value
+
+Kind: TypeAlias = Literal["reduce", "new", "new_ex", "obj"]
+Pair: TypeAlias = tuple[Value, Value]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """Something with an identity: what other nodes refer to is this very object."""
+
+
+@dataclass(slots=True, eq=False)
+class DictNode(Node):
+    """A plain dict; keys may be anything that a pickle can say."""
+
+    pairs: list[Pair] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class ListNode(Node):
+    """A plain list."""
+
+    items: list[Value] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class SetNode(Node):
+    """A set or a frozenset of protocol 4 and later."""
+
+    items: list[Value] = field(default_factory=list)
+    frozen: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class ByteArrayNode(Node):
+    """A bytearray of protocol 5."""
+
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Python2Text:
+    """A ``str`` of Python 2, text or bytes as the reader's ``encoding`` has it."""
+
+    raw: bytes
+
+
+@dataclass(slots=True, eq=False)
+class PersistentNode(Node):
+    """A persistent id; for torch, ``("storage", class, key, location, count of elements)``."""
+
+    name: Value
+
+
+@dataclass(slots=True, eq=False)
+class CallNode(Node):
+    """An object made by calling ``cls``, and what was done to it then, in order.
+
+    ``kind`` says how: ``cls(*args)`` by REDUCE, ``cls.__new__(cls, *args)`` by NEWOBJ, with keyword arguments by
+    NEWOBJ_EX, or OBJ as protocol 0 has it.  ``after`` holds opcodes (``b"b"`` BUILD, ``b"u"`` SETITEMS, ``b"a"``
+    APPEND, ``b"e"`` APPENDS, ``b"\\x90"`` ADDITEMS) and their operands.
+    """
+
+    kind: Kind
+    cls: Value
+    args: Value = ()
+    kwargs: Value = None
+    after: list[tuple[bytes, list[Value]]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The class or function as ``module.name``, "" where a call's result is called."""
+        return str(self.cls) if isinstance(self.cls, Global) else ""
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The keys and values that were set on it."""
+        flat = [value for code, operands in self.after if code == b"u" for value in operands]
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
+    @property
+    def state(self) -> Value:
+        """The operand of its last BUILD, None without one."""
+        return next((operands[0] for code, operands in reversed(self.after) if code == b"b"), None)
+
+
+class Recorder(Unpickler):
+    """An unpickler that makes the graph; every name stays a name, every call a :class:`CallNode`."""
+
+    handlers: ClassVar[dict[int, Handler]] = dict(HANDLERS)
+
+
+def recorded(data: bytes) -> Value:
+    """The graph of one pickle.  Raises PickleError when it is damaged, ValueError for what cannot be recorded."""
+    machine = Recorder(data, persistent=PersistentNode)
+    machine.shortcuts = False
+    return machine.load()
+
+
+def _on(*opcodes: bytes) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        Recorder.handlers.update({opcode[0]: handler for opcode in opcodes})
+        return handler
+
+    return register
+
+
+@_on(b"}")
+def _empty_dict(machine: Unpickler, at: int) -> int:
+    machine.stack.append(DictNode())
+    return at
+
+
+@_on(b"d")
+def _dict(machine: Unpickler, at: int) -> int:
+    items = machine.pop_mark()
+    machine.stack.append(DictNode(list(zip(items[::2], items[1::2], strict=True))))
+    return at
+
+
+@_on(b"]")
+def _empty_list(machine: Unpickler, at: int) -> int:
+    machine.stack.append(ListNode())
+    return at
+
+
+@_on(b"l")
+def _list(machine: Unpickler, at: int) -> int:
+    items = machine.pop_mark()
+    machine.stack.append(ListNode(items))
+    return at
+
+
+@_on(b"\x8f")
+def _empty_set(machine: Unpickler, at: int) -> int:
+    machine.stack.append(SetNode())
+    return at
+
+
+@_on(b"\x91")
+def _frozenset(machine: Unpickler, at: int) -> int:
+    items = machine.pop_mark()
+    machine.stack.append(SetNode(items, frozen=True))
+    return at
+
+
+@_on(b"s")
+def _setitem(machine: Unpickler, at: int) -> int:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    _set(machine.stack[-1], [key, value])
+    return at
+
+
+@_on(b"u")
+def _setitems(machine: Unpickler, at: int) -> int:
+    items = machine.pop_mark()
+    _set(machine.stack[-1], items)
+    return at
+
+
+def _set(target: Value, items: list[Value]) -> None:
+    if len(items) % 2:
+        raise ValueError("a key without a value")
+    if isinstance(target, DictNode):
+        target.pairs.extend(zip(items[::2], items[1::2], strict=True))
+    else:
+        _do(target, b"u", items)
+
+
+@_on(b"a")
+def _append(machine: Unpickler, at: int) -> int:
+    value = machine.stack.pop()
+    _add(machine.stack[-1], b"a", [value])
+    return at
+
+
+@_on(b"e", b"\x90")
+def _appends(machine: Unpickler, at: int) -> int:
+    items = machine.pop_mark()
+    _add(machine.stack[-1], bytes(machine.data[at - 1 : at]), items)
+    return at
+
+
+def _add(target: Value, code: bytes, items: list[Value]) -> None:
+    if isinstance(target, ListNode) or (isinstance(target, SetNode) and not target.frozen):
+        target.items.extend(items)
+    else:
+        _do(target, code, items)
+
+
+@_on(b"b")
+def _build(machine: Unpickler, at: int) -> int:
+    state = machine.stack.pop()
+    _do(machine.stack[-1], b"b", [state])
+    return at
+
+
+def _do(target: Value, code: bytes, operands: list[Value]) -> None:
+    if not isinstance(target, CallNode):
+        raise ValueError(f"something is done to a {type(target).__name__} that cannot be written again")
+    target.after.append((code, operands))
+
+
+@_on(b"R")
+def _reduce(machine: Unpickler, at: int) -> int:
+    args, cls = machine.stack.pop(), machine.stack.pop()
+    machine.stack.append(CallNode("reduce", cls, args))
+    return at
+
+
+@_on(b"\x81")
+def _newobj(machine: Unpickler, at: int) -> int:
+    args, cls = machine.stack.pop(), machine.stack.pop()
+    machine.stack.append(CallNode("new", cls, args))
+    return at
+
+
+@_on(b"\x92")
+def _newobj_ex(machine: Unpickler, at: int) -> int:
+    kwargs, args, cls = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
+    machine.stack.append(CallNode("new_ex", cls, args, kwargs))
+    return at
+
+
+@_on(b"o")
+def _obj(machine: Unpickler, at: int) -> int:
+    cls, *args = machine.pop_mark()
+    machine.stack.append(CallNode("obj", cls, tuple(args)))
+    return at
+
+
+@_on(b"i")
+def _inst(machine: Unpickler, at: int) -> int:
+    module, at = machine.line(at)
+    name, at = machine.line(at)
+    machine.stack.append(CallNode("obj", machine.name(module, name), tuple(machine.pop_mark())))
+    return at
+
+
+@_on(b"T")
+def _binstring(machine: Unpickler, at: int) -> int:
+    length = int.from_bytes(machine.take(at, 4), "little", signed=True)
+    machine.stack.append(Python2Text(machine.take(at + 4, length)))
+    return at + 4 + length
+
+
+@_on(b"U")
+def _short_binstring(machine: Unpickler, at: int) -> int:
+    length = machine.data[at]
+    machine.stack.append(Python2Text(machine.take(at + 1, length)))
+    return at + 1 + length
+
+
+@_on(b"S")
+def _string(machine: Unpickler, at: int) -> int:
+    after = HANDLERS[b"S"[0]](machine, at)
+    text = machine.stack.pop()
+    machine.stack.append(Python2Text(text if isinstance(text, bytes) else str(text).encode("ascii")))
+    return after
+
+
+@_on(b"\x96")
+def _bytearray8(machine: Unpickler, at: int) -> int:
+    length = int.from_bytes(machine.take(at, 8), "little")
+    machine.stack.append(ByteArrayNode(machine.take(at + 8, length)))
+    return at + 8 + length
+
+
+@_on(b"\x82", b"\x83", b"\x84")
+def _extension(machine: Unpickler, at: int) -> int:
+    raise ValueError("it uses the registry of extensions, whose names are not in the file")
+
+
+@_on(b"\x97", b"\x98")
+def _out_of_band(machine: Unpickler, at: int) -> int:
+    raise ValueError("it has buffers outside of itself")
+
+
+# -- written again
+
+
+def written(root: Value) -> bytes:
+    """A pickle that builds the graph: same types, values, sharing and order.
+
+    The protocol is 2 unless something in the graph needs a later one.  Raises ValueError where an object is made of
+    arguments that hold the object itself.
+    """
+    writer = _Writer()
+    writer.write(root)
+    head = b"\x80" + bytes((writer.protocol,))
+    return head + bytes(writer.out) + b"."
+
+
+_Task: TypeAlias = "Callable[[], None]"
+
+
+class _Writer:
+    """Writes depth first, by a stack of its own: graphs may be deeper than Python's stack."""
+
+    def __init__(self) -> None:
+        self.out = bytearray()
+        self.protocol = 2
+        self._memo: dict[object, int] = {}
+        self._kept: list[Value] = []  # what the memo knows by id must stay alive
+        self._making: set[int] = set()
+        self._ahead: list[_Task] = []
+
+    def write(self, root: Value) -> None:
+        self._ahead.append(self._task(root))
+        while self._ahead:
+            self._ahead.pop()()
+
+    def _run(self, tasks: list[_Task]) -> None:
+        self._ahead.extend(reversed(tasks))  # the last one runs first
+
+    def _put(self, key: object, value: Value) -> None:
+        index = self._memo[key] = len(self._memo)
+        self._kept.append(value)
+        self.out += b"q" + bytes((index,)) if index < 256 else b"r" + struct.pack("<I", index)
+
+    def _got(self, key: object) -> bool:
+        """Write the fetch of what the memo has; False where it has not."""
+        index = self._memo.get(key)
+        if index is None:
+            return False
+        self.out += b"h" + bytes((index,)) if index < 256 else b"j" + struct.pack("<I", index)
+        return True
+
+    def _needs(self, protocol: int) -> None:
+        self.protocol = max(self.protocol, protocol)
+
+    def _value(self, value: Value) -> None:
+        if isinstance(value, Node):
+            if not self._got(id(value)):
+                self._node(value)
+        elif type(value) is tuple:
+            self._tuple(value)
+        elif isinstance(value, str):
+            if not self._got(value):
+                self.out += text(value)
+                self._put(value, value)
+        elif isinstance(value, Global):
+            if not self._got(value):
+                self.out += b"c" + f"{value.module}\n{value.name}\n".encode("utf-8", "surrogateescape")
+                self._put(value, value)
+        else:
+            self.out += self._plain(value)
+
+    def _plain(self, value: Value) -> bytes:
+        if value is None or isinstance(value, bool):
+            return {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        if isinstance(value, int):
+            return integer(value)
+        if isinstance(value, float):
+            return b"G" + struct.pack(">d", value)
+        if isinstance(value, Python2Text):
+            return b"T" + struct.pack("<i", len(value.raw)) + value.raw
+        if isinstance(value, Inline):
+            value = value.fetched()
+        if isinstance(value, bytes):
+            self._needs(3)
+            return b"B" + struct.pack("<I", len(value)) + value
+        raise ValueError(f"a {type(value).__name__} cannot be written")
+
+    def _tuple(self, value: tuple[Value, ...]) -> None:
+        if not value:
+            self.out += b")"
+            return
+        if self._got(id(value)):
+            return
+        short = len(value) <= 3
+
+        def end() -> None:
+            if id(value) in self._memo:  # one of its items holds it, and has written it
+                self.out += b"0" * len(value) if short else b"1"
+                self._got(id(value))
+                return
+            self.out += (b"", b"\x85", b"\x86", b"\x87")[len(value)] if short else b"t"
+            self._put(id(value), value)
+
+        if not short:
+            self.out += b"("
+        self._run([*(self._task(item) for item in value), end])
+
+    def _task(self, value: Value) -> _Task:
+        return lambda: self._value(value)
+
+    def _code(self, opcodes: bytes) -> _Task:
+        return lambda: self.out.extend(opcodes)
+
+    def _node(self, node: Node) -> None:
+        if isinstance(node, DictNode):
+            self._made(node, b"}")
+            self._items(b"u", [value for pair in node.pairs for value in pair])
+        elif isinstance(node, ListNode):
+            self._made(node, b"]")
+            self._items(b"e", node.items)
+        elif isinstance(node, SetNode):
+            self._set(node)
+        elif isinstance(node, ByteArrayNode):
+            self._needs(5)
+            self._made(node, b"\x96" + struct.pack("<Q", len(node.raw)) + node.raw)
+        elif isinstance(node, PersistentNode):
+            self._run([self._task(node.name), self._code(b"Q"), lambda: self._put(id(node), node)])
+        elif isinstance(node, CallNode):
+            self._call(node)
+
+    def _made(self, node: Node, opcodes: bytes) -> None:
+        self.out += opcodes
+        self._put(id(node), node)
+
+    def _items(self, opcode: bytes, items: list[Value]) -> None:
+        if items:
+            self._run([self._code(b"("), *map(self._task, items), self._code(opcode)])
+
+    def _set(self, node: SetNode) -> None:
+        self._needs(4)
+        if not node.frozen:
+            self._made(node, b"\x8f")
+            self._items(b"\x90", node.items)
+            return
+        self._enter(node)
+        self._run([self._code(b"("), *map(self._task, node.items), self._code(b"\x91"), lambda: self._leave(node)])
+
+    def _call(self, node: CallNode) -> None:
+        self._enter(node)
+        if node.kind == "obj":
+            args = node.args if isinstance(node.args, tuple) else ()
+            made = [self._code(b"("), self._task(node.cls), *map(self._task, args), self._code(b"o")]
+        elif node.kind == "new_ex":
+            self._needs(4)
+            made = [self._task(node.cls), self._task(node.args), self._task(node.kwargs), self._code(b"\x92")]
+        else:
+            made = [self._task(node.cls), self._task(node.args), self._code(b"R" if node.kind == "reduce" else b"\x81")]
+        self._run([*made, lambda: self._leave(node), *self._done(node)])
+
+    def _done(self, node: CallNode) -> Iterator[_Task]:
+        for code, operands in node.after:
+            if code in (b"a", b"b"):
+                yield from (self._task(operands[0]), self._code(code))
+                continue
+            if code == b"\x90":
+                self._needs(4)
+            yield from (self._code(b"("), *map(self._task, operands), self._code(code))
+
+    def _enter(self, node: Node) -> None:
+        if id(node) in self._making:
+            raise ValueError("an object that is made of itself cannot be written")
+        self._making.add(id(node))
+
+    def _leave(self, node: Node) -> None:
+        self._making.discard(id(node))
+        self._put(id(node), node)
+
+
+def text(value: str) -> bytes:
+    """The opcodes that push a string."""
+    encoded = value.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def integer(value: int) -> bytes:
+    """The opcodes that push an integer.
+
+    >>> integer(3), integer(-1)
+    (b'K\\x03', b'J\\xff\\xff\\xff\\xff')
+    """
+    if 0 <= value < 256:
+        return b"K" + bytes((value,))
+    if 0 <= value < 65536:
+        return b"M" + struct.pack("<H", value)
+    if -(1 << 31) <= value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    if len(encoded) < 256:
+        return b"\x8a" + bytes((len(encoded),)) + encoded
+    return b"\x8b" + struct.pack("<i", len(encoded)) + encoded
