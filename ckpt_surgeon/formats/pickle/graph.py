@@ -14,11 +14,11 @@ graph.  Nothing in it is imported or called.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias
 
-from .machine import HANDLERS, Global, Handler, Inline, Unpickler, Value
+from .machine import HANDLERS, Global, Handler, Unpickler, Value
 
 Kind: TypeAlias = Literal["reduce", "new", "new_ex", "obj"]
 Pair: TypeAlias = tuple[Value, Value]
@@ -299,13 +299,18 @@ def _out_of_band(machine: Unpickler, at: int) -> int:
 # -- written again
 
 
-def written(root: Value) -> bytes:
+def written(
+    root: Value,
+    name_of: Callable[[PersistentNode], Value] | None = None,
+    instead: Mapping[int, Value] | None = None,
+) -> bytes:
     """A pickle that builds the graph: same types, values, sharing and order.
 
-    The protocol is 2 unless something in the graph needs a later one.  Raises ValueError where an object is made of
-    arguments that hold the object itself.
+    ``name_of`` gives the persistent id that a node gets, its own without it; ``instead`` maps the identity of nodes to
+    what is written in their place, wherever they are referred to.  The protocol is 2 unless something in the
+    graph needs a later one.  Raises ValueError where an object is made of arguments that hold the object itself.
     """
-    writer = _Writer()
+    writer = _Writer(name_of or (lambda node: node.name), instead or {})
     writer.write(root)
     head = b"\x80" + bytes((writer.protocol,))
     return head + bytes(writer.out) + b"."
@@ -317,9 +322,11 @@ _Task: TypeAlias = "Callable[[], None]"
 class _Writer:
     """Writes depth first, by a stack of its own: graphs may be deeper than Python's stack."""
 
-    def __init__(self) -> None:
+    def __init__(self, name_of: Callable[[PersistentNode], Value], instead: Mapping[int, Value]) -> None:
         self.out = bytearray()
         self.protocol = 2
+        self._name_of = name_of
+        self._instead = instead
         self._memo: dict[object, int] = {}
         self._kept: list[Value] = []  # what the memo knows by id must stay alive
         self._making: set[int] = set()
@@ -350,6 +357,7 @@ class _Writer:
         self.protocol = max(self.protocol, protocol)
 
     def _value(self, value: Value) -> None:
+        value = self._instead.get(id(value), value)
         if isinstance(value, Node):
             if not self._got(id(value)):
                 self._node(value)
@@ -375,8 +383,6 @@ class _Writer:
             return b"G" + struct.pack(">d", value)
         if isinstance(value, Python2Text):
             return b"T" + struct.pack("<i", len(value.raw)) + value.raw
-        if isinstance(value, Inline):
-            value = value.fetched()
         if isinstance(value, bytes):
             self._needs(3)
             return b"B" + struct.pack("<I", len(value)) + value
@@ -421,7 +427,7 @@ class _Writer:
             self._needs(5)
             self._made(node, b"\x96" + struct.pack("<Q", len(node.raw)) + node.raw)
         elif isinstance(node, PersistentNode):
-            self._run([self._task(node.name), self._code(b"Q"), lambda: self._put(id(node), node)])
+            self._run([self._task(self._name_of(node)), self._code(b"Q"), lambda: self._put(id(node), node)])
         elif isinstance(node, CallNode):
             self._call(node)
 

@@ -231,12 +231,12 @@ def write(
     literal("byteorder", b"little")
     with reading_ahead(spans_of(tensor for _, tensor in records.values())):
         for index, tensor in records.values():
-            _write_record(sink, directory, f"{ROOT}/data/{index}", tensor)
+            write_record(sink, directory, f"{ROOT}/data/{index}", tensor)
     literal("version", b"3\n")
     sink.literal(directory.finish(sink.position))
 
 
-def _write_record(sink: Sink, directory: Directory, name: str, tensor: Tensor) -> None:
+def write_record(sink: Sink, directory: Directory, name: str, tensor: Tensor) -> None:
     if isinstance(tensor, StoredTensor) and not tensor.is_contiguous:
         tensor = tensor.in_place or tensor
     span, crc32 = tensor.span, tensor.crc32

@@ -1,0 +1,317 @@
+"""A training checkpoint as a whole: its weights, and everything beside them that is kept when it is written.
+
+    file ── open_run ──▶ Run ── edited ──▶ Run ── save ──▶ file
+
+The weights are a :class:`~ckpt_surgeon.tensors.checkpoint.Checkpoint`, edited as ever.  What lies beside them stays as
+it is, object for object; where an edit of the weights reaches into it (optimizers, twins with the same keys), it
+follows or the edit is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ..edits.change import Change
+from ..errors import EditError, FileError, NothingMatched
+from ..files.paths import AnyPath, file_path
+from ..formats.pickle.graph import CallNode, DictNode, ListNode, Pair
+from ..formats.pickle.machine import Value
+from ..formats.zip.whole import Whole, ordered, plain_node, read_whole, tensor_node
+from ..reading.opening import open as open_checkpoint
+from ..tensors.checkpoint import Checkpoint
+from ..tensors.records import Tensor
+from .follow import KEPT_PART, NO_PROOF, SAME_RUN, follow
+from .naming import Names, names_of
+from .state import OptimizerState, Path, entry, named_children, optimizers_in, pairs_of, written_state
+
+Plan = Callable[[Checkpoint], Change[Checkpoint]]
+_ORDER = (SAME_RUN, KEPT_PART, NO_PROOF)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Twin:
+    """A state_dict beside the weights with the same keys (EMA, SWA, a teacher), and the nodes of its tensors."""
+
+    path: Path
+    tensors: Checkpoint
+    nodes: Mapping[int, Value]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """An opened training checkpoint; edits return another one, nothing is written before :func:`save_run`.
+
+    ``optimizers`` are those that the file holds, ``twins`` the state_dicts that get the same edits; ``proof`` is the
+    weakest class of proof among the edits so far, and ``notes`` what they said.
+    """
+
+    whole: Whole
+    weights: Checkpoint
+    path: Path
+    nodes: Mapping[int, Value]
+    optimizers: tuple[OptimizerState, ...]
+    twins: tuple[Twin, ...] = ()
+    stated: tuple[str, ...] = ()
+    in_model_order: bool = False
+    proof: str = SAME_RUN
+    notes: tuple[str, ...] = ()
+    without: tuple[Path, ...] = ()
+    values: Mapping[Path, Value] = field(default_factory=dict)
+
+    def names(self, state: OptimizerState) -> Names | None:
+        """The parameters behind an optimizer's ids, and how they are known."""
+        return names_of(state, self.weights, stated=self.stated, in_model_order=self.in_model_order)
+
+    def edited(
+        self, plan: Plan, *, computes: bool = False, replay: Plan | None = None, reset: Iterable[str] = ()
+    ) -> tuple[Run, Change[Checkpoint]]:
+        """The run after an edit of its weights, and the change; optimizers and twins follow.
+
+        ``plan`` is the edit; ``replay`` is what it does to moments in place of weights (``plan`` itself by default);
+        ``computes`` says that it makes new values, so that state must be reset by name.  Raises EditError.
+        """
+        change = plan(self.weights)
+        again = replay or plan
+        proofs, notes, states = [self.proof], [*self.notes], []
+        for state in self.optimizers:
+            done = follow(
+                state, self.names(state), change, lambda tensors: again(tensors).result, computes=computes, reset=reset
+            )
+            states.append(done.state)
+            proofs.append(NO_PROOF if computes else done.proof)
+            notes += done.notes
+        twins = tuple(self._twin(twin, plan, notes) for twin in self.twins)
+        made = replace(
+            self, weights=change.result, optimizers=tuple(states), twins=twins, notes=tuple(dict.fromkeys(notes)),
+            proof=max(proofs, key=_ORDER.index),
+        )  # fmt: skip
+        return made, change
+
+    def _twin(self, twin: Twin, plan: Plan, notes: list[str]) -> Twin:
+        """A twin after the same edit; one that cannot take it is named and stays as it is."""
+        try:
+            return replace(twin, tensors=plan(twin.tensors).result)
+        except EditError as error:
+            notes.append(f"{'.'.join(twin.path)} has the same keys and was not edited: {error}")
+            return twin
+
+    def left_out(self, patterns: Iterable[str]) -> Run:
+        """The run without the entries that the dotted globs name.  Raises NothingMatched."""
+        from fnmatch import fnmatchcase
+
+        gone: list[Path] = []
+        paths = [path for path, _ in self.entries()]
+        for pattern in patterns:
+            hits = [path for path in paths if fnmatchcase(".".join(path), pattern)]
+            if not hits:
+                raise NothingMatched([pattern], what="entry", examples=[".".join(path) for path in paths[:20]])
+            gone += hits
+        if any(self.path[: len(path)] == path for path in gone):
+            raise EditError([f"{'.'.join(self.path)} holds the weights and cannot be left out"])
+        kept = tuple(state for state in self.optimizers if not _is_below(state.path, gone))
+        twins = tuple(twin for twin in self.twins if not _is_below(twin.path, gone))
+        return replace(self, optimizers=kept, twins=twins, without=(*self.without, *gone))
+
+    def entries(self) -> list[tuple[Path, Value]]:
+        """The entries beside the weights, two levels deep, with their paths."""
+        found: list[tuple[Path, Value]] = []
+        for name, node in named_children(self.whole.root):
+            found.append(((name,), node))
+            if pairs_of(node) is not None and (name,) != self.path:
+                found += [((name, inner), below) for inner, below in named_children(node)]
+        return found
+
+    def instead(self) -> dict[int, Value]:
+        """What is written in place of nodes of the file, by their identity; everything else is written as it is."""
+        made = {
+            id(followed(self.whole.root, path)): self._weights_node(tensors, nodes, path)
+            for path, tensors, nodes in self._state_dicts()
+        }
+        for state, original in zip(self.optimizers, self._originals(), strict=True):
+            if _differs(state, original):
+                made[id(followed(self.whole.root, state.path))] = written_state(state)
+        for path in self.without:
+            parent = followed(self.whole.root, path[:-1])
+            made[id(parent)] = _without(made.get(id(parent), parent), path[-1])
+        for path, value in self.values.items():
+            parent = followed(self.whole.root, path[:-1])
+            made[id(parent)] = _with_value(made.get(id(parent), parent), path[-1], value)
+        return made
+
+    def _state_dicts(self) -> list[tuple[Path, Checkpoint, Mapping[int, Value]]]:
+        return [(self.path, self.weights, self.nodes), *((one.path, one.tensors, one.nodes) for one in self.twins)]
+
+    def _originals(self) -> list[OptimizerState]:
+        found = {state.path: state for state in optimizers_in(self.whole, self.whole.root)}
+        return [found[state.path] for state in self.optimizers]
+
+    def _weights_node(self, tensors: Checkpoint, nodes: Mapping[int, Value], path: Path) -> Value:
+        """The state_dict: the very nodes of tensors that an edit kept, fresh ones for those that it made."""
+        old = followed(self.whole.root, path)
+        if _is_untouched(old, tensors, nodes):
+            return old
+        likes = list(nodes.values())
+        like = likes[0] if likes else None
+        device = next((tensor.device for tensor in tensors.values()), "cpu")
+        pairs: list[Pair] = [
+            (key, nodes[id(tensor)] if id(tensor) in nodes else tensor_node(tensor, like, device=device))
+            for key, tensor in tensors.items()
+        ]
+        if isinstance(old, DictNode):
+            return DictNode(pairs)
+        versions = tensors.versions
+        attributes: list[Pair] | None = None
+        if versions is not None:
+            inner: list[Pair] = [(name, plain_node(dict(one))) for name, one in versions.items()]
+            attributes = [("_metadata", ordered(inner))]
+        return ordered(pairs, attributes)
+
+
+def _is_untouched(old: Value, tensors: Checkpoint, nodes: Mapping[int, Value]) -> bool:
+    pairs = pairs_of(old) or []
+    same = [(key, nodes.get(id(tensor))) for key, tensor in tensors.items()]
+    return len(pairs) == len(same) and all(
+        key == name and value is node for (key, value), (name, node) in zip(pairs, same, strict=True)
+    )
+
+
+def _differs(state: OptimizerState, original: OptimizerState) -> bool:
+    return state.groups != original.groups or state.slots.keys() != original.slots.keys() or any(
+        slot.node is not original.slots[one][name].node
+        for one, slots in state.slots.items()
+        for name, slot in slots.items()
+        if name in original.slots[one]
+    )  # fmt: skip
+
+
+def _is_below(path: Path, above: Iterable[Path]) -> bool:
+    return any(path[: len(one)] == one for one in above)
+
+
+def followed(root: Value, path: Path) -> Value:
+    """The node at a path of names."""
+    node = root
+    for name in path:
+        node = next((child for key, child in named_children(node) if key == name), None)
+    return node
+
+
+def _without(node: Value, name: str) -> Value:
+    """A copy of a dict or list without one entry."""
+    if isinstance(node, DictNode):
+        return DictNode([pair for pair in node.pairs if str(pair[0]) != name])
+    if isinstance(node, ListNode):
+        return ListNode([item for index, item in enumerate(node.items) if str(index) != name])
+    if isinstance(node, CallNode):
+        return _with_pairs(node, [pair for pair in node.pairs if str(pair[0]) != name])
+    raise EditError([f"nothing can be left out of a {type(node).__name__}"])
+
+
+def _with_value(node: Value, name: str, value: Value) -> Value:
+    """A copy of a dict or list with another value at one entry."""
+    if isinstance(node, DictNode):
+        return DictNode([(key, value if str(key) == name else old) for key, old in node.pairs])
+    if isinstance(node, ListNode):
+        return ListNode([value if str(index) == name else old for index, old in enumerate(node.items)])
+    if isinstance(node, CallNode):
+        return _with_pairs(node, [(key, value if str(key) == name else old) for key, old in node.pairs])
+    raise EditError([f"nothing can be set in a {type(node).__name__}"])
+
+
+def _with_pairs(node: CallNode, pairs: list[Pair]) -> CallNode:
+    """A copy of an object with other entries, in place of those that it had."""
+    others = [step for step in node.after if step[0] != b"u"]
+    after = [(b"u", [value for pair in pairs for value in pair]), *others] if pairs else others
+    return replace(node, after=after)
+
+
+# -- opening
+
+
+def open_run(
+    source: AnyPath, *, select: str | None = None, stated: Iterable[str] = (), in_model_order: bool = False
+) -> Run:
+    """Open a training checkpoint whole; nothing in it is run and no tensor is read.
+
+    ``source`` is a file of torch.save; ``select`` the dotted path of its weights, where it holds several.  ``stated``
+    are the parameters' names in the order of the optimizer's ids; ``in_model_order`` says that the optimizer got the
+    parameters in the order of the state_dict.  Raises what :func:`ckpt_surgeon.open` raises, and FileError for a file
+    that cannot be kept whole.
+
+    >>> import ckpt_surgeon, torch
+    >>> model = torch.nn.Linear(2, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, "last.ckpt")
+    >>> run = open_run("last.ckpt")
+    >>> list(run.weights), run.optimizers[0].ids
+    (['weight', 'bias'], (0, 1))
+    """
+    path = file_path(source)
+    chosen = open_checkpoint(path, select=select)
+    whole = read_whole(path)
+    where, node = _weights_at(whole, chosen)
+    weights, nodes = _records(whole, node, chosen)
+    twins = tuple(_twins(whole, where, weights))
+    return Run(
+        whole, weights, where, nodes, tuple(optimizers_in(whole, whole.root)), twins, tuple(stated), in_model_order
+    )
+
+
+def _weights_at(whole: Whole, chosen: Checkpoint) -> tuple[Path, Value]:
+    """The path of the weights in the graph, and their node."""
+    ahead: list[tuple[Path, Value, str]] = [((), whole.root, chosen.selected)]
+    while ahead:
+        path, node, rest = ahead.pop()
+        if not rest:
+            return path, node
+        for name, child in named_children(node):
+            if rest == name or rest.startswith(name + "."):
+                ahead.append(((*path, name), child, rest[len(name) + 1 :]))
+    raise FileError(whole.path, f"its weights ({chosen.selected}) lie in an object", "leave out --whole")
+
+
+def _records(whole: Whole, node: Value, chosen: Checkpoint) -> tuple[Checkpoint, dict[int, Value]]:
+    """The weights as records made from the graph, and the node of each."""
+    tensors: dict[str, Tensor] = {}
+    nodes: dict[int, Value] = {}
+    for key, value in pairs_of(node) or ():
+        tensor = whole.tensor(value)
+        if isinstance(key, str) and tensor is not None:
+            tensors[key] = tensor
+            nodes[id(tensor)] = value
+    if list(tensors) != list(chosen):
+        problem = "its weights are dicts in dicts, a module that was saved whole, or hold more than tensors"
+        raise FileError(whole.path, problem, "leave out --whole to take the weights alone")
+    return replace(chosen, tensors=tensors), nodes
+
+
+def _twins(whole: Whole, where: Path, weights: Checkpoint) -> Iterable[Twin]:
+    """The other state_dicts with exactly the keys of the weights."""
+    wanted = set(weights)
+    for path, node in _dicts(whole.root):
+        if path == where or {key for key, _ in pairs_of(node) or ()} != wanted:
+            continue
+        made = {str(key): (value, whole.tensor(value)) for key, value in pairs_of(node) or ()}
+        if all(tensor is not None for _, tensor in made.values()):
+            tensors = {key: tensor for key, (_, tensor) in made.items() if tensor is not None}
+            yield Twin(path, Checkpoint(tensors), {id(tensors[key]): value for key, (value, _) in made.items()})
+
+
+def _dicts(root: Value, deep: int = 4) -> Iterable[tuple[Path, Value]]:
+    """The dicts of a file that twins may be, with their paths."""
+    ahead: list[tuple[Path, Value]] = [((), root)]
+    while ahead:
+        path, node = ahead.pop(0)
+        if path and pairs_of(node) is not None:
+            yield path, node
+        if len(path) < deep:
+            ahead += [((*path, name), child) for name, child in named_children(node) if not isinstance(child, str)]
+
+
+def entry_of(run: Run, path: str) -> Value:
+    """The node at a dotted path of a run; None where nothing is there."""
+    node = run.whole.root
+    for name in path.split("."):
+        node = entry(node, name)
+    return node
