@@ -121,6 +121,18 @@ def build(target: str, *, with_values: bool = False) -> torch.nn.Module | Mappin
     >>> build("torch.nn:Linear(3, 2)").weight.device
     device(type='meta')
     """
+    with _running(target, "building it"):
+        return _checked(target, called(target, with_values=with_values))
+
+
+def called(target: str, *, with_values: bool = True) -> object:
+    """Import what ``target`` names, call it if it can be called, and give back whatever it returns.
+
+    Raises TargetError, whatever the code raises.
+
+    >>> called("collections:Counter('aab')")
+    Counter({'a': 2, 'b': 1})
+    """
     import torch  # noqa: F401 - while the path is still ours: a random.py beside the file must not become torch's
 
     spelling = _parsed(target)
@@ -128,7 +140,7 @@ def build(target: str, *, with_values: bool = False) -> torch.nn.Module | Mappin
         with _running(target, "importing it"):
             found = _found(target, _imported(target, spelling), spelling)
         with _running(target, "building it"):
-            return _checked(target, _made(target, found, spelling, with_values))
+            return _made(target, found, spelling, with_values)
 
 
 def _parsed(target: str) -> _Spelling:

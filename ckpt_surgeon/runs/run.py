@@ -23,7 +23,7 @@ from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import Tensor
 from .follow import KEPT_PART, NO_PROOF, SAME_RUN, follow
 from .naming import Names, names_of
-from .state import OptimizerState, Path, entry, named_children, optimizers_in, pairs_of, written_state
+from .state import OptimizerState, Path, attributes_of, named_children, optimizers_in, pairs_of, written_state
 
 Plan = Callable[[Checkpoint], Change[Checkpoint]]
 _ORDER = (SAME_RUN, KEPT_PART, NO_PROOF)
@@ -215,7 +215,13 @@ def _with_value(node: Value, name: str, value: Value) -> Value:
     if isinstance(node, ListNode):
         return ListNode([value if str(index) == name else old for index, old in enumerate(node.items)])
     if isinstance(node, CallNode):
-        return _with_pairs(node, [(key, value if str(key) == name else old) for key, old in node.pairs])
+        made = _with_pairs(node, [(key, value if str(key) == name else old) for key, old in node.pairs])
+        attributes = attributes_of(node)
+        if attributes is not None:
+            made.after = [
+                (code, [_with_value(attributes, name, value)] if code == b"b" else ops) for code, ops in made.after
+            ]
+        return made
     raise EditError([f"nothing can be set in a {type(node).__name__}"])
 
 
@@ -307,11 +313,3 @@ def _dicts(root: Value, deep: int = 4) -> Iterable[tuple[Path, Value]]:
             yield path, node
         if len(path) < deep:
             ahead += [((*path, name), child) for name, child in named_children(node) if not isinstance(child, str)]
-
-
-def entry_of(run: Run, path: str) -> Value:
-    """The node at a dotted path of a run; None where nothing is there."""
-    node = run.whole.root
-    for name in path.split("."):
-        node = entry(node, name)
-    return node

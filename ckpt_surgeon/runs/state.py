@@ -73,9 +73,16 @@ def entry(node: Value, name: str) -> Value:
     return next((value for key, value in pairs_of(node) or () if key == name), None)
 
 
+def attributes_of(node: Value) -> DictNode | None:
+    """The attributes of an object that has some, as a Namespace or a dataclass has; None for anything else."""
+    state = node.state if isinstance(node, CallNode) else None
+    return state if isinstance(state, DictNode) else None
+
+
 def named_children(node: Value) -> Iterator[tuple[str, Value]]:
-    """The entries of a dict by key, the items of a list or tuple by number."""
-    for key, value in pairs_of(node) or ():
+    """The entries of a dict by key, the items of a list or tuple by number, the attributes of an object by name."""
+    attributes = attributes_of(node)
+    for key, value in (*(pairs_of(node) or ()), *(attributes.pairs if attributes is not None else ())):
         if isinstance(key, (str, int)):
             yield str(key), value
     if isinstance(node, (ListNode, tuple)):

@@ -1,0 +1,173 @@
+"""What a training checkpoint holds for training: optimizers with a parameter behind each id, and the rest by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+from ..formats.pickle.graph import CallNode
+from ..formats.pickle.machine import Value
+from ..text import Shown
+from .run import Run, open_run
+from .state import OptimizerState, Path, entry, is_optimizer, named_children, pairs_of
+
+from ..files.paths import AnyPath, FilePath  # isort: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of an optimizer: its id, its key ("" where nothing tells), slots with their shapes, its step."""
+
+    id: Hashable
+    key: str
+    is_certain: bool
+    slots: tuple[tuple[str, tuple[int, ...]], ...]
+    step: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedGroup:
+    """A param group: its options as they are in the file, and its parameters."""
+
+    options: tuple[tuple[str, object], ...]
+    parameters: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedOptimizer:
+    """One optimizer: where it lies, its kind ("" where unknown), how its names are known ("" where they are not)."""
+
+    path: str
+    kind: str
+    how: str
+    groups: tuple[ListedGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Anything else that training goes on from: a scheduler, a scaler, loops, random state, a counter."""
+
+    path: str
+    kind: str
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Training(Shown):
+    """What ``ckpt ls --training`` shows."""
+
+    path: FilePath
+    weights: str
+    optimizers: tuple[ListedOptimizer, ...]
+    parts: tuple[Part, ...]
+    twins: tuple[str, ...]
+
+
+def training(
+    source: AnyPath | Run, *, select: str | None = None, stated: Iterable[str] = (), in_model_order: bool = False
+) -> Training:
+    """The optimizers, schedulers, scalers, loops and counters of a training checkpoint.
+
+    Raises what :func:`ckpt_surgeon.open_run` raises.
+
+    >>> import ckpt_surgeon, torch
+    >>> model = torch.nn.Linear(2, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, "last.ckpt")
+    >>> found = training("last.ckpt")
+    >>> found.optimizers[0].groups[0].parameters[1].key, found.parts[0].said
+    ('bias', '3')
+    """
+    run = source if isinstance(source, Run) else open_run(
+        source, select=select, stated=stated, in_model_order=in_model_order
+    )  # fmt: skip
+    return Training(
+        run.whole.path,
+        ".".join(run.path),
+        tuple(_optimizer(run, state) for state in run.optimizers),
+        tuple(_parts(run)),
+        tuple(".".join(twin.path) for twin in run.twins),
+    )
+
+
+def _optimizer(run: Run, state: OptimizerState) -> ListedOptimizer:
+    names = run.names(state)
+    keys = names.keys if names is not None else {}
+    doubtful = names.doubtful if names is not None else frozenset()
+    groups = tuple(
+        ListedGroup(
+            tuple((str(name), value) for name, value in group.options if isinstance(value, (bool, int, float, str))),
+            tuple(_parameter(state, one, keys.get(one, ""), one not in doubtful) for one in group.ids),
+        )
+        for group in state.groups
+    )
+    kind = state.kind.name if state.kind is not None else ""
+    return ListedOptimizer(".".join(state.path), kind, names.how if names is not None else "", groups)
+
+
+def _parameter(state: OptimizerState, one: Hashable, key: str, is_certain: bool) -> Parameter:
+    slots = state.slots.get(one, {})
+    shapes = tuple((name, tuple(slot.tensor.shape)) for name, slot in slots.items() if slot.tensor is not None)
+    return Parameter(one, key, is_certain and bool(key), shapes, _step(slots["step"].node) if "step" in slots else None)
+
+
+def _step(node: Value) -> float | None:
+    """A step that is a number; one that is a tensor is not read here."""
+    return float(node) if isinstance(node, (int, float)) else None
+
+
+# -- the rest, by what it holds
+
+_KINDS = (
+    ("scheduler", {"last_epoch", "base_lrs"}),
+    ("scheduler", {"last_epoch", "_step_count"}),
+    ("gradient scaler", {"scale", "growth_factor"}),
+    ("loops", {"fit_loop"}),
+)
+_COUNTERS = ("epoch", "step", "iter", "iteration", "global_step", "iter_num", "best", "seen", "updates")
+
+
+def _parts(run: Run) -> Iterable[Part]:
+    skipped = {run.path, *(twin.path for twin in run.twins), *(state.path for state in run.optimizers)}
+    for path, node in _entries(run.whole.root, ()):
+        if path in skipped or is_optimizer(node):
+            continue
+        kind = _kind(path, node)
+        if kind:
+            yield Part(".".join(path), kind, _few(node))
+
+
+def _entries(root: Value, above: Path) -> Iterable[tuple[Path, Value]]:
+    """The entries of a file, and those of its lists and plain dicts of dicts, one level further."""
+    for name, node in named_children(root):
+        path = (*above, name)
+        yield path, node
+        if len(path) < 2 and not _kind(path, node) and not is_optimizer(node):
+            yield from ((inner, below) for inner, below in _entries(node, path) if pairs_of(below) is not None)
+
+
+def _kind(path: Path, node: Value) -> str:
+    names = {str(key) for key, _ in pairs_of(node) or ()}
+    for kind, wanted in _KINDS:
+        if wanted <= names:
+            return kind
+    last = path[-1].lower()
+    if "rng" in last or "random" in last:
+        return "random state"
+    if isinstance(node, (int, float)) and not isinstance(node, bool) and any(word in last for word in _COUNTERS):
+        return "counter"
+    if isinstance(node, CallNode) and node.name.endswith(("Namespace", "DictConfig")):
+        return "arguments"
+    return "arguments" if last in ("args", "hparams", "hyper_parameters", "config", "cfg") else ""
+
+
+def _few(node: Value) -> str:
+    if isinstance(node, (int, float, str)):
+        return str(node)
+    epoch = entry(node, "last_epoch")
+    if isinstance(epoch, int):
+        return f"last_epoch {epoch}"
+    scale = entry(node, "scale")
+    if isinstance(scale, float):
+        return f"scale {scale:g}"
+    return ", ".join(name for name, _ in list(named_children(node))[:4])
