@@ -64,8 +64,8 @@ def resume_check(
     """Resume both files, train some steps on the same gradients, and compare bit for bit.
 
     ``factory`` builds what ``after`` is resumed in: a callable, or ``file.py:make_run``, without arguments, that
-    returns ``(model, optimizer)`` (more may follow).  Raises EditError where torch refuses to load, TargetError where the
-    factory gives something else.
+    returns ``(model, optimizer)`` (more may follow).  Raises EditError where torch refuses to load, TargetError where
+    the factory gives something else.
 
     >>> import ckpt_surgeon, torch
     >>> def make_run():

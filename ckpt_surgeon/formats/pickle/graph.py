@@ -24,26 +24,26 @@ Kind: TypeAlias = Literal["reduce", "new", "new_ex", "obj"]
 Pair: TypeAlias = tuple[Value, Value]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Node:
     """Something with an identity: what other nodes refer to is this very object."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class DictNode(Node):
     """A plain dict; keys may be anything that a pickle can say."""
 
     pairs: list[Pair] = field(default_factory=list)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class ListNode(Node):
     """A plain list."""
 
     items: list[Value] = field(default_factory=list)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class SetNode(Node):
     """A set or a frozenset of protocol 4 and later."""
 
@@ -51,7 +51,7 @@ class SetNode(Node):
     frozen: bool = False
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class ByteArrayNode(Node):
     """A bytearray of protocol 5."""
 
@@ -65,14 +65,14 @@ class Python2Text:
     raw: bytes
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class PersistentNode(Node):
     """A persistent id; for torch, ``("storage", class, key, location, count of elements)``."""
 
     name: Value
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class CallNode(Node):
     """An object made by calling ``cls``, and what was done to it then, in order.
 
