@@ -37,6 +37,7 @@ class Followed:
     state: OptimizerState
     proof: str
     notes: tuple[str, ...] = ()
+    emptied: tuple[int, ...] = ()  # the places of groups that lost all their parameters, and are gone
 
 
 def follow(
@@ -151,8 +152,11 @@ class _Work:
         if gone:
             proof = KEPT_PART
             self.notes.append(f"{listed(gone)}: their optimizer state goes with them")
-        groups = tuple(self._group(group, new_ids) for group in self.state.groups)
-        return Followed(replace(self.state, groups=groups, slots=slots), proof, tuple(self.notes))
+        groups = [self._group(group, new_ids) for group in self.state.groups]
+        pairs = enumerate(zip(self.state.groups, groups, strict=True))
+        emptied = tuple(place for place, (old, new_group) in pairs if old.ids and not new_group.ids)
+        kept = tuple(group for place, group in enumerate(groups) if place not in emptied)
+        return Followed(replace(self.state, groups=kept, slots=slots), proof, tuple(self.notes), emptied)
 
     def _group(self, group: Group, new_ids: Mapping[str, Hashable]) -> Group:
         """A group with the new ids of its parameters, in the order that it had (or that the result has)."""

@@ -9,7 +9,7 @@ parameters have the same shape: nobody would notice if they were exchanged.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..edits.keys import is_derivable, without_wrappers
@@ -20,8 +20,9 @@ STATISTICS = ("running_mean", "running_var")
 BY_NAMES = "the names in its groups"
 BY_IDS = "its ids are names"
 BY_RUN = "the optimizer that the factory builds"
-BY_STATED_ORDER = "the order of the state_dict, as stated"
 BY_ORDER = "the order of the state_dict"
+BY_DECAY_FIRST = "the order of the state_dict, matrices (with weight decay) first"
+BY_DECAY_LAST = "the order of the state_dict, vectors (without weight decay) first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +81,43 @@ def is_buffer(key: str) -> bool:
 
 
 def _by_order(state: OptimizerState, weights: Checkpoint, *, is_stated: bool) -> Names | None:
+    """Names by an order that the parameters may have been given in, where every slot's shape fits it.
+
+    Where several orders fit, or shapes are shared, an id is doubtful unless the caller states that the order is right.
+    """
     keys = parameters_of(weights)
     if len(keys) != len(state.ids):
         return None
-    found = dict(zip(state.ids, keys, strict=True))
-    if not all(fits(state, one, tuple(weights[key].shape)) for one, key in found.items()):
+    guesses = [(how, dict(zip(state.ids, order, strict=True))) for how, order in _orders(state, keys, weights)]
+    fitting = [
+        (how, found)
+        for how, found in guesses
+        if all(fits(state, one, tuple(weights[key].shape)) for one, key in found.items())
+    ]
+    if not fitting:
         return None
-    shapes = Counter(tuple(weights[key].shape) for key in keys)
-    doubtful = frozenset(one for one, key in found.items() if shapes[tuple(weights[key].shape)] > 1)
+    how, found = fitting[0]
     if is_stated:
-        return Names(found, BY_STATED_ORDER)
-    return Names(found, BY_ORDER, doubtful)
+        return Names(found, f"{how}, as stated")
+    shapes = Counter(tuple(weights[key].shape) for key in keys)
+    shared = {one for one, key in found.items() if shapes[tuple(weights[key].shape)] > 1}
+    differing = {one for one, key in found.items() if any(other[one] != key for _, other in fitting[1:])}
+    return Names(found, how, frozenset(shared | differing))
+
+
+def _orders(state: OptimizerState, keys: list[str], weights: Checkpoint) -> Iterator[tuple[str, list[str]]]:
+    """The orders in which optimizers are given parameters: as they come, or parted by weight decay.
+
+    Matrices with weight decay come first in nanoGPT's and transformers' groups, vectors without it in timm's.
+    """
+    yield BY_ORDER, keys
+    sizes = [len(group.ids) for group in state.groups if group.ids]
+    matrices = [key for key in keys if len(weights[key].shape) >= 2]
+    vectors = [key for key in keys if len(weights[key].shape) < 2]
+    if sizes == [len(matrices), len(vectors)]:
+        yield BY_DECAY_FIRST, matrices + vectors
+    if sizes == [len(vectors), len(matrices)]:
+        yield BY_DECAY_LAST, vectors + matrices
 
 
 def fits(state: OptimizerState, one: Hashable, shape: tuple[int, ...]) -> bool:

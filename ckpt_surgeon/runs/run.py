@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..edits.change import Change
-from ..errors import EditError, FileError, NothingMatched
+from ..errors import EditError, NothingMatched
 from ..files.paths import AnyPath, file_path
 from ..formats.pickle.graph import CallNode, DictNode, ListNode, Pair
 from ..formats.pickle.machine import Value
@@ -23,7 +23,7 @@ from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import Tensor
 from .follow import KEPT_PART, NO_PROOF, SAME_RUN, follow
 from .naming import Names, names_of
-from .state import OptimizerState, Path, attributes_of, named_children, optimizers_in, pairs_of, written_state
+from .state import OptimizerState, Path, attributes_of, entry, named_children, optimizers_in, pairs_of, written_state
 
 Plan = Callable[[Checkpoint], Change[Checkpoint]]
 _ORDER = (SAME_RUN, KEPT_PART, NO_PROOF)
@@ -31,11 +31,17 @@ _ORDER = (SAME_RUN, KEPT_PART, NO_PROOF)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Twin:
-    """A state_dict beside the weights with the same keys (EMA, SWA, a teacher), and the nodes of its tensors."""
+    """A state_dict beside the weights with the same keys (EMA, SWA, a teacher), and the nodes of its tensors.
+
+    Its keys may carry a ``prefix`` of their own, and entries that are ``beside`` them, as those of AveragedModel and of
+    mmengine's EMAHook do (``module.``, and ``n_averaged`` or ``steps``).
+    """
 
     path: Path
     tensors: Checkpoint
     nodes: Mapping[int, Value]
+    prefix: str = ""
+    beside: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +64,8 @@ class Run:
     notes: tuple[str, ...] = ()
     without: tuple[Path, ...] = ()
     values: Mapping[Path, Value] = field(default_factory=dict)
+    schedulers: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)  # places in their lists that go
+    unwritable: str = ""  # why the weights can only be kept as they are
 
     def names(self, state: OptimizerState) -> Names | None:
         """The parameters behind an optimizer's ids, and how they are known."""
@@ -72,8 +80,11 @@ class Run:
         ``computes`` says that it makes new values, so that state must be reset by name.  Raises EditError.
         """
         change = plan(self.weights)
+        if self.unwritable and not _is_identity(change):
+            raise EditError([f"{self.whole.path}: {self.unwritable}, so they can be kept whole but not edited"])
         again = replay or plan
         proofs, notes, states = [self.proof], [*self.notes], []
+        schedulers = dict(self.schedulers)
         for state in self.optimizers:
             done = follow(
                 state, self.names(state), change, lambda tensors: again(tensors).result, computes=computes, reset=reset
@@ -81,12 +92,24 @@ class Run:
             states.append(done.state)
             proofs.append(NO_PROOF if computes else done.proof)
             notes += done.notes
+            if done.emptied:
+                gone = self._schedulers_of(state)
+                schedulers |= {path: (*schedulers.get(path, ()), *done.emptied) for path in gone}
+                notes.append(f"groups {', '.join(map(str, done.emptied))} are empty and go, with their base_lrs")
         twins = tuple(self._twin(twin, plan, notes) for twin in self.twins)
         made = replace(
             self, weights=change.result, optimizers=tuple(states), twins=twins, notes=tuple(dict.fromkeys(notes)),
-            proof=max(proofs, key=_ORDER.index),
+            proof=max(proofs, key=_ORDER.index), schedulers=schedulers,
         )  # fmt: skip
         return made, change
+
+    def _schedulers_of(self, state: OptimizerState) -> list[Path]:
+        """The schedulers whose lists have an entry for each group of an optimizer."""
+        count = len(state.groups)
+        return [
+            path for path, node in _dicts(self.whole.root)
+            if isinstance(rates := entry(node, "base_lrs"), ListNode) and len(rates.items) == count
+        ]  # fmt: skip
 
     def _twin(self, twin: Twin, plan: Plan, notes: list[str]) -> Twin:
         """A twin after the same edit; one that cannot take it is named and stays as it is."""
@@ -124,13 +147,19 @@ class Run:
 
     def instead(self) -> dict[int, Value]:
         """What is written in place of nodes of the file, by their identity; everything else is written as it is."""
-        made = {
-            id(followed(self.whole.root, path)): self._weights_node(tensors, nodes, path)
-            for path, tensors, nodes in self._state_dicts()
-        }
+        made: dict[int, Value] = {}
+        if not self.unwritable:
+            old = followed(self.whole.root, self.path)
+            made[id(old)] = _weights_node(old, self.weights, self.nodes)
+        for twin in self.twins:
+            old = followed(self.whole.root, twin.path)
+            made[id(old)] = _weights_node(old, twin.tensors, twin.nodes, twin.prefix, twin.beside)
         for state, original in zip(self.optimizers, self._originals(), strict=True):
             if _differs(state, original):
                 made[id(followed(self.whole.root, state.path))] = written_state(state)
+        for path, places in self.schedulers.items():
+            node = followed(self.whole.root, path)
+            made[id(node)] = _without_places(node, places)
         for path in self.without:
             parent = followed(self.whole.root, path[:-1])
             made[id(parent)] = _without(made.get(id(parent), parent), path[-1])
@@ -139,33 +168,38 @@ class Run:
             made[id(parent)] = _with_value(made.get(id(parent), parent), path[-1], value)
         return made
 
-    def _state_dicts(self) -> list[tuple[Path, Checkpoint, Mapping[int, Value]]]:
-        return [(self.path, self.weights, self.nodes), *((one.path, one.tensors, one.nodes) for one in self.twins)]
-
     def _originals(self) -> list[OptimizerState]:
         found = {state.path: state for state in optimizers_in(self.whole, self.whole.root)}
         return [found[state.path] for state in self.optimizers]
 
-    def _weights_node(self, tensors: Checkpoint, nodes: Mapping[int, Value], path: Path) -> Value:
-        """The state_dict: the very nodes of tensors that an edit kept, fresh ones for those that it made."""
-        old = followed(self.whole.root, path)
-        if _is_untouched(old, tensors, nodes):
-            return old
-        likes = list(nodes.values())
-        like = likes[0] if likes else None
-        device = next((tensor.device for tensor in tensors.values()), "cpu")
-        pairs: list[Pair] = [
-            (key, nodes[id(tensor)] if id(tensor) in nodes else tensor_node(tensor, like, device=device))
-            for key, tensor in tensors.items()
-        ]
-        if isinstance(old, DictNode):
-            return DictNode(pairs)
-        versions = tensors.versions
-        attributes: list[Pair] | None = None
-        if versions is not None:
-            inner: list[Pair] = [(name, plain_node(dict(one))) for name, one in versions.items()]
-            attributes = [("_metadata", ordered(inner))]
-        return ordered(pairs, attributes)
+
+def _is_identity(change: Change[Checkpoint]) -> bool:
+    """Whether a change leaves every tensor under its key."""
+    return list(change.result) == list(change.before) and all(
+        tensor is change.before[key] for key, tensor in change.result.items()
+    )
+
+
+def _weights_node(
+    old: Value, tensors: Checkpoint, nodes: Mapping[int, Value], prefix: str = "", beside: Iterable[Pair] = ()
+) -> Value:
+    """A state_dict: the very nodes of tensors that an edit kept, fresh ones for those that it made."""
+    if not prefix and _is_untouched(old, tensors, nodes):
+        return old
+    like = next(iter(nodes.values()), None)
+    device = next((tensor.device for tensor in tensors.values()), "cpu")
+    pairs: list[Pair] = [
+        (prefix + key, nodes[id(tensor)] if id(tensor) in nodes else tensor_node(tensor, like, device=device))
+        for key, tensor in tensors.items()
+    ]
+    pairs += beside
+    if isinstance(old, DictNode):
+        return DictNode(pairs)
+    attributes: list[Pair] | None = None
+    if tensors.versions is not None:
+        inner: list[Pair] = [(prefix + name, plain_node(dict(one))) for name, one in tensors.versions.items()]
+        attributes = [("_metadata", ordered(inner))]
+    return ordered(pairs, attributes)
 
 
 def _is_untouched(old: Value, tensors: Checkpoint, nodes: Mapping[int, Value]) -> bool:
@@ -206,6 +240,18 @@ def _without(node: Value, name: str) -> Value:
     if isinstance(node, CallNode):
         return _with_pairs(node, [pair for pair in node.pairs if str(pair[0]) != name])
     raise EditError([f"nothing can be left out of a {type(node).__name__}"])
+
+
+def _without_places(node: Value, places: tuple[int, ...]) -> Value:
+    """A scheduler without the entries of some groups in its lists (base_lrs, _last_lr …)."""
+    rates = entry(node, "base_lrs")
+    count = len(rates.items) if isinstance(rates, ListNode) else 0
+    pairs: list[Pair] = []
+    for key, value in pairs_of(node) or ():
+        if isinstance(value, ListNode) and len(value.items) == count:
+            value = ListNode([item for place, item in enumerate(value.items) if place not in places])
+        pairs.append((key, value))
+    return DictNode(pairs) if isinstance(node, DictNode) else _with_pairs(node, pairs)  # type: ignore[arg-type]
 
 
 def _with_value(node: Value, name: str, value: Value) -> Value:
@@ -257,15 +303,16 @@ def open_run(
     chosen = open_checkpoint(path, select=select)
     whole = read_whole(path)
     where, node = _weights_at(whole, chosen)
-    weights, nodes = _records(whole, node, chosen)
-    twins = tuple(_twins(whole, where, weights))
+    weights, nodes, unwritable = _records(whole, node, chosen)
+    twins = () if unwritable else tuple(_twins(whole, where, weights))
+    optimizers = tuple(optimizers_in(whole, whole.root))
     return Run(
-        whole, weights, where, nodes, tuple(optimizers_in(whole, whole.root)), twins, tuple(stated), in_model_order
-    )
+        whole, weights, where, nodes, optimizers, twins, tuple(stated), in_model_order, unwritable=unwritable
+    )  # fmt: skip
 
 
 def _weights_at(whole: Whole, chosen: Checkpoint) -> tuple[Path, Value]:
-    """The path of the weights in the graph, and their node."""
+    """The path of the weights in the graph, and their node; () and None where they lie in an object."""
     ahead: list[tuple[Path, Value, str]] = [((), whole.root, chosen.selected)]
     while ahead:
         path, node, rest = ahead.pop()
@@ -274,11 +321,11 @@ def _weights_at(whole: Whole, chosen: Checkpoint) -> tuple[Path, Value]:
         for name, child in named_children(node):
             if rest == name or rest.startswith(name + "."):
                 ahead.append(((*path, name), child, rest[len(name) + 1 :]))
-    raise FileError(whole.path, f"its weights ({chosen.selected}) lie in an object", "leave out --whole")
+    return (), None
 
 
-def _records(whole: Whole, node: Value, chosen: Checkpoint) -> tuple[Checkpoint, dict[int, Value]]:
-    """The weights as records made from the graph, and the node of each."""
+def _records(whole: Whole, node: Value, chosen: Checkpoint) -> tuple[Checkpoint, dict[int, Value], str]:
+    """The weights as records made from the graph, the node of each, and why they cannot be written, "" if they can."""
     tensors: dict[str, Tensor] = {}
     nodes: dict[int, Value] = {}
     for key, value in pairs_of(node) or ():
@@ -286,22 +333,36 @@ def _records(whole: Whole, node: Value, chosen: Checkpoint) -> tuple[Checkpoint,
         if isinstance(key, str) and tensor is not None:
             tensors[key] = tensor
             nodes[id(tensor)] = value
-    if list(tensors) != list(chosen):
-        problem = "its weights are dicts in dicts, a module that was saved whole, or hold more than tensors"
-        raise FileError(whole.path, problem, "leave out --whole to take the weights alone")
-    return replace(chosen, tensors=tensors), nodes
+    if list(tensors) == list(chosen):
+        return replace(chosen, tensors=tensors), nodes, ""
+    return chosen, {}, "its weights are a module that was saved whole, dicts in dicts, or more than plain tensors"
 
 
 def _twins(whole: Whole, where: Path, weights: Checkpoint) -> Iterable[Twin]:
-    """The other state_dicts with exactly the keys of the weights."""
-    wanted = set(weights)
+    """The other state_dicts with the keys of the weights, be it behind ``module.`` and beside a counter."""
     for path, node in _dicts(whole.root):
-        if path == where or {key for key, _ in pairs_of(node) or ()} != wanted:
-            continue
-        made = {str(key): (value, whole.tensor(value)) for key, value in pairs_of(node) or ()}
-        if all(tensor is not None for _, tensor in made.values()):
-            tensors = {key: tensor for key, (_, tensor) in made.items() if tensor is not None}
-            yield Twin(path, Checkpoint(tensors), {id(tensors[key]): value for key, (value, _) in made.items()})
+        if path != where and (twin := _twin(whole, path, node, weights)) is not None:
+            yield twin
+
+
+def _twin(whole: Whole, path: Path, node: Value, weights: Checkpoint) -> Twin | None:
+    entries = [(str(key), value) for key, value in pairs_of(node) or ()]
+    names = {key for key, _ in entries}
+    prefix = next((one for one in ("", "module.") if all(one + key in names for key in weights)), None)
+    if prefix is None or len(entries) > len(weights) + 2:
+        return None
+    tensors: dict[str, Tensor] = {}
+    nodes: dict[int, Value] = {}
+    beside: list[Pair] = []
+    for key, value in entries:
+        tensor = whole.tensor(value)
+        plain = key.removeprefix(prefix)
+        if key.startswith(prefix) and plain in weights and tensor is not None:
+            tensors[plain] = tensor
+            nodes[id(tensor)] = value
+        else:
+            beside.append((key, value))
+    return Twin(path, Checkpoint(tensors), nodes, prefix, tuple(beside)) if len(tensors) == len(weights) else None
 
 
 def _dicts(root: Value, deep: int = 4) -> Iterable[tuple[Path, Value]]:

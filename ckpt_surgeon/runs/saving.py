@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from tempfile import mkstemp
 
-from ..errors import EditError, FileError, OutputExists
+from ..errors import OutputExists
 from ..files.paths import AnyPath, file_path
 from ..files.sinks import FileSink
-from ..formats.zip.whole import read_whole, write_whole
+from ..formats.zip.whole import write_whole
 from .run import Run
 
 

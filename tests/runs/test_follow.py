@@ -174,10 +174,8 @@ def test_gaps_and_parameters_without_state_are_kept(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Net()
     model.body[0].weight.requires_grad_(False)
-    groups = [
-        {"params": [p for n, p in model.named_parameters() if "fc" not in n]},
-        {"params": model.fc.parameters(), "lr": 1.0},
-    ]
+    rest = [parameter for name, parameter in model.named_parameters() if "fc" not in name]
+    groups: list[dict[str, object]] = [{"params": rest}, {"params": list(model.fc.parameters()), "lr": 1.0}]
     optimizer = torch.optim.Adam(groups)
     trained(model, optimizer, 1)
     path = tmp_path / "last.ckpt"

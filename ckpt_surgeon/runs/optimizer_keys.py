@@ -1,0 +1,67 @@
+"""An optimizer's state by names or by positions: what FSDP's full state has, and what one process has."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+
+from ..errors import EditError
+from .naming import Names, parameters_of
+from .run import Run
+from .state import Group, OptimizerState
+
+NAMES, POSITIONS = "names", "positions"
+
+
+def with_optimizer_keys(run: Run, keys: str) -> Run:
+    """A run whose optimizers' ids are the parameters' names, or their positions in the groups.
+
+    Names are what ``FullyShardedDataParallel.optim_state_dict`` gives and takes, positions what
+    ``torch.optim.Optimizer.state_dict`` does; in each group parameters then stand in the order of the model.  Raises
+    EditError where the names behind the ids are not certain.
+
+    >>> import ckpt_surgeon, torch
+    >>> model = torch.nn.Linear(2, 2)
+    >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "last.ckpt")
+    >>> from ckpt_surgeon.runs.run import open_run
+    >>> with_optimizer_keys(open_run("last.ckpt"), "names").optimizers[0].ids
+    ('weight', 'bias')
+    """
+    if keys not in (NAMES, POSITIONS):
+        raise EditError([f"optimizer keys are {NAMES} or {POSITIONS}, not {keys!r}"])
+    return replace(run, optimizers=tuple(_keyed(run, state, keys) for state in run.optimizers))
+
+
+def _keyed(run: Run, state: OptimizerState, keys: str) -> OptimizerState:
+    names = run.names(state)
+    if names is None or names.doubtful:
+        where = ".".join(state.path)
+        problem = f"{where}: which parameter is behind each id is not certain"
+        raise EditError([problem], remedy="give a factory that builds model and optimizer, or state the order")
+    if (keys == NAMES) == state.is_by_name:
+        return state
+    return _by_names(state, names) if keys == NAMES else _by_positions(run, state, names)
+
+
+def _by_names(state: OptimizerState, names: Names) -> OptimizerState:
+    return _renumbered(state, names.keys, state.groups)
+
+
+def _by_positions(run: Run, state: OptimizerState, names: Names) -> OptimizerState:
+    order = {key: place for place, key in enumerate(parameters_of(run.weights))}
+    groups = tuple(
+        replace(group, ids=tuple(sorted(group.ids, key=lambda one: order.get(names.keys[one], len(order)))))
+        for group in state.groups
+    )
+    ids: dict[Hashable, Hashable] = {}
+    for group in groups:
+        for one in group.ids:
+            ids[one] = len(ids)
+    return _renumbered(state, ids, groups)
+
+
+def _renumbered(state: OptimizerState, ids: Mapping[Hashable, Hashable], groups: tuple[Group, ...]) -> OptimizerState:
+    slots = {ids[one]: kept for one, kept in state.slots.items()}
+    made = tuple(replace(group, ids=tuple(ids[one] for one in group.ids), names=None) for group in groups)
+    return replace(state, groups=made, slots=slots)
