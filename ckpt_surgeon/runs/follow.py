@@ -27,6 +27,7 @@ SAME_RUN = "same run"
 KEPT_PART = "kept part"
 NO_PROOF = "no proof"
 
+Plan = Callable[[Checkpoint], Change[Checkpoint]]
 Replay = Callable[[Checkpoint], Checkpoint]  # what the edit makes of other tensors with the same keys and shapes
 
 
@@ -57,7 +58,29 @@ def follow(
     forgotten = matching(change.result, list(reset), allow_unmatched=True) if reset else set()
     if computes:
         work.refuse_values(forgotten)
-    return work.followed(forgotten)
+    done = work.followed(forgotten)
+    return replace(done, proof=NO_PROOF) if computes else done
+
+
+def follow_all(
+    states: Iterable[tuple[OptimizerState, Names | None]], change: Change[Checkpoint], again: Plan,
+    *, computes: bool = False, reset: Iterable[str] = (),
+) -> list[Followed]:  # fmt: skip
+    """What becomes of several optimizers: see :func:`follow`; ``again`` is the edit as it is done to moments."""
+    patterns = list(reset)
+    return [
+        follow(state, names, change, lambda tensors: again(tensors).result, computes=computes, reset=patterns)
+        for state, names in states
+    ]
+
+
+def weakest(proofs: Iterable[str]) -> str:
+    """The weakest of some classes of proof.
+
+    >>> weakest([KEPT_PART, SAME_RUN])
+    'kept part'
+    """
+    return max(proofs, key=(SAME_RUN, KEPT_PART, NO_PROOF).index)
 
 
 class _Work:

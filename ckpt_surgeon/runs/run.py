@@ -9,7 +9,7 @@ follows or the edit is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..edits.change import Change
@@ -21,12 +21,9 @@ from ..formats.zip.whole import Whole, ordered, plain_node, read_whole, tensor_n
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import Tensor
-from .follow import KEPT_PART, NO_PROOF, SAME_RUN, follow
+from .follow import SAME_RUN, Plan, follow_all, weakest
 from .naming import Names, names_of
 from .state import OptimizerState, Path, attributes_of, entry, named_children, optimizers_in, pairs_of, written_state
-
-Plan = Callable[[Checkpoint], Change[Checkpoint]]
-_ORDER = (SAME_RUN, KEPT_PART, NO_PROOF)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,24 +79,20 @@ class Run:
         change = plan(self.weights)
         if self.unwritable and not _is_identity(change):
             raise EditError([f"{self.whole.path}: {self.unwritable}, so they can be kept whole but not edited"])
-        again = replay or plan
-        proofs, notes, states = [self.proof], [*self.notes], []
+        states = [(state, self.names(state)) for state in self.optimizers]
+        done = follow_all(states, change, replay or plan, computes=computes, reset=reset)
+        notes = [*self.notes, *(note for one in done for note in one.notes)]
         schedulers = dict(self.schedulers)
-        for state in self.optimizers:
-            done = follow(
-                state, self.names(state), change, lambda tensors: again(tensors).result, computes=computes, reset=reset
-            )
-            states.append(done.state)
-            proofs.append(NO_PROOF if computes else done.proof)
-            notes += done.notes
-            if done.emptied:
+        for state, one in zip(self.optimizers, done, strict=True):
+            if one.emptied:
                 gone = self._schedulers_of(state)
-                schedulers |= {path: (*schedulers.get(path, ()), *done.emptied) for path in gone}
-                notes.append(f"groups {', '.join(map(str, done.emptied))} are empty and go, with their base_lrs")
+                schedulers |= {path: (*schedulers.get(path, ()), *one.emptied) for path in gone}
+                notes.append(f"groups {', '.join(map(str, one.emptied))} are empty and go, with their base_lrs")
         twins = tuple(self._twin(twin, plan, notes) for twin in self.twins)
         made = replace(
-            self, weights=change.result, optimizers=tuple(states), twins=twins, notes=tuple(dict.fromkeys(notes)),
-            proof=max(proofs, key=_ORDER.index), schedulers=schedulers,
+            self, weights=change.result, optimizers=tuple(one.state for one in done), twins=twins,
+            notes=tuple(dict.fromkeys(notes)), schedulers=schedulers,
+            proof=weakest([self.proof, *(one.proof for one in done)]),
         )  # fmt: skip
         return made, change
 
@@ -155,7 +148,7 @@ class Run:
             old = followed(self.whole.root, twin.path)
             made[id(old)] = _weights_node(old, twin.tensors, twin.nodes, twin.prefix, twin.beside)
         for state, original in zip(self.optimizers, self._originals(), strict=True):
-            if _differs(state, original):
+            if differs(state, original):
                 made[id(followed(self.whole.root, state.path))] = written_state(state)
         for path, places in self.schedulers.items():
             node = followed(self.whole.root, path)
@@ -210,7 +203,7 @@ def _is_untouched(old: Value, tensors: Checkpoint, nodes: Mapping[int, Value]) -
     )
 
 
-def _differs(state: OptimizerState, original: OptimizerState) -> bool:
+def differs(state: OptimizerState, original: OptimizerState) -> bool:
     return state.groups != original.groups or state.slots.keys() != original.slots.keys() or any(
         slot.node is not original.slots[one][name].node
         for one, slots in state.slots.items()

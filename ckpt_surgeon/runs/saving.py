@@ -1,21 +1,76 @@
-"""Writing a run: one file of torch.save, in one step, read back before it takes its place."""
+"""Writing a run: planned, written and verified as any other file, with everything beside the weights in it."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from ..errors import OutputExists
-from ..files.paths import AnyPath, file_path
-from ..files.sinks import FileSink
-from ..formats.zip.whole import write_whole
+from ..errors import FileError
+from ..files.paths import AnyPath
+from ..files.sinks import Progress, Sink
+from ..formats.pickle.machine import Value
+from ..formats.zip import torch_zip
+from ..formats.zip.whole import size_of, write_whole
+from ..tensors.records import Tensor
+from ..writing import write
+from ..writing.write import Plan, PlannedFile
 from .run import Run
 
 
-def save_run(run: Run, out: AnyPath, *, force: bool = False) -> Path:
-    """Write a run to a file of torch.save and give its path."""
-    path = Path(str(file_path(out)))
-    if path.exists() and not force:
-        raise OutputExists(path)
-    with open(path, "wb") as file, FileSink(file.fileno(), lambda done: None) as sink:
-        write_whole(sink, run.whole, run.instead())
-    return path
+@dataclass(slots=True, eq=False)
+class WholeWriter:
+    """The writer of one run, in the place of a container's own: see :class:`ckpt_surgeon.formats.registry.Writer`."""
+
+    run: Run
+    instead: Mapping[int, Value]
+    CONTAINER: str = torch_zip.CONTAINER
+    SUFFIXES: tuple[str, ...] = torch_zip.SUFFIXES
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Everything that a run holds can be written: it came from such a file."""
+
+    def size_of(self, tensors: Mapping[str, Tensor]) -> int:
+        """About how many bytes the whole file will have."""
+        return size_of(self.run.whole, self.instead)
+
+    def write(
+        self,
+        sink: Sink,
+        tensors: Mapping[str, Tensor],
+        versions: Mapping[str, Mapping[str, Value]] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write the whole file."""
+        write_whole(sink, self.run.whole, self.instead)
+
+
+def plan_run(run: Run, out: AnyPath, *, force: bool = False) -> Plan:
+    """Plan the one file that a run becomes; nothing is touched.
+
+    Raises what :func:`ckpt_surgeon.writing.write.plan` raises, and FileError for an extension whose container holds
+    weights alone.
+    """
+    planned = write.plan(run.weights, out, force=force)
+    if planned.writer.SUFFIXES != torch_zip.SUFFIXES:
+        problem = "its container holds weights alone, so that the rest of the run would be lost"
+        remedy = f"end OUT in {' or '.join(torch_zip.SUFFIXES)}, or leave out --whole"
+        raise FileError(planned.out, problem, remedy)
+    selected = run.weights.selected or "."
+    file = PlannedFile(planned.out, run.weights.tensors, selected)
+    return replace(planned, writer=WholeWriter(run, run.instead()), files=(file,))
+
+
+def save_run(run: Run, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> Plan:
+    """Write a run to one file of torch.save, all or nothing, and verified; gives the plan that was carried out.
+
+    >>> import ckpt_surgeon, torch
+    >>> from ckpt_surgeon.runs.run import open_run
+    >>> torch.save({"model": {"module.fc.bias": torch.ones(3)}, "epoch": 3}, "last.ckpt")
+    >>> run, change = open_run("last.ckpt").edited(ckpt_surgeon.strip_prefix.plan)
+    >>> plan = save_run(run, "clean.ckpt")
+    >>> torch.load("clean.ckpt")["epoch"]
+    3
+    """
+    planned = plan_run(run, out, force=force)
+    write.write(planned, progress=progress)
+    return planned

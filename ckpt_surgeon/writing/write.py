@@ -31,10 +31,11 @@ THREADS = 8  # more at once than these wait for one another on most disks
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """One file (or folder) of an output and the tensors that go into it."""
+    """One file (or folder) of an output, the tensors that go into it, and where in the file they will lie."""
 
     path: FilePath
     tensors: Mapping[str, Tensor]
+    selected: str = "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +381,7 @@ def write_index(made: Path, planned: Plan) -> None:
 
 def verify(made: FilePath, file: PlannedFile) -> None:
     """Read an output's index back and compare it with the plan: keys, their order, dtypes, shapes."""
-    written = select(registry.read(made), ".")
+    written = select(registry.read(made), file.selected)
     asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
     found = [(key, tensor.dtype, tensor.shape) for key, tensor in written.items()]
     if asked != found:

@@ -78,6 +78,11 @@ def edited(run: Run, edit: Callable[[Checkpoint], Change[Checkpoint]], **how: ob
     return run.edited(edit, **how)[0]  # type: ignore[arg-type]
 
 
+def written(run: Run, out: Path) -> Path:
+    save_run(run, out)
+    return out
+
+
 def resumed(path: Path, make: Callable[..., torch.optim.Optimizer], *, named: bool, classes: int = 5) -> list[float]:
     file = torch.load(path, weights_only=True)
     model = Net(classes)
@@ -94,7 +99,7 @@ def test_training_goes_on_bit_for_bit_once_the_prefix_is_off(name: str, named: b
     path, losses = saved(tmp_path, make, named=named)
     run = edited(open_run(path), ckpt_surgeon.strip_prefix.plan)
     assert run.proof == "same run"
-    out = save_run(run, tmp_path / "clean.ckpt")
+    out = written(run, tmp_path / "clean.ckpt")
     assert resumed(out, make, named=named) == losses
     file = torch.load(out)
     assert file["epoch"] == 3
@@ -109,7 +114,7 @@ def test_a_head_that_grew_trains_on_where_it_was(name: str, tmp_path: Path) -> N
     run = edited(open_run(path), ckpt_surgeon.strip_prefix.plan)
     run = edited(run, lambda tensors: ckpt_surgeon.pad.plan(tensors, "fc.*", after=2))
     assert run.proof == "kept part"
-    out = save_run(run, tmp_path / "grown.ckpt")
+    out = written(run, tmp_path / "grown.ckpt")
 
     def make_run() -> tuple[nn.Module, torch.optim.Optimizer]:
         model = Net(7)
@@ -127,7 +132,7 @@ def test_a_dropped_head_takes_its_ids_along(tmp_path: Path) -> None:
     path, _ = saved(tmp_path, torch.optim.Adam, named=True)
     run = edited(open_run(path), ckpt_surgeon.strip_prefix.plan)
     run = edited(run, lambda tensors: ckpt_surgeon.drop.plan(tensors, "fc.*"))
-    file = torch.load(save_run(run, tmp_path / "out.ckpt"))
+    file = torch.load(written(run, tmp_path / "out.ckpt"))
     (group,) = file["optimizer"]["param_groups"]
     assert "fc.weight" not in group["param_names"]
     assert len(group["params"]) == len(group["param_names"]) == 6
@@ -150,7 +155,7 @@ def test_ids_that_only_order_tells_are_not_guessed_among_equal_shapes(tmp_path: 
     with pytest.raises(EditError, match="same shape"):
         open_run(path).edited(drop)
     stated = edited(open_run(path, in_model_order=True), drop)
-    file = torch.load(save_run(stated, tmp_path / "out.ckpt"))
+    file = torch.load(written(stated, tmp_path / "out.ckpt"))
     assert file["optimizer"]["param_groups"][0]["params"] == [0, 1]
     again = edited(open_run(path, stated=[name for name, _ in model.named_parameters()]), drop)
     assert again.optimizers[0].ids == (0, 1)
@@ -163,10 +168,10 @@ def test_values_that_are_computed_need_their_state_given_up(tmp_path: Path) -> N
         open_run(path).edited(scale, computes=True)
     run = edited(open_run(path), scale, computes=True, reset=["module.fc.*"])
     assert run.proof == "no proof"
-    file = torch.load(save_run(run, tmp_path / "out.ckpt"))
+    file = torch.load(written(run, tmp_path / "out.ckpt"))
     assert len(file["optimizer"]["state"]) == 6
     without = open_run(path).left_out(["optimizer"])
-    file = torch.load(save_run(edited(without, scale, computes=True), tmp_path / "slim.ckpt"))
+    file = torch.load(written(edited(without, scale, computes=True), tmp_path / "slim.ckpt"))
     assert list(file) == ["model", "epoch"]
 
 
@@ -183,7 +188,7 @@ def test_gaps_and_parameters_without_state_are_kept(tmp_path: Path) -> None:
     before = torch.load(path)["optimizer"]
     assert 0 not in before["state"]
     run = edited(open_run(path), partial(ckpt_surgeon.add_prefix.plan, prefix="net."))
-    after = torch.load(save_run(run, tmp_path / "out.ckpt"))["optimizer"]
+    after = torch.load(written(run, tmp_path / "out.ckpt"))["optimizer"]
     assert after["param_groups"] == before["param_groups"]
     assert after["state"].keys() == before["state"].keys()
 
@@ -194,7 +199,7 @@ def test_twins_with_the_same_keys_get_the_same_edit(tmp_path: Path) -> None:
     ema = {key: value + 1 for key, value in state.items()}
     torch.save({"state_dict": state, "state_dict_ema": ema, "epoch": 1}, tmp_path / "last.pt")
     run = edited(open_run(tmp_path / "last.pt", select="state_dict"), ckpt_surgeon.strip_prefix.plan)
-    file = torch.load(save_run(run, tmp_path / "out.pt"))
+    file = torch.load(written(run, tmp_path / "out.pt"))
     assert list(file["state_dict"]) == list(file["state_dict_ema"]) == ["weight", "bias"]
     assert torch.equal(file["state_dict_ema"]["bias"], ema["module.bias"])
 

@@ -1,0 +1,161 @@
+"""A run that is a folder: weights in one file (or shards), the optimizer in another, the rest beside them.
+
+So write Hugging Face's Trainer (``optimizer.pt``, ``scheduler.pt``, ``rng_state.pth``, ``trainer_state.json``) and
+accelerate's ``save_state`` (``optimizer.bin``, ``scheduler.bin``, ``random_states_0.pkl``).  The files are edited
+together and written as a folder, all or none.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import mkdtemp
+
+from ..edits.change import Change
+from ..errors import BrokenFile, EditError, FileError, OutputExists
+from ..files import swap
+from ..files.sinks import FileSink
+from ..formats.zip.whole import Whole, read_whole, write_whole
+from ..reading.opening import open as open_checkpoint
+from ..tensors.checkpoint import Checkpoint
+from ..writing import write
+from .follow import SAME_RUN, Plan, follow_all, weakest
+from .naming import Names, names_of
+from .run import differs
+from .state import OptimizerState, is_optimizer, read_state, written_state
+
+OPTIMIZERS = ("optimizer*.pt", "optimizer*.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OptimizerFile:
+    """A file that holds one optimizer's state and nothing else."""
+
+    name: str
+    whole: Whole
+    state: OptimizerState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunFolder:
+    """A folder's weights and optimizers, edited together; ``others`` are the names of files that stay as they are."""
+
+    folder: Path
+    weights: Checkpoint
+    weight_files: tuple[str, ...]
+    optimizers: tuple[OptimizerFile, ...]
+    others: tuple[str, ...]
+    stated: tuple[str, ...] = ()
+    in_model_order: bool = False
+    proof: str = SAME_RUN
+    notes: tuple[str, ...] = ()
+
+    def names(self, state: OptimizerState) -> Names | None:
+        """The parameters behind an optimizer's ids, and how they are known."""
+        return names_of(state, self.weights, stated=self.stated, in_model_order=self.in_model_order)
+
+    def edited(
+        self, plan: Plan, *, computes: bool = False, replay: Plan | None = None, reset: Iterable[str] = ()
+    ) -> tuple[RunFolder, Change[Checkpoint]]:
+        """The folder after an edit of its weights, and the change: see :meth:`ckpt_surgeon.runs.run.Run.edited`."""
+        change = plan(self.weights)
+        states = [(file.state, self.names(file.state)) for file in self.optimizers]
+        done = follow_all(states, change, replay or plan, computes=computes, reset=reset)
+        if any(one.emptied for one in done):
+            raise EditError(["a param group would lose all its parameters, and the schedulers lie in other files"])
+        files = tuple(replace(file, state=one.state) for file, one in zip(self.optimizers, done, strict=True))
+        notes = dict.fromkeys([*self.notes, *(note for one in done for note in one.notes)])
+        proofs = [self.proof, *(one.proof for one in done)]
+        made = replace(self, weights=change.result, optimizers=files, notes=tuple(notes), proof=weakest(proofs))
+        return made, change
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder holds an optimizer's state beside weights."""
+    return path.is_dir() and any(any(path.glob(pattern)) for pattern in OPTIMIZERS)
+
+
+def open_run_folder(folder: Path, *, stated: Iterable[str] = (), in_model_order: bool = False) -> RunFolder:
+    """Open a folder of Trainer's or accelerate's whole.  Raises FileError where it holds no such run."""
+    names = sorted(os.listdir(folder))
+    weights = open_checkpoint(_weights_in(folder, names))
+    optimizers = [_optimizer(folder / name) for name in names if _is_optimizer_name(folder / name)]
+    found = tuple(one for one in optimizers if one is not None)
+    if not found:
+        raise FileError(folder, "holds no optimizer's state", "leave out --whole to take the weights alone")
+    files = tuple(sorted({path.name for tensor in weights.values() for path in _files(tensor)}))
+    index = tuple(name for name in names if name.endswith(".index.json"))
+    used = {*files, *index, *(one.name for one in found)}
+    others = tuple(name for name in names if name not in used)
+    return RunFolder(folder, weights, (*files, *index), found, others, tuple(stated), in_model_order)
+
+
+def _weights_in(folder: Path, names: list[str]) -> Path:
+    for name in WEIGHTS:
+        for there in (name, f"{name}.index.json"):
+            if there in names:
+                return folder / there
+    return folder
+
+
+def _files(tensor: object) -> tuple[Path, ...]:
+    storage = getattr(tensor, "storage", None)
+    return tuple(Path(str(path)) for path in storage.files) if storage is not None else ()
+
+
+def _is_optimizer_name(path: Path) -> bool:
+    return any(path.match(pattern) for pattern in OPTIMIZERS)
+
+
+def _optimizer(path: Path) -> OptimizerFile | None:
+    whole = read_whole(path)
+    return OptimizerFile(path.name, whole, read_state(whole, (), whole.root)) if is_optimizer(whole.root) else None
+
+
+def save_run_folder(run: RunFolder, out: Path, *, force: bool = False) -> None:
+    """Write a run as a folder: weights in their container, optimizers, and all other files as they are; all or none.
+
+    Raises OutputExists where something is there, without ``force``; FileError where OUT is no folder's name.
+    """
+    if os.path.lexists(out) and not force:
+        raise OutputExists(out)
+    made = Path(mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        _write_weights(run, made)
+        for file in run.optimizers:
+            _write_optimizer(file, made / file.name)
+        for name in run.others:
+            source = run.folder / name
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, made / name)
+        shutil.copystat(run.folder, made)
+        swap.put(made, out)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def _write_weights(run: RunFolder, made: Path) -> None:
+    """The weights under the name and in the shards' size that they had."""
+    shards = [name for name in run.weight_files if not name.endswith(".index.json")]
+    if len(shards) == 1:
+        write.save(run.weights, made / shards[0])
+        return
+    index = next(name for name in run.weight_files if name.endswith(".index.json"))
+    limit = max((run.folder / name).stat().st_size for name in shards)
+    write.save(run.weights, made / index.removesuffix(".index.json"), max_shard_size=limit)
+
+
+def _write_optimizer(file: OptimizerFile, path: Path) -> None:
+    """An optimizer's file, down to the disk; one that nothing reached into is written as it was."""
+    original = read_state(file.whole, (), file.whole.root)
+    instead = {id(file.whole.root): written_state(file.state)} if differs(file.state, original) else {}
+    with open(path, "xb") as made:
+        with FileSink(made.fileno(), lambda done: None) as sink:
+            write_whole(sink, file.whole, instead)
+        os.fsync(made.fileno())
+    if not is_optimizer(read_whole(path).root):
+        raise BrokenFile(path, "did not read back as an optimizer's state, nothing was replaced")
