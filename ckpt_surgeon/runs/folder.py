@@ -17,6 +17,7 @@ from tempfile import mkdtemp
 from ..edits.change import Change
 from ..errors import BrokenFile, EditError, FileError, OutputExists
 from ..files import swap
+from ..files.paths import file_path
 from ..files.sinks import FileSink
 from ..formats.zip.whole import Whole, read_whole, write_whole
 from ..reading.opening import open as open_checkpoint
@@ -112,7 +113,7 @@ def _is_optimizer_name(path: Path) -> bool:
 
 
 def _optimizer(path: Path) -> OptimizerFile | None:
-    whole = read_whole(path)
+    whole = read_whole(file_path(path))
     return OptimizerFile(path.name, whole, read_state(whole, (), whole.root)) if is_optimizer(whole.root) else None
 
 
@@ -157,5 +158,5 @@ def _write_optimizer(file: OptimizerFile, path: Path) -> None:
         with FileSink(made.fileno(), lambda done: None) as sink:
             write_whole(sink, file.whole, instead)
         os.fsync(made.fileno())
-    if not is_optimizer(read_whole(path).root):
+    if not is_optimizer(read_whole(file_path(path)).root):
         raise BrokenFile(path, "did not read back as an optimizer's state, nothing was replaced")
