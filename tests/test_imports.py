@@ -36,8 +36,10 @@ BELOW: dict[str, set[str]] = {
     "writing": GROUND | {"files", "tensors", "formats", "edits", "reading"},
     "models": GROUND | {"files", "tensors", "edits", "reading"},
     "training": GROUND | {"files", "tensors", "edits", "reading", "models"},
-    "report": GROUND | {"files", "tensors", "formats", "edits", "reading", "writing", "models", "training"},
-    "cli": GROUND | {"files", "tensors", "formats", "edits", "reading", "writing", "models", "training", "report"},
+    "runs": GROUND | {"files", "tensors", "formats", "edits", "reading", "writing", "models"},
+    "report": GROUND | {"files", "tensors", "formats", "edits", "reading", "writing", "models", "runs", "training"},
+    "cli": GROUND
+    | {"files", "tensors", "formats", "edits", "reading", "writing", "models", "runs", "training", "report"},
     "__main__": {"cli"},
 }
 

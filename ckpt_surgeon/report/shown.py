@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from ..models.load_into import LoadReport
+from ..runs.describe import Training
+from ..runs.resume_check import ResumeCheck
 from ..text import look
 from ..training.freezing import Trainable
 from ..training.grouping import ParamGroups
 from ..training.initializing import Initialized
 from .alignments import fit_text
 from .training_plans import groups_html, groups_text, initialized_html, initialized_text, trainable_html, trainable_text
+from .trainings import resume_html, resume_text, training_html, training_text
 
 
 def register() -> None:
@@ -17,3 +20,5 @@ def register() -> None:
     look(Trainable, trainable_text, trainable_html)
     look(ParamGroups, groups_text, groups_html)
     look(Initialized, initialized_text, initialized_html)
+    look(Training, training_text, training_html)
+    look(ResumeCheck, resume_text, resume_html)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from ..formats.pickle.graph import CallNode
 from ..formats.pickle.machine import Value
 from ..text import Shown
 from .run import Run, open_run
-from .state import OptimizerState, Path, entry, is_optimizer, named_children, pairs_of
+from .state import PACKED, OptimizerState, Path, Slot, entry, is_optimizer, named_children, pairs_of
 
 from ..files.paths import AnyPath, FilePath  # isort: skip
 
@@ -108,12 +109,16 @@ def _optimizer(run: Run, state: OptimizerState) -> ListedOptimizer:
 def _parameter(state: OptimizerState, one: Hashable, key: str, is_certain: bool) -> Parameter:
     slots = state.slots.get(one, {})
     shapes = tuple((name, tuple(slot.tensor.shape)) for name, slot in slots.items() if slot.tensor is not None)
-    return Parameter(one, key, is_certain and bool(key), shapes, _step(slots["step"].node) if "step" in slots else None)
+    return Parameter(one, key, is_certain and bool(key), shapes, _step(slots.get("step")))
 
 
-def _step(node: Value) -> float | None:
-    """A step that is a number; one that is a tensor is not read here."""
-    return float(node) if isinstance(node, (int, float)) else None
+def _step(slot: Slot | None) -> float | None:
+    """The number of steps, whether it is a number or a tensor of one element."""
+    if slot is None:
+        return None
+    if slot.tensor is not None and slot.tensor.numel == 1 and slot.tensor.dtype.name in PACKED:
+        return float(struct.unpack(PACKED[slot.tensor.dtype.name], b"".join(slot.tensor.blocks()))[0])
+    return float(slot.node) if isinstance(slot.node, (int, float)) else None
 
 
 # -- the rest, by what it holds

@@ -11,6 +11,7 @@ from ..formats.zip.whole import Whole, tensor_node
 from ..tensors.records import Tensor
 from .optimizers import Optimizer, kind_of
 
+PACKED = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}  # struct's formats of small tensors
 Path = tuple[str, ...]  # the names from the root of a file to something in it
 
 

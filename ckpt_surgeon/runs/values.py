@@ -14,10 +14,9 @@ from ..formats.pickle.machine import Value
 from ..formats.zip.whole import tensor_node
 from ..tensors.records import Storage, StoredTensor, Tensor
 from .run import Run
-from .state import Path, named_children
+from .state import PACKED, Path, named_children
 
 SCALARS = (bool, int, float, str, type(None))
-_PACKED = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
 DEPTH = 12
 
 
@@ -37,7 +36,7 @@ def scalars(run: Run) -> Iterator[tuple[Path, Value]]:
 def _single(run: Run, node: Value) -> Tensor | None:
     """A tensor of one element, None for anything else."""
     tensor = run.whole.tensor(node) if isinstance(node, CallNode) else None
-    return tensor if tensor is not None and tensor.numel == 1 and tensor.dtype.name in _PACKED else None
+    return tensor if tensor is not None and tensor.numel == 1 and tensor.dtype.name in PACKED else None
 
 
 def with_values(run: Run, values: Mapping[str, object] | Iterable[str]) -> Run:
@@ -112,7 +111,7 @@ def _tensor(tensor: Tensor, node: Value, value: object) -> Value:
         raise ValueError(f"is a tensor of one element, and {value!r} is no number")
     if tensor.dtype.name.startswith("int") and type(value) is float:
         raise ValueError(f"is a tensor of {tensor.dtype}, and {value!r} is no integer")
-    raw = struct.pack(_PACKED[tensor.dtype.name], value)
+    raw = struct.pack(PACKED[tensor.dtype.name], value)
     storage = Storage(None, len(raw), memory=memoryview(raw))
     made = StoredTensor(tensor.dtype, tensor.shape, (1,) * len(tensor.shape), 0, storage)
     return tensor_node(made, node, device=tensor.device)

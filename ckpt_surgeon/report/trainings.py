@@ -1,0 +1,155 @@
+"""What ``ckpt ls --training`` and ``ckpt resume-check`` say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..key_patterns import FEW, folded
+from ..runs.describe import ListedGroup, ListedOptimizer, Parameter, Training
+from ..runs.resume_check import ResumeCheck
+from ..text import as_json, html, plural, table, visible
+
+_COLUMNS = ("group", "ids", "key", "known", "slots", "step")
+_PARTS = ("entry", "what", "value")
+
+
+def training_text(found: Training, *, full: bool = False) -> str:
+    """Optimizers with the parameter behind each id, then whatever else training goes on from."""
+    lines = [f"{found.path}: weights at {visible(found.weights or '.')}"]
+    lines += [f"  the same keys, edited alike: {visible(twin)}" for twin in found.twins]
+    for optimizer in found.optimizers:
+        lines += ["", _head(optimizer), table(_COLUMNS, _rows(optimizer, full=full))]
+        lines += [f"  group {place}: {_options(group)}" for place, group in enumerate(optimizer.groups)]
+    if not found.optimizers:
+        lines += ["", "no optimizer's state"]
+    if found.parts:
+        lines += ["", table(_PARTS, [(part.path, part.kind, part.said) for part in found.parts])]
+    return "\n".join(lines)
+
+
+def training_html(found: Training) -> str:
+    """The tables as a notebook shows them."""
+    tables = [html(_COLUMNS, _rows(one, full=False), _head(one)) for one in found.optimizers]
+    rows = [(part.path, part.kind, part.said) for part in found.parts]
+    return "\n".join([*tables, html(_PARTS, rows, str(found.path))])
+
+
+def _head(optimizer: ListedOptimizer) -> str:
+    count = sum(len(group.parameters) for group in optimizer.groups)
+    how = f"ids told by {optimizer.how}" if optimizer.how else "nothing tells which parameter is behind each id"
+    kind = f"looks like {optimizer.kind}" if optimizer.kind else "of no kind that is known"
+    groups = plural(len(optimizer.groups), "group")
+    return f"{visible(optimizer.path or '.')}: {kind}, {groups}, {plural(count, 'parameter')}; {how}"
+
+
+def _options(group: ListedGroup) -> str:
+    return ", ".join(f"{name} {value}" for name, value in group.options if name in ("lr", "weight_decay", "initial_lr"))
+
+
+def _rows(optimizer: ListedOptimizer, *, full: bool) -> list[Sequence[object]]:
+    rows: list[Sequence[object]] = []
+    for place, group in enumerate(optimizer.groups):
+        alike: dict[tuple[str, str, str], list[Parameter]] = {}
+        for one in group.parameters:
+            known = "yes" if one.is_certain else "by order only" if one.key else "no"
+            slots = ", ".join(name for name, _ in one.slots) or "none"
+            alike.setdefault((known, slots, "" if one.step is None else f"{one.step:g}"), []).append(one)
+        for (known, slots, step), ones in alike.items():
+            keys = folded([one.key for one in ones], limit=None if full else FEW) if ones[0].key else [("?", len(ones))]
+            for pattern, count in keys:
+                ids = _ids(ones) if len(keys) == 1 else f"{count:,} ids"
+                rows.append((place, ids, pattern, known, slots, step))
+    return rows
+
+
+def _ids(ones: Iterable[Parameter]) -> str:
+    """Ids as a range where they are one.
+
+    >>> _ids([Parameter(number, "", True, (), None) for number in (3, 4, 5)])
+    '3–5'
+    """
+    ids = [one.id for one in ones]
+    numbers = [one for one in ids if isinstance(one, int)]
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}–{numbers[-1]}"
+    return ", ".join(map(str, ids)) if len(ids) <= 4 else f"{len(ids):,} ids"
+
+
+def training_json(found: Training) -> str:
+    """What ``ckpt ls --training --json`` prints."""
+    return as_json(
+        {
+            "path": str(found.path),
+            "weights": found.weights,
+            "twins": list(found.twins),
+            "optimizers": [
+                {
+                    "path": one.path,
+                    "kind": one.kind or None,
+                    "names": one.how or None,
+                    "groups": [
+                        {
+                            "options": dict(group.options),
+                            "parameters": [_parameter(parameter) for parameter in group.parameters],
+                        }
+                        for group in one.groups
+                    ],
+                }
+                for one in found.optimizers
+            ],
+            "parts": [{"path": part.path, "kind": part.kind, "value": part.said} for part in found.parts],
+        }
+    )
+
+
+def _parameter(one: Parameter) -> dict[str, object]:
+    return {
+        "id": one.id,
+        "key": one.key or None,
+        "certain": one.is_certain,
+        "slots": {name: list(shape) for name, shape in one.slots},
+        "step": one.step,
+    }
+
+
+# -- resume-check
+
+_OUTCOMES = (
+    ("equal", "go on bit for bit"),
+    ("kept_part", "go on bit for bit on the part that both have"),
+    ("fresh", "start with fresh state"),
+    ("different", "go on differently"),
+    ("new", "are new"),
+    ("gone", "are gone"),
+)
+
+
+def resume_text(found: ResumeCheck) -> str:
+    """What became of every parameter, and the verdict."""
+    rows = [
+        (said, count, pattern)
+        for name, said in _OUTCOMES
+        for pattern, count in folded(getattr(found, name))
+    ]  # fmt: skip
+    lines = [table(("parameters that", "keys", "which"), rows), ""]
+    return "\n".join([*lines, _verdict(found)])
+
+
+def _verdict(found: ResumeCheck) -> str:
+    if found.is_same_run:
+        return f"same run: after {plural(found.steps, 'step')} weights and state are equal bit for bit"
+    if found.holds:
+        return f"kept part: what both have is equal bit for bit after {plural(found.steps, 'step')}"
+    return "NOT the same: training goes on differently"
+
+
+def resume_html(found: ResumeCheck) -> str:
+    """The table as a notebook shows it."""
+    rows = [(said, count, which) for name, said in _OUTCOMES for which, count in folded(getattr(found, name))]
+    return html(("parameters that", "keys", "which"), rows, _verdict(found))
+
+
+def resume_json(found: ResumeCheck) -> str:
+    """What ``ckpt resume-check --json`` prints."""
+    keys = {name: list(getattr(found, name)) for name, _ in _OUTCOMES}
+    return as_json({"steps": found.steps, "same_run": found.is_same_run, "holds": found.holds, **keys})
