@@ -21,6 +21,7 @@ import pytest
 import torch
 from torch import nn
 
+from ckpt_surgeon.files.paths import file_path
 from ckpt_surgeon.files.sinks import FileSink
 from ckpt_surgeon.formats.pickle.graph import recorded, written
 from ckpt_surgeon.formats.zip.whole import read_whole, write_whole
@@ -162,7 +163,7 @@ def test_names_of_the_registry_of_extensions_are_refused() -> None:
 
 
 def rewritten(source: Path, out: Path) -> Path:
-    whole = read_whole(source)
+    whole = read_whole(file_path(source))
     with open(out, "wb") as file, FileSink(file.fileno(), lambda done: None) as sink:
         write_whole(sink, whole, {})
     return out
