@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     from .models.fit import Fit, Outcome, fit
     from .models.load_into import LoadReport, load_into
     from .models.targets import Expected, resolve
-    from .reading.comparing import Changed, Hashes, Stats, ValueDiff, compare, hash, stats
+    from .reading.comparing import Changed, Hashes, Stats, StatsByKey, ValueDiff, compare, hash, stats
     from .reading.listing import Listing, ls
     from .reading.loading import load
     from .reading.opening import open
     from .reading.scanning import Name, Scan, scan
+    from .reading.values import Inert
     from .tensors.checkpoint import Checkpoint, LeftOut
     from .tensors.dtypes import DType
     from .tensors.records import ComputedTensor, OpaqueTensor, Storage, StoredTensor
@@ -80,6 +81,7 @@ __all__ = [
     "Hashes",
     "Hint",
     "InPlace",
+    "Inert",
     "Initialized",
     "KeyCollision",
     "LeftOut",
@@ -105,6 +107,7 @@ __all__ = [
     "Scan",
     "SelectionError",
     "Stats",
+    "StatsByKey",
     "Step",
     "Storage",
     "StoredTensor",
@@ -178,11 +181,12 @@ _HOMES = {
     "models.fit": "Fit Outcome fit",
     "models.load_into": "LoadReport load_into",
     "models.targets": "Expected resolve",
-    "reading.comparing": "Changed Hashes Stats ValueDiff compare hash stats",
+    "reading.comparing": "Changed Hashes Stats StatsByKey ValueDiff compare hash stats",
     "reading.listing": "Listing ls",
     "reading.loading": "load",
     "reading.opening": "open",
     "reading.scanning": "Name Scan scan",
+    "reading.values": "Inert",
     "tensors.checkpoint": "Checkpoint LeftOut",
     "tensors.dtypes": "DType",
     "tensors.records": "ComputedTensor OpaqueTensor Storage StoredTensor",
@@ -196,6 +200,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 _provide("looks", lambda: _import_module(".report.shown", __name__).register)
+_provide("state_dict of", lambda: _import_module(".reading.sources", __name__).state_dict_of)
+_provide("value at", lambda: _import_module(".reading.values", __name__).value_at)
+_provide("load tensor", lambda: _import_module(".tensors.torch_bridge", __name__).load_tensor)
 
 
 def __getattr__(name: str) -> object:

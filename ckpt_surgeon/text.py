@@ -122,7 +122,7 @@ def _cells(rows: Iterable[Sequence[object]]) -> list[list[str]]:
 def html(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
     """A table as a notebook shows it, and a line below it; whatever the cells hold is shown, never markup.
 
-    >>> html(["key"], [["<b>"]]).splitlines()[3]
+    >>> html(["key"], [["<b>"]]).splitlines()[5]
     '<tr><td>&lt;b&gt;</td></tr>'
     """
     from html import escape

@@ -10,6 +10,7 @@ from functools import update_wrapper
 from itertools import takewhile
 from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
 
+from .. import hooks
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
 from ..tensors.checkpoint import Checkpoint, Versions, versions_of
 
@@ -47,6 +48,11 @@ class Change(Generic[StateDict]):
         return sum(len(olds) == 1 and olds != (new,) for new, olds in self.origins.items())
 
 
+def as_state_dict(source: StateDict) -> StateDict:
+    """What an edit is given, where that is a state_dict; else what it names: a path is opened, a model asked."""
+    return source if isinstance(source, Mapping) else cast(StateDict, hooks.answer("state_dict of")(source))
+
+
 class Edit(Generic[Arguments]):
     """A function that edits a state_dict; ``plan`` takes the same arguments and returns the :class:`Change`."""
 
@@ -61,7 +67,7 @@ class Edit(Generic[Arguments]):
     def plan(self, state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Change[StateDict]:
         """What the edit would do, with the same arguments."""
         function = cast(Callable[..., Change[StateDict]], self._function)
-        return function(state_dict, *args, **kwargs)
+        return function(as_state_dict(state_dict), *args, **kwargs)
 
 
 EDITS: dict[str, Edit[...]] = {}  # every edit by its name, as recipes and the command line find them

@@ -28,7 +28,7 @@ from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
 from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
 from . import keys, resize, values
-from .change import EDITS, Change
+from .change import EDITS, Change, as_state_dict
 from .rename import parse_pairs
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
@@ -173,6 +173,7 @@ class Recipe:
 
         Raises EditError (or one of its kind) that begins with the number of the step that cannot be done.
         """
+        state_dict = as_state_dict(state_dict)
         result = state_dict
         origins: Mapping[str, tuple[str, ...]] = {key: (key,) for key in state_dict}
         notes: list[str] = []

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import FileError
+from .paths import file_path
 
 SUFFIX = ".ckpt-journal"
 TEMPORARY = ".tmp"
@@ -92,9 +93,10 @@ def recover(path: str | Path, *, roll_back: bool = False) -> Outcome | None:
     >>> print(ckpt_surgeon.recover("parallel.pth"))
     None
     """
-    path = Path(path)
-    if not is_pending(path) or not path.is_file():
+    local = file_path(path).local
+    if local is None or not is_pending(local) or not local.is_file():
         return None
+    path = local
     journal = journal_path(path)
     try:
         with _locked(path, " to finish a rename in place that was interrupted") as descriptor:

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, cast
+from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeGuard, cast
 
-from ..errors import BrokenFile, FileError
+from ..errors import BrokenFile, CheckpointError, FileError
 from .prefetch import Fetchable, Range
 from .remote import HEAD, RemotePath, is_url
 
@@ -309,8 +309,15 @@ class UniversalPath(Protocol):
 AnyPath: TypeAlias = str | Path | FilePath | UniversalPath
 
 
+def is_path(path: object) -> TypeGuard[AnyPath]:
+    """Whether this names a file, rather than being a state_dict, a model or an open file."""
+    return isinstance(path, (str, os.PathLike)) or hasattr(path, "storage_options") or hasattr(path, "request_head")
+
+
 def file_path(path: AnyPath) -> FilePath:
     """The path that a caller names: by text (a path or a URL), a Path, a RemotePath or a UPath.
+
+    Raises CheckpointError for anything else.
 
     >>> file_path("model.pth"), file_path("s3://bucket/model.pth")
     (LocalPath('model.pth'), RemotePath('s3://bucket/model.pth'))
@@ -323,8 +330,13 @@ def file_path(path: AnyPath) -> FilePath:
         if path.startswith(("file://", "local://")):
             return LocalPath(path.partition("://")[2])
         return RemotePath(path) if is_url(path) else LocalPath(path)
+    if not is_path(path):
+        what = f"an open file ({type(path).__name__})" if hasattr(path, "read") else f"a {type(path).__name__}"
+        raise CheckpointError(f"{what} names no file", remedy="give its path or URL as a str or a Path")
     if not hasattr(path, "storage_options"):
-        return path
+        if isinstance(path, os.PathLike):
+            return LocalPath(os.fspath(path))
+        return cast(FilePath, path)
     other = cast(UniversalPath, path)
     if other.protocol in ("", "file", "local"):
         return LocalPath(other.path)

@@ -20,9 +20,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, takewhile
 from math import prod
+from typing import TYPE_CHECKING
 
 from ..edits.keys import is_derivable, without_wrappers
+from ..reading.sources import state_dict_of
 from ..tensors.records import Shaped
+from .targets import expected_of
+
+if TYPE_CHECKING:
+    from ..reading.sources import Source
+    from .targets import Target
 
 LEAVES = {"gamma": "weight", "beta": "bias"}  # spellings of TensorFlow's that BERT ports kept
 # Of two copies that a training method keeps, the one that people reuse: with its reason.
@@ -152,8 +159,11 @@ class _State:
         return tuple(self.source[old].shape) == tuple(self.target[new].shape)
 
 
-def align(source: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Alignment:
-    """Propose which key of ``source`` becomes which of ``target``; both map keys to anything with a shape.
+def align(source: Source | Mapping[str, Shaped], target: Target) -> Alignment:
+    """Propose which key of ``source`` becomes which of ``target``.
+
+    Both are paths or URLs, opened Checkpoints, state_dicts, models, or mappings from keys to anything with a shape;
+    ``target`` may be the spelling of a model too.
 
     >>> from ckpt_surgeon.tensors.dtypes import parse
     >>> from ckpt_surgeon.models.targets import Expected
@@ -162,6 +172,7 @@ def align(source: Mapping[str, Shaped], target: Mapping[str, Shaped]) -> Alignme
     >>> found.pairs
     {'a': 'weight', 'b': 'bias'}
     """
+    source, target = state_dict_of(source), expected_of(target)
     counted = _Counted.of(source, target)
     state = _State(source, target, _by_number(source), _by_number(target), counted)
     _renumbered(state)

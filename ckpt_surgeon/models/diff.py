@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING
 
 from ..edits.keys import WRAPPERS, drop, is_derivable, without_wrappers
 from ..errors import TargetError
+from ..reading.sources import state_dict_of
 from ..tensors.records import Shaped
 from .align import align
+from .targets import expected, target_of
 
 if TYPE_CHECKING:
     import torch
+
+    from ..reading.sources import Source
+    from .targets import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +77,13 @@ class Diff:
         return self.matched_numel / self.target_numel if self.target_numel else float(self.loadable)
 
 
-def diff(
-    checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped] | torch.nn.Module, *, hints: bool = True
-) -> Diff:
+def diff(checkpoint: Source | Mapping[str, Shaped], target: Target, *, hints: bool = True) -> Diff:
     """Compare keys, shapes and dtypes; nothing is read of either's values.
 
-    ``checkpoint`` and ``target`` are mappings from key to anything with a dtype and a shape: a Checkpoint, the
-    result of :func:`ckpt_surgeon.models.targets.resolve`, a state_dict of torch tensors.  ``target`` may be a
-    model too: then what its own hooks accept on load counts as torch counts it.
+    ``checkpoint`` and ``target`` are paths or URLs, opened Checkpoints, state_dicts, models, or mappings from key to
+    anything with a dtype and a shape, such as the result of :func:`ckpt_surgeon.resolve`.  ``target`` may be the
+    spelling of a model too (``package.module:factory``).  Where it is a model, what its own hooks accept on load
+    counts as torch counts it.
 
     >>> from ckpt_surgeon.tensors.dtypes import parse
     >>> from ckpt_surgeon.models.targets import Expected
@@ -89,11 +93,10 @@ def diff(
     >>> found.missing, found.unused, found.hint.said
     (('fc.bias',), ('module.fc.bias',), "stripping 'module.' makes all 1 match")
     """
-    if isinstance(target, Mapping):
-        return _compared(checkpoint, target, None, hints=hints)
-    from .targets import expected
-
-    return _compared(checkpoint, expected(target), target, hints=hints)
+    ours, theirs = state_dict_of(checkpoint), target_of(target)
+    if isinstance(theirs, Mapping):
+        return _compared(ours, theirs, None, hints=hints)
+    return _compared(ours, expected(theirs), theirs, hints=hints)
 
 
 def _compared(

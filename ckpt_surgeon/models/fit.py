@@ -15,9 +15,8 @@ from ..edits.change import Change, matching
 from ..edits.keys import is_derivable
 from ..edits.recipe import Recipe
 from ..errors import Argument, EditError, Phrase, joined, listed
-from ..files.paths import AnyPath
 from ..files.spans import Block
-from ..reading.opening import open as open_checkpoint
+from ..reading.sources import checkpoint_of
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ComputedTensor, Tensor
 from ..tensors.torch_bridge import pieces
@@ -27,6 +26,8 @@ from .targets import Expected
 
 if TYPE_CHECKING:
     import torch
+
+    from ..reading.sources import Source
 
 # What may become of a key whose shape does not fit, beside an initialisation by name.
 POLICIES = ("error", "drop")
@@ -230,7 +231,7 @@ def _initialised(
 
 
 def fit(
-    source: AnyPath | Checkpoint,
+    source: Source,
     target: str | torch.nn.Module,
     *,
     select: str | None = None,
@@ -255,7 +256,7 @@ def fit(
     """
     from . import modules, targets
 
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, select=select)
+    checkpoint = checkpoint_of(source, select=select)
     model = targets.build(target) if isinstance(target, str) else target
     found = plan_fit(
         checkpoint,

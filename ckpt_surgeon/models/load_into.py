@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import EditError, listed
-from ..files.paths import AnyPath
 from ..reading.loading import load
-from ..reading.opening import open as open_checkpoint
-from ..tensors.checkpoint import Checkpoint
+from ..reading.sources import checkpoint_of
 from ..tensors.records import Tensor
 from ..text import Shown
 from .fit import Fit
@@ -19,12 +17,13 @@ if TYPE_CHECKING:
     import torch
 
     from ..edits.recipe import Recipe
+    from ..reading.sources import Source
     from ..tensors.torch_bridge import MapLocation
 
 
 def load_into(
     model: torch.nn.Module,
-    source: AnyPath | Checkpoint,
+    source: Source,
     *,
     map_location: MapLocation = "cpu",
     select: str | None = None,
@@ -55,7 +54,7 @@ def load_into(
     from .targets import expected
 
     inner = modules.unwrapped(model)
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, select=select)
+    checkpoint = checkpoint_of(source, select=select)
     own = inner.state_dict()
     on_meta = {key for key, value in own.items() if getattr(value, "is_meta", False)}
     found = plan_fit(

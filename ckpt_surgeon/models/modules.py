@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import TargetError
+from ..errors import CheckpointError, TargetError
 from ..tensors.checkpoint import versions_of
 from ..tensors.records import Shaped
 
@@ -111,6 +111,8 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """
     import torch
 
+    if not isinstance(model, torch.nn.Module):
+        raise CheckpointError(f"a {type(model).__name__} is no torch.nn.Module", remedy="give the model itself")
     wrappers = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     while True:
         if isinstance(model, wrappers):

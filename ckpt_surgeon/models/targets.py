@@ -22,17 +22,25 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ..errors import TargetError, listed
+from ..reading.sources import is_module, state_dict_of
 from ..tensors.dtypes import BY_NAME, DType
+from ..tensors.records import Shaped
 
 if TYPE_CHECKING:
     import torch
 
+    from ..reading.sources import Source
+
+    Target: TypeAlias = Source | Mapping[str, Shaped]  # text may be a path, or the spelling of a model
+
 _NAME = r"[^\W\d]\w*"
 _DOTTED = rf"{_NAME}(?:\.{_NAME})*"
 _SPELLING = re.compile(rf"(?P<source>{_DOTTED}|.+\.py):(?P<path>{_DOTTED})(?P<call>\s*\(.*)?", re.DOTALL)
+
+NO_MODEL = "is no model; give a torch.nn.Module, or its spelling package.module:factory"
 
 # Modules that files brought from their own folders: the next file may have others of the same names.
 _siblings: set[str] = set()
@@ -71,19 +79,39 @@ def is_model(target: str) -> bool:
     return _SPELLING.fullmatch(target) is not None and not os.path.exists(target)
 
 
-def resolve(target: str) -> dict[str, Expected]:
-    """Build the model that ``target`` spells and say what it expects.  Raises TargetError.
+def resolve(target: str | torch.nn.Module) -> dict[str, Expected]:
+    """Say what a model expects, which is given or spelled as ``package.module:factory``.  Raises TargetError.
 
     >>> {key: entry.shape for key, entry in resolve("torch.nn:Linear(3, 2)").items()}
     {'weight': (2, 3), 'bias': (2,)}
     """
     import torch
 
+    if isinstance(target, torch.nn.Module):
+        return expected(target)
+    if not isinstance(target, str):
+        raise TargetError(f"a {type(target).__name__}", NO_MODEL)
     built = build(target)
     if not isinstance(built, torch.nn.Module):
         return {key: _described(value, parameter=True) for key, value in built.items()}
     with _running(target, "reading its state_dict"):
         return expected(built)
+
+
+def target_of(target: object) -> torch.nn.Module | Mapping[str, Shaped]:
+    """A target in whatever form it is given: a model, or its spelling; a path, a Checkpoint, a state_dict.
+
+    Raises TargetError for a model that cannot be built, CheckpointError for what is no target.
+    """
+    if is_module(target):
+        return target
+    return build(target) if isinstance(target, str) and is_model(target) else state_dict_of(target)
+
+
+def expected_of(target: object) -> Mapping[str, Shaped]:
+    """The keys and shapes of a target in whatever form it is given; see :func:`target_of`."""
+    found = target_of(target)
+    return expected(found) if is_module(found) else cast(Mapping[str, Shaped], found)
 
 
 def expected(model: torch.nn.Module) -> dict[str, Expected]:
@@ -97,6 +125,8 @@ def expected(model: torch.nn.Module) -> dict[str, Expected]:
     """
     import torch
 
+    if not isinstance(model, torch.nn.Module):
+        raise TargetError(f"a {type(model).__name__}", NO_MODEL)
     # keep_vars leaves parameters what they are, whatever a hook renames them to; otherwise all are plain tensors.
     entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
     lazy = [key for key, value in entries.items() if torch.nn.parameter.is_lazy(value)]

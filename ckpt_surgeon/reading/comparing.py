@@ -7,19 +7,21 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from ..errors import EditError
-from ..files.paths import AnyPath
 from ..files.prefetch import reading_ahead
 from ..files.spans import Block
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import OpaqueTensor, Tensor, spans_of
 from ..tensors.torch_bridge import elements, is_computable
-from .opening import open as open_checkpoint
+from ..text import Shown
+from .sources import checkpoint_of, is_tensor
 
 if TYPE_CHECKING:
     import torch
+
+    from .sources import Source
 
 
 # -- comparing
@@ -62,9 +64,10 @@ class ValueDiff:
         return not (self.renamed or self.changed or self.only_ours or self.only_theirs)
 
 
-def compare(ours: Checkpoint, theirs: Checkpoint, *, tolerance: float = 0.0) -> ValueDiff:
-    """Compare two checkpoints value by value; equal bytes are told without computing.
+def compare(ours: Source, theirs: Source, *, tolerance: float = 0.0) -> ValueDiff:
+    """Compare two checkpoints value by value; equal bytes are found without computing.
 
+    Each is a path or URL, an opened Checkpoint, a state_dict or a model.
     ``tolerance`` is the greatest absolute difference that counts as close.  Raises EditError for tensors without
     plain values.
 
@@ -74,6 +77,7 @@ def compare(ours: Checkpoint, theirs: Checkpoint, *, tolerance: float = 0.0) -> 
     >>> compare(a, b).changed[0].max_abs
     0.5
     """
+    ours, theirs = checkpoint_of(ours), checkpoint_of(theirs)
     odd = [f"{key!r} is a {tensor.kind} tensor" for one in (ours, theirs) for key, tensor in one.items()
            if isinstance(tensor, OpaqueTensor)]  # fmt: skip
     if odd:
@@ -217,9 +221,10 @@ class Hashes:
     tensors: Mapping[str, str]
 
 
-def hash(source: AnyPath | Checkpoint, *, select: str | None = None) -> Hashes:
+def hash(source: Source, *, select: str | None = None) -> Hashes:
     """Hash a checkpoint's tensors, whatever the container, key order, strides or shards.
 
+    ``source`` is a path or URL, an opened Checkpoint, a state_dict or a model.
     A tensor's digest is SHA-256 over its dtype, its shape and its elements in row-major order, little-endian; the
     whole's is over the sorted keys and digests.
 
@@ -229,7 +234,7 @@ def hash(source: AnyPath | Checkpoint, *, select: str | None = None) -> Hashes:
     >>> hash(from_torch({"w": a})).whole == hash(from_torch({"w": b})).whole
     True
     """
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, select=select)
+    checkpoint = checkpoint_of(source, select=select)
     known: dict[object, str] = {}
     tensors = {}
     with reading_ahead(spans_of({tensor.tie: tensor for tensor in checkpoint.values()}.values())):
@@ -267,17 +272,51 @@ class Stats:
     all_zero: bool
 
 
-def stats(tensor: Tensor) -> Stats:
-    """Sum up one tensor, streaming; complex numbers by their magnitudes.
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class StatsByKey(Shown, Mapping[str, Stats]):
+    """The :class:`Stats` of every tensor of a checkpoint, by key."""
 
+    tensors: Mapping[str, Stats]
+
+    def __getitem__(self, key: str) -> Stats:
+        return self.tensors[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+@overload
+def stats(source: Tensor | torch.Tensor) -> Stats: ...
+
+
+@overload
+def stats(source: Source, *, select: str | None = None) -> StatsByKey: ...
+
+
+def stats(source: object, *, select: str | None = None) -> Stats | StatsByKey:
+    """Sum up the values of one tensor, or of each tensor of a path or URL, a Checkpoint, a state_dict or a model.
+
+    Values are streamed; complex numbers count by their magnitudes.
     All measures are NaN where there are no numbers to sum up (no elements, a sparse tensor, packed bits).
 
     >>> import torch
     >>> from ckpt_surgeon import from_torch
-    >>> found = stats(from_torch({"w": torch.tensor([1.0, 3.0, float("nan")])})["w"])
-    >>> found.mean, found.std, found.nan
+    >>> found = stats(from_torch({"w": torch.tensor([1.0, 3.0, float("nan")])}))
+    >>> found["w"].mean, found["w"].std, found["w"].nan
     (2.0, 1.0, 1)
     """
+    if is_tensor(source):
+        return tensor_stats(checkpoint_of({"tensor": source})["tensor"])
+    tensors = checkpoint_of(source, select=select).tensors
+    with reading_ahead(spans_of(tensors.values())):
+        return StatsByKey({key: tensor_stats(tensor) for key, tensor in tensors.items()})
+
+
+def tensor_stats(tensor: Tensor) -> Stats:
+    """The :class:`Stats` of one tensor; see :func:`stats`."""
     if isinstance(tensor, OpaqueTensor) or not is_computable(tensor.dtype):
         return Stats(math.nan, math.nan, math.nan, math.nan, 0, 0, False)
     import torch

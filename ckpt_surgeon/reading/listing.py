@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING
 
 from ..errors import SEE_ALL, BrokenFile, NotACheckpoint, NothingMatched
 from ..files import swap
-from ..files.paths import AnyPath, FilePath
+from ..files.paths import FilePath, LocalPath, is_path
 from ..files.prefetch import reading_ahead
 from ..formats.contents import Contents
-from ..tensors.checkpoint import LeftOut
+from ..tensors.checkpoint import Checkpoint, LeftOut
 from ..tensors.records import StoredTensor, Tensor, spans_of
 from .opening import read
 from .selecting import Candidate, beside, candidates, without_lost
 from .selecting import select as select_state_dict
+from .sources import checkpoint_of
 from .tree import Entry, describe, entries
 
 if TYPE_CHECKING:
     from .comparing import Stats
+    from .sources import Source
+
+
+MEMORY = "(memory)"  # what stands for the path of a checkpoint that lies in no file
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ def common_prefix(keys: Iterable[str]) -> str:
 
 
 def ls(
-    path: AnyPath,
+    source: Source,
     patterns: Iterable[str] = (),
     *,
     select: str | None = None,
@@ -78,19 +83,24 @@ def ls(
 ) -> Listing:
     """List what a checkpoint holds; reads its index only.
 
-    ``patterns`` are globs on keys; ``select`` the dotted path of one state_dict; ``check`` reads every byte and
-    compares the checksums that the container keeps; ``stats`` sums the values up; ``all`` also lists every object that
-    is no tensor, and takes files without any; ``salvage`` lists what is whole in a truncated file.  Raises
-    NothingMatched for a pattern without a key, and what :func:`ckpt_surgeon.open` raises, except that several
-    state_dicts are all listed.
+    ``source`` is a path or URL, an opened (and perhaps edited) Checkpoint, a state_dict or a model; ``patterns`` are
+    globs on keys; ``select`` the dotted path of one state_dict; ``check`` reads every byte and compares the checksums
+    that the container keeps; ``stats`` sums the values up; ``all`` also lists every object that is no tensor, and takes
+    files without any; ``salvage`` lists what is whole in a truncated file.  Raises NothingMatched for a pattern without
+    a key, and what :func:`ckpt_surgeon.open` raises, except that several state_dicts are all listed.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"net": {"fc.bias": torch.zeros(3)}, "ema": {"fc.bias": torch.zeros(3)}}, "both.pth")
     >>> list(ckpt_surgeon.ls("both.pth").tensors)
     ['net.fc.bias', 'ema.fc.bias']
     """
-    contents = read(path, salvage=salvage)
-    found, lost, left = _parts(contents, select, may_be_empty=all)
+    if is_path(source):
+        contents = read(source, salvage=salvage)
+        found, lost, left = _parts(contents, select, may_be_empty=all)
+    else:
+        checkpoint = checkpoint_of(source, select=select)
+        contents = _contents_of(checkpoint)
+        found, lost, left = [_part_of(checkpoint)], [], checkpoint.left_out
     several = len(found) > 1
     tensors: dict[str, Tensor] = {}
     for candidate in found:
@@ -114,10 +124,20 @@ def ls(
 
 
 def _stats(tensors: Mapping[str, Tensor]) -> Mapping[str, Stats]:
-    from .comparing import stats
+    from .comparing import tensor_stats
 
     with reading_ahead(spans_of(tensors.values())):
-        return {key: stats(tensor) for key, tensor in tensors.items()}
+        return {key: tensor_stats(tensor) for key, tensor in tensors.items()}
+
+
+def _contents_of(checkpoint: Checkpoint) -> Contents:
+    """The contents of the file that a checkpoint was opened from, or of one in memory."""
+    path = checkpoint.path if checkpoint.path is not None else LocalPath(MEMORY)
+    return Contents(path, checkpoint.container, checkpoint.root, checkpoint.metadata, checkpoint.notes)
+
+
+def _part_of(checkpoint: Checkpoint) -> Candidate:
+    return Candidate(checkpoint.selected, checkpoint.tensors, checkpoint.versions)
 
 
 def _parts(
@@ -147,8 +167,10 @@ def _part(candidate: Candidate) -> Part:
 
 def _file_bytes(path: FilePath, tensors: Mapping[str, Tensor]) -> int:
     """The size of the file, or of all the shards behind an index."""
-    stored = (tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor))
+    stored = [tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor)]
     shards = {file for tensor in stored for file in tensor.storage.files}
+    if not shards and path == LocalPath(MEMORY):
+        return sum({tensor.storage: tensor.storage.nbytes for tensor in stored}.values())
     return sum(swap.nbytes(file) for file in shards or {path})
 
 

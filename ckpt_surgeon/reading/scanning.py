@@ -66,7 +66,9 @@ class Scan:
 
 
 def scan(path: AnyPath) -> Scan:
-    """List the names in a checkpoint's pickles.  Raises what :func:`ckpt_surgeon.open` raises for broken files.
+    """List the names in a checkpoint's pickles; ``path`` names its file.
+
+    Raises what :func:`ckpt_surgeon.open` raises for broken files.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save(torch.nn.Linear(2, 2), "whole.pt")

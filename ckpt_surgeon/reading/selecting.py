@@ -30,18 +30,17 @@ from .tree import (
     DEPTH,
     TENSORS,
     Bound,
+    Trail,
     Weights,
     attribute,
     children,
     describe,
+    followed,
     holders,
     is_mapping,
     is_module,
     module_state,
 )
-
-Step = tuple[int, str]  # from a container (its identity) to a child of it
-Trail = tuple[Step, ...]  # from the root of a file to one of its nodes
 
 OFFERED = 20  # how many candidates a message offers
 NAME = 200  # characters that the name of a model may have
@@ -125,6 +124,7 @@ def select(contents: Contents, wanted: str | None = None) -> Checkpoint:
         versions=candidate.versions,
         left_out=tuple(beside(contents.root, [candidate.trail])),
         notes=(*contents.notes, *lost),
+        root=contents.root,
     )
 
 
@@ -145,26 +145,6 @@ def _at(contents: Contents, path: str) -> Candidate:
     if not candidate.tensors:
         raise SelectionError(contents.path, f"has no tensor at {path!r}", _offered(candidates(contents)))
     return candidate
-
-
-def followed(root: Value, path: str) -> tuple[Value, Trail] | None:
-    """The node at a dotted path, and the way to it; names may have dots themselves."""
-    ahead: list[tuple[Value, str, Trail]] = [(root, path, ())]
-    tried: set[tuple[int, int]] = set()
-    while ahead:
-        node, rest, trail = ahead.pop()
-        if not rest:
-            return node, trail
-        if (id(node), len(rest)) in tried:
-            continue
-        tried.add((id(node), len(rest)))
-        fitting = [
-            (child, rest[len(name) + 1 :], (*trail, (id(node), name)))
-            for name, child in children(node)
-            if rest == name or rest.startswith(name + ".")
-        ]
-        ahead.extend(reversed(fitting))
-    return None
 
 
 def _join(path: str, name: str) -> str:

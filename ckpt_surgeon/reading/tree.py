@@ -18,6 +18,9 @@ from ..formats.pickle.numpy_objects import NumpyArray, NumpyScalar
 from ..formats.pickle.torch_objects import TypedStorage
 from ..tensors.records import ComputedTensor, OpaqueTensor, StoredTensor, Tensor
 
+Step = tuple[int, str]  # from a container (its identity) to a child of it
+Trail = tuple[Step, ...]  # from the root of a file to one of its nodes
+
 TENSORS = (StoredTensor, ComputedTensor, OpaqueTensor)
 CONTAINERS = (dict, list, tuple, Object)
 SHOWN = 80  # characters of a module's settings
@@ -78,6 +81,26 @@ def _parts(node: Object) -> list[dict[Value, Value]]:
     if isinstance(state, tuple) and len(state) == 2 and all(isinstance(part, (dict, type(None))) for part in state):
         return [part for part in state if isinstance(part, dict)]
     return []
+
+
+def followed(root: Value, path: str) -> tuple[Value, Trail] | None:
+    """The node at a dotted path, and the way to it; names may have dots themselves."""
+    ahead: list[tuple[Value, str, Trail]] = [(root, path, ())]
+    tried: set[tuple[int, int]] = set()
+    while ahead:
+        node, rest, trail = ahead.pop()
+        if not rest:
+            return node, trail
+        if (id(node), len(rest)) in tried:
+            continue
+        tried.add((id(node), len(rest)))
+        fitting = [
+            (child, rest[len(name) + 1 :], (*trail, (id(node), name)))
+            for name, child in children(node)
+            if rest == name or rest.startswith(name + ".")
+        ]
+        ahead.extend(reversed(fitting))
+    return None
 
 
 def attribute(node: Value, name: str) -> Value:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+from .. import hooks
+from ..errors import NothingMatched
 from ..files.paths import FilePath
 from .records import Tensor
+
+if TYPE_CHECKING:
+    import torch
 
 Versions = Mapping[str, Mapping[str, object]]  # torch's _metadata: module path -> {"version": 2}
 
@@ -27,7 +33,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     ``selected`` is the dotted path of the state_dict inside its file ("" for the whole file), ``metadata`` the
     free text of safetensors, ``versions`` torch's ``_metadata`` (None when the file has none), ``left_out`` what
-    else the file holds.
+    else the file holds.  No file is kept open, so ``with open(…) as checkpoint`` only gives it a name.
 
     >>> Checkpoint({}).nbytes
     0
@@ -41,6 +47,7 @@ class Checkpoint(Mapping[str, Tensor]):
     versions: Versions | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    root: object = None  # everything that the file holds, as :meth:`value` finds it
 
     def __getitem__(self, key: str) -> Tensor:
         return self.tensors[key]
@@ -60,6 +67,40 @@ class Checkpoint(Mapping[str, Tensor]):
     def nbytes(self) -> int:
         """Bytes of all elements, tied tensors counted once."""
         return sum({tensor.tie: tensor.nbytes for tensor in self.tensors.values()}.values())
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """One tensor as torch's, in memory of its own or mapped.  Raises NothingMatched for a key that is not there.
+
+        >>> import ckpt_surgeon, torch
+        >>> torch.save({"fc.bias": torch.ones(2)}, "layer.pth")
+        >>> ckpt_surgeon.open("layer.pth").tensor("fc.bias")
+        tensor([1., 1.])
+        """
+        if key not in self.tensors:
+            raise NothingMatched([key], what="key", examples=self.tensors)
+        return self.tensors[key].load()
+
+    def value(self, path: str) -> object:
+        """What the file holds at a dotted path beside its weights: ``epoch``, ``args.lr``, ``optimizer.param_groups``.
+
+        Numbers, texts and None come as they are, lists, tuples and dicts of them too; tensors as records, whose
+        ``load()`` gives torch's; classes and functions by their names.  An object is an ``Inert`` mapping, and nothing
+        is imported for it.  Raises SelectionError where nothing is at the path.
+
+        >>> import argparse, ckpt_surgeon, torch
+        >>> args = argparse.Namespace(lr=0.1)
+        >>> torch.save({"model": {"fc.bias": torch.ones(2)}, "epoch": 7, "args": args}, "run.pth")
+        >>> run = ckpt_surgeon.open("run.pth")
+        >>> run.value("epoch"), run.value("args.lr")
+        (7, 0.1)
+        """
+        return hooks.answer("value at")(self, path)
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def with_tensors(self, tensors: Mapping[str, Tensor], versions: Versions | None) -> Checkpoint:
         """The same checkpoint with other tensors."""

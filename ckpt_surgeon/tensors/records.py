@@ -15,13 +15,17 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
+from .. import hooks
 from ..errors import BrokenFile, EditError
 from ..files.paths import FilePath
 from ..files.spans import BLOCK, Block, ByteSpan
 from .dtypes import DType
 from .strides import gather, row_major, swapped
+
+if TYPE_CHECKING:
+    import torch
 
 DIMENSIONS = 64  # more than any tensor has
 ELEMENTS = (1 << 63) - 1  # torch counts them in 64 bits
@@ -101,8 +105,24 @@ class Storage:
                 yield mapped
 
 
+class Loadable:
+    """A tensor that torch can have."""
+
+    __slots__ = ()
+
+    def load(self) -> torch.Tensor:
+        """The tensor as torch's, mapped where it can be.  Raises EditError for one that is more than its elements.
+
+        >>> import torch
+        >>> from ckpt_surgeon import from_torch
+        >>> from_torch({"fc.bias": torch.ones(2)})["fc.bias"].load()
+        tensor([1., 1.])
+        """
+        return cast("torch.Tensor", hooks.answer("load tensor")(self))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredTensor:
+class StoredTensor(Loadable):
     """A tensor whose elements lie in a storage.
 
     ``shape``, ``stride`` and ``offset`` are counted in elements, as torch counts them.  Raises ValueError when
@@ -255,7 +275,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ComputedTensor:
+class ComputedTensor(Loadable):
     """A tensor whose bytes are made from ``inputs`` when they are written, block by block.
 
     ``make`` is called with the inputs and yields the elements in row-major order, little-endian; what it finds out
@@ -298,7 +318,7 @@ class ComputedTensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OpaqueTensor:
+class OpaqueTensor(Loadable):
     """A tensor that is more than elements in a storage: named and counted, never copied.
 
     ``kind`` says what it is ("sparse_coo", "quantized", "meta", a subclass's name).

@@ -53,6 +53,11 @@ def to_torch(checkpoint: Checkpoint, *, map_location: MapLocation = "cpu") -> Or
     return loaded
 
 
+def load_tensor(tensor: Tensor, *, map_location: MapLocation = "cpu") -> torch.Tensor:
+    """One record as a torch tensor; see :func:`to_torch`."""
+    return to_torch(Checkpoint({"tensor": tensor}), map_location=map_location)["tensor"]
+
+
 def from_torch(state_dict: Mapping[str, torch.Tensor]) -> Checkpoint:
     """A Checkpoint of tensors in memory, for writing; views and ties are seen as such.
 

@@ -22,9 +22,9 @@ from ..formats.contents import Contents, Index, Reindexed
 from ..formats.pickle.machine import Object, Ordered, Value, spelled
 from ..formats.pickle.torch_objects import TypedStorage
 from ..reading.opening import INTERRUPTED, index_of
-from ..reading.selecting import Step, Trail, continues, followed
+from ..reading.selecting import continues
 from ..reading.selecting import select as select_state_dict
-from ..reading.tree import CONTAINERS, TENSORS, children, is_module
+from ..reading.tree import CONTAINERS, TENSORS, Step, Trail, children, followed, is_module
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import OpaqueTensor, StoredTensor
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import BrokenFile, EditError, FileError, OutputExists, listed
 from ..files import journal, swap, uploads
@@ -21,10 +22,13 @@ from ..files.sinks import FileSink, Progress, Sink
 from ..formats import registry, sharded
 from ..formats.dcp import metadata as dcp
 from ..formats.registry import FolderWriter, Writer
-from ..reading.opening import open as open_checkpoint
 from ..reading.selecting import select
+from ..reading.sources import checkpoint_of
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import StoredTensor, Tensor, outcomes
+
+if TYPE_CHECKING:
+    from ..reading.sources import Source
 
 THREADS = 8  # more at once than these wait for one another on most disks
 
@@ -138,7 +142,7 @@ def _groups(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]
 
 
 def save(
-    state_dict: Mapping[str, object],
+    state_dict: Source,
     out: AnyPath,
     *,
     force: bool = False,
@@ -146,8 +150,9 @@ def save(
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Write a Checkpoint, or a state_dict of torch tensors, to ``out``; the container is that of its extension.
+    """Write a Checkpoint, a state_dict or a model to ``out``; the container is that of its extension.
 
+    A dict may hold tensors of several checkpoints (``{**a, **b}``): what is not changed is copied from file to file.
     All or nothing, and verified: see :func:`plan` and :func:`write` for the arguments and errors.  Returns the
     plan that was carried out.
 
@@ -156,17 +161,13 @@ def save(
     >>> safetensors.torch.load_file("weights.safetensors")
     {'fc.bias': tensor([1., 1., 1.])}
     """
-    if not isinstance(state_dict, Checkpoint):
-        from ..tensors.torch_bridge import from_torch
-
-        state_dict = from_torch(state_dict)  # type: ignore[arg-type]
-    planned = plan(state_dict, out, force=force, max_shard_size=max_shard_size)
+    planned = plan(checkpoint_of(state_dict), out, force=force, max_shard_size=max_shard_size)
     write(planned, progress=progress, metadata=metadata)
     return planned
 
 
 def convert(
-    source: AnyPath,
+    source: Source,
     out: AnyPath,
     *,
     select: str | None = None,
@@ -180,7 +181,7 @@ def convert(
     >>> ckpt_surgeon.convert("run.ckpt", "model.safetensors").checkpoint.selected
     'model'
     """
-    return save(open_checkpoint(source, select=select), out, force=force, max_shard_size=max_shard_size)
+    return save(checkpoint_of(source, select=select), out, force=force, max_shard_size=max_shard_size)
 
 
 def source_bytes(checkpoint: Checkpoint) -> int:
