@@ -236,6 +236,7 @@ def test_more_patterns_than_the_limit_are_left_to_the_caller() -> None:
     assert patterns(keys, limit=2) == keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

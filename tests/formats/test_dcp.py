@@ -14,7 +14,7 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -55,28 +55,12 @@ WORKER = Path(dcp_worker.__file__)
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """What so many processes of torchrun have saved; they run once."""
-
-    @cache
-    def run(processes: int) -> Path:
-        folder = tmp_path_factory.mktemp(f"by{processes}")
-        words = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(WORKER), str(folder)]
-        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return folder
-
-    return run
-
-
-@pytest.fixture(params=[2, 4])
-def written(request: pytest.FixtureRequest, runs: Callable[[int], Path]) -> Path:
-    return runs(request.param)
-
-
-@pytest.fixture
-def by_four(runs: Callable[[int], Path]) -> Path:
-    return runs(4)
+def by_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four processes have saved: more than some tensors have rows, so that some hold no part."""
+    folder = tmp_path_factory.mktemp("by4")
+    done = subprocess.run([sys.executable, str(WORKER), str(folder), "4"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def torchs_own(folder: Path, out: Path) -> Mapping[str, object]:
@@ -88,29 +72,29 @@ def torchs_own(folder: Path, out: Path) -> Mapping[str, object]:
 
 @pytest.mark.parametrize(("name", "model"), [("training", "model"), ("fsdp1", "state_dict"), ("dtypes", "")])
 @pytest.mark.filterwarnings("ignore:.*support is experimental")
-def test_the_model_is_what_torch_reads_bit_for_bit(name: str, model: str, written: Path, tmp_path: Path) -> None:
-    theirs = torchs_own(written / name, tmp_path / "theirs.pth")
-    opened = ckpt_surgeon.open(written / name)
+def test_the_model_is_what_torch_reads_bit_for_bit(name: str, model: str, by_four: Path, tmp_path: Path) -> None:
+    theirs = torchs_own(by_four / name, tmp_path / "theirs.pth")
+    opened = ckpt_surgeon.open(by_four / name)
     assert opened.selected == model
     ours = ckpt_surgeon.load(opened)
     wanted = theirs[model] if model else theirs
     assert isinstance(wanted, dict)
     assert_same(ours, wanted, order=False)
-    assert_same(ours, torch.load(written / f"{name}.pth"))  # in the model's own order, which torch has lost
+    assert_same(ours, torch.load(by_four / f"{name}.pth"))  # in the model's own order, which torch has lost
 
 
-def test_the_training_state_is_named_and_left_out(written: Path, ckpt: Run, tmp_path: Path) -> None:
-    beside = {one.path: one for one in ckpt_surgeon.open(written / "training").left_out}
+def test_the_training_state_is_named_and_left_out(by_four: Path, ckpt: Run, tmp_path: Path) -> None:
+    beside = {one.path: one for one in ckpt_surgeon.open(by_four / "training").left_out}
     assert list(beside) == ["optimizer", "step", "args", "history"]
     assert beside["optimizer"].what.startswith("training state of 2 ('state', 'param_groups')")
     assert beside["optimizer"].tensors == 24
     assert beside["step"].what.startswith("pickle of 1,")
     assert beside["args"].what == "dict of 2 ('lr', 'names')"
     assert (beside["history"].what, beside["history"].tensors) == ("list of 2", 2)
-    ran = ckpt("convert", written / "training", tmp_path / "out.safetensors")
+    ran = ckpt("convert", by_four / "training", tmp_path / "out.safetensors")
     assert ran.status == 0
     assert "left out, beside the weights: optimizer, step, args" in ran.out
-    chosen = ckpt_surgeon.load(written / "training", select="history.1")
+    chosen = ckpt_surgeon.load(by_four / "training", select="history.1")
     assert_same(chosen, {"loss": torch.zeros(3)})
 
 
@@ -135,9 +119,9 @@ def test_the_metadata_can_be_given_itself(by_four: Path, ckpt: Run) -> None:
 # -- listing
 
 
-def test_listing_reads_the_metadata_alone(written: Path, ckpt_process: Run, tmp_path: Path) -> None:
+def test_listing_reads_the_metadata_alone(by_four: Path, ckpt_process: Run, tmp_path: Path) -> None:
     folder = tmp_path / "hollow"
-    shutil.copytree(written / "training", folder)
+    shutil.copytree(by_four / "training", folder)
     said = ckpt_process("ls", folder)
     for path in folder.glob("*.distcp"):
         size = path.stat().st_size
@@ -213,23 +197,23 @@ def test_it_loads_into_a_model_and_fits_one(by_four: Path, tmp_path: Path) -> No
 # -- the safetensors variant
 
 
-def test_pieces_in_safetensors_are_whole_again(written: Path, ckpt: Run, tmp_path: Path) -> None:
-    wanted = torch.load(written / "hf.pth")
-    assert_same(ckpt_surgeon.load(written / "hf"), wanted, order=False)
-    ckpt_surgeon.convert(written / "hf", tmp_path / "out.safetensors")
+def test_pieces_in_safetensors_are_whole_again(by_four: Path, ckpt: Run, tmp_path: Path) -> None:
+    wanted = torch.load(by_four / "hf.pth")
+    assert_same(ckpt_surgeon.load(by_four / "hf"), wanted, order=False)
+    ckpt_surgeon.convert(by_four / "hf", tmp_path / "out.safetensors")
     assert_same(ckpt_surgeon.load(tmp_path / "out.safetensors"), wanted, order=False)
     listed = ckpt("ls", tmp_path / "out.safetensors")
     assert "DCP" not in listed.out
     assert "note:" not in listed.out
-    processes = len(list((written / "hf").iterdir()))
-    assert f"hf: torch distributed safetensors, {processes} files" in ckpt("ls", written / "hf").out
+    processes = len(list((by_four / "hf").iterdir()))
+    assert f"hf: torch distributed safetensors, {processes} files" in ckpt("ls", by_four / "hf").out
 
 
-def test_the_consolidated_tensors_are_taken_and_the_pieces_named(written: Path) -> None:
-    opened = ckpt_surgeon.open(written / "consolidated")
-    assert opened.notes == (f"{written / 'consolidated' / 'sharded'} has the same tensors in pieces, not read",)
-    assert_same(ckpt_surgeon.load(opened), torch.load(written / "consolidated.pth"), order=False)
-    assert_same(ckpt_surgeon.load(written / "consolidated" / "sharded"), ckpt_surgeon.load(opened), order=False)
+def test_the_consolidated_tensors_are_taken_and_the_pieces_named(by_four: Path) -> None:
+    opened = ckpt_surgeon.open(by_four / "consolidated")
+    assert opened.notes == (f"{by_four / 'consolidated' / 'sharded'} has the same tensors in pieces, not read",)
+    assert_same(ckpt_surgeon.load(opened), torch.load(by_four / "consolidated.pth"), order=False)
+    assert_same(ckpt_surgeon.load(by_four / "consolidated" / "sharded"), ckpt_surgeon.load(opened), order=False)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -115,6 +115,7 @@ def test_a_head_is_cut_by_an_edit(tmp_path: Path) -> None:
     torch.testing.assert_close(gives(model), gives(source)[:, :10])
 
 
+@pytest.mark.slow
 def test_a_regrouped_resnet_50_computes_what_the_original_does(tmp_path: Path) -> None:
     source = lively(torchvision.models.resnet50())
     path = save(tmp_path / "d.pth", source.state_dict())
@@ -126,6 +127,7 @@ def test_a_regrouped_resnet_50_computes_what_the_original_does(tmp_path: Path) -
     assert torch.equal(gives(regrouped), gives(source))
 
 
+@pytest.mark.slow
 def test_vgg_16_as_fcn32s_gives_the_same_features_through_convolutions() -> None:
     source = torchvision.models.vgg16().eval()
     with torch.device("meta"):

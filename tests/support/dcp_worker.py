@@ -1,4 +1,4 @@
-"""Writes distributed checkpoints as training does: run by torchrun in test_dcp.py, in several processes.
+"""Writes distributed checkpoints as training does, in several processes that it starts; test_dcp.py runs it.
 
 Beside each folder NAME lies NAME.pth: the whole model, gathered.
 """
@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardedStateDictConfig, StateDictType, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Shard, distribute_tensor
+from torch.multiprocessing.spawn import start_processes
 
 State = dict[str, torch.Tensor]
 
@@ -109,18 +110,20 @@ def hugging_face(out: Path, mesh: DeviceMesh) -> None:
     save(state, storage_writer=writer)
 
 
-def main() -> None:
-    out = Path(sys.argv[1])
-    dist.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+def write_all(rank: int, out: Path, processes: int) -> None:
+    """What one of the processes does."""
+    dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=processes)
+    mesh = init_device_mesh("cpu", (processes,))
     training(out, mesh)
     fsdp1(out, mesh)
     dtypes(out, mesh)
     hugging_face(out, mesh)
-    if dist.get_world_size() == 4:
+    if processes == 4:
         grid(out)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    # Forked, so that torch is imported once for all processes.
+    folder, count = Path(sys.argv[1]), int(sys.argv[2])
+    start_processes(write_all, args=(folder, count), nprocs=count, start_method="fork")

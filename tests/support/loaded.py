@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 
 HEAVY = ("torch", "numpy", "safetensors", "torchvision", "tqdm", "fsspec", "asyncio", "concurrent.futures")
 
@@ -20,9 +22,17 @@ def loaded_after(script: str, *words: object) -> set[str]:
 
 def loaded_by(*words: object) -> set[str]:
     """The heavy packages that a command loads."""
+    return loaded_by_all([words])
+
+
+def loaded_by_all(commands: Iterable[Sequence[object]]) -> set[str]:
+    """The heavy packages that any of several commands loads, each run after the other in one new process."""
     script = (
+        "import json\n"
         "from ckpt_surgeon.cli import main\n"
-        "try:\n    main()\n"
-        "except SystemExit as ended:\n    assert ended.code in (0, 1), ended.code\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['ckpt', *words]\n"
+        "    try:\n        main()\n"
+        "    except SystemExit as ended:\n        assert ended.code in (0, 1), (words, ended.code)\n"
     )
-    return loaded_after(script, *words)
+    return loaded_after(script, json.dumps([[str(word) for word in words] for words in commands]))
