@@ -20,7 +20,7 @@ from ..files.spans import Block
 from ..tensors.checkpoint import Checkpoint, versions_of
 from ..tensors.dtypes import DType
 from ..tensors.dtypes import parse as parse_dtype
-from ..tensors.records import ComputedTensor, OpaqueTensor, Outcome, Tensor, outcomes
+from ..tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Outcome, Tensor, outcomes
 from ..tensors.torch_bridge import check_computable, elements, raw_bytes
 from ..tensors.views import axis_of, concatenated, filled, interleaved, parts_of, reshaped, restrided, sliced, viewed
 from .change import Change, Edit, Patterns, edit, listed_patterns, matching, rebuilt, rename_versions
@@ -423,7 +423,7 @@ def each(
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
     for key, tensor in state_dict.items():
-        if key not in chosen:
+        if key not in chosen or isinstance(tensor, ExtraState):  # which a glob may take in, and has no elements
             tensors[key] = tensor
             continue
         try:

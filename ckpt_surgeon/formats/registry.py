@@ -28,6 +28,7 @@ class Writer(Protocol):
 
     CONTAINER: str
     SUFFIXES: tuple[str, ...]
+    HOLDS_EXTRA_STATES: bool
 
     def check(self, tensors: Mapping[str, Tensor]) -> None: ...
 
@@ -48,6 +49,7 @@ class FolderWriter(Protocol):
 
     CONTAINER: str
     SUFFIXES: tuple[str, ...]
+    HOLDS_EXTRA_STATES: bool
 
     def check(self, tensors: Mapping[str, Tensor]) -> None: ...
 

@@ -22,7 +22,7 @@ from ..files.prefetch import reading_ahead
 from ..files.sinks import Sink
 from ..files.spans import ByteSpan
 from ..tensors.dtypes import BY_CODE
-from ..tensors.records import DIMENSIONS, ELEMENTS, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
+from ..tensors.records import DIMENSIONS, ELEMENTS, ExtraState, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
 from ..tensors.strides import row_major
 from .contents import Contents, Reindexed
 from .pickle.machine import Value
@@ -234,11 +234,14 @@ class Index:
 # -- writing
 
 
+HOLDS_EXTRA_STATES = False
+
+
 def check(tensors: Mapping[str, Tensor]) -> None:
     """Raise EditError naming every tensor that this format cannot hold."""
     problems = []
     for key, tensor in tensors.items():
-        if isinstance(tensor, OpaqueTensor):
+        if isinstance(tensor, (OpaqueTensor, ExtraState)):
             problems.append(f"{key!r} ({tensor.kind})")
         elif tensor.dtype.code is None or (tensor.dtype.code == _PACKED and not tensor.shape):
             problems.append(f"{key!r} ({tensor.dtype})")

@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING
 from ..edits.keys import WRAPPERS, drop, is_derivable, without_wrappers
 from ..errors import TargetError
 from ..reading.sources import state_dict_of
+from ..tensors.checkpoint import Checkpoint
+from ..tensors.dtypes import EXTRA_STATE
+from ..tensors.extra_state import is_extra_state, tensors_alone
 from ..tensors.records import Shaped
 from .align import align
-from .targets import expected, target_of
+from .modules import loads_plainly, verdict
+from .targets import expected, target_of, with_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +56,8 @@ class Diff:
 
     ``missing`` keys are the target's alone, ``unused`` ones the checkpoint's; ``mismatched`` have two shapes;
     ``dtypes`` lists matched keys with two dtypes, which ``load_state_dict`` converts in silence; ``rewritten`` those
-    matched keys of the target that the model itself makes of others on load, as torch's own hooks do.
+    matched keys of the target that the model itself makes of others on load, as torch's own hooks do; ``refused`` is
+    what the model's own code raised when it was given them.
     """
 
     matched: tuple[str, ...]
@@ -65,11 +70,12 @@ class Diff:
     target_keys: int
     hint: Hint | None = None
     rewritten: tuple[str, ...] = ()
+    refused: str = ""
 
     @property
     def loadable(self) -> bool:
         """Whether ``load_state_dict(strict=True)`` would accept the checkpoint."""
-        return not (self.missing or self.unused or self.mismatched)
+        return not (self.missing or self.unused or self.mismatched or self.refused)
 
     @property
     def share(self) -> float:
@@ -94,22 +100,23 @@ def diff(checkpoint: Source | Mapping[str, Shaped], target: Target, *, hints: bo
     (('fc.bias',), ('module.fc.bias',), "stripping 'module.' makes all 1 match")
     """
     ours, theirs = state_dict_of(checkpoint), target_of(target)
+    ours = ours if isinstance(ours, Checkpoint) else with_shapes(ours)
     if isinstance(theirs, Mapping):
-        return _compared(ours, theirs, None, hints=hints)
-    return _compared(ours, expected(theirs), theirs, hints=hints)
+        return _compared(ours, with_shapes(theirs), None, hints=hints)
+    return _compared(ours, expected(theirs, lazy=True), theirs, hints=hints)
 
 
 def _compared(
     checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], model: torch.nn.Module | None, *, hints: bool
 ) -> Diff:
     shared = [key for key in target if key in checkpoint]
+    runs_own_code = model is not None and not loads_plainly(model)
     odd = [key for key in shared if not _takes(target[key], checkpoint[key], is_model=model is not None)]
     missing = [key for key in target if key not in checkpoint]
     unused = [key for key in checkpoint if key not in target]
     rewritten: list[str] = []
-    if model is not None and (missing or unused):
-        from .modules import verdict
-
+    refused = ""
+    if model is not None and (missing or unused or runs_own_code):
         try:
             said = verdict(model, _without(checkpoint, odd))
         except TargetError:  # a model that cannot be copied to ask is compared by its keys alone
@@ -120,7 +127,12 @@ def _compared(
             rewritten = [key for key in missing if key not in said.missing and not (amiss and is_derivable(key))]
             missing = [key for key in missing if key not in rewritten]
             unused = [key for key in unused if key in said.unexpected]
-    matched = [key for key in target if key in rewritten or (key in checkpoint and key not in odd)]
+            missing += [key for key in said.missing if key not in odd and key not in missing]
+            unused += [key for key in said.unexpected if key in checkpoint and key not in unused]
+        elif said is not None and runs_own_code and not odd and isinstance(checkpoint, Checkpoint):
+            refused = said.refused  # with the values at hand
+    amiss_keys = {*missing, *unused, *odd}
+    matched = [key for key in target if key in rewritten or (key in checkpoint and key not in amiss_keys)]
     both = [key for key in matched if key in checkpoint]
     return Diff(
         tuple(matched),
@@ -130,19 +142,28 @@ def _compared(
         tuple(
             Mismatch(key, _dtype(checkpoint[key]), _dtype(target[key]))
             for key in both
-            if _dtype(checkpoint[key]) != _dtype(target[key])
+            if _dtype(checkpoint[key]) != _dtype(target[key]) and not is_extra_state(key)
         ),
-        sum(prod(target[key].shape) for key in matched),
-        sum(prod(theirs.shape) for theirs in target.values()),
+        sum(_numel(target[key]) for key in matched),
+        sum(map(_numel, target.values())),
         len(target),
         best_hint(checkpoint, target, len(matched)) if hints and missing and unused else None,
         tuple(rewritten),
+        refused,
     )
+
+
+def _numel(tensor: Shaped) -> int:
+    return 0 if tensor.dtype == EXTRA_STATE else prod(tensor.shape)
 
 
 def _takes(theirs: Shaped, ours: Shaped, *, is_model: bool) -> bool:
     """Whether shapes agree; a model takes a 1-d tensor for a 0-d one too, as torch 0.3 saved them."""
-    return tuple(ours.shape) == tuple(theirs.shape) or (is_model and not theirs.shape and len(ours.shape) == 1)
+    if theirs.dtype == EXTRA_STATE or ours.dtype == EXTRA_STATE or getattr(theirs, "lazy", False):
+        return theirs.dtype == EXTRA_STATE or getattr(theirs, "lazy", False)
+    if tuple(ours.shape) == tuple(theirs.shape):
+        return True
+    return is_model and not theirs.shape and len(ours.shape) == 1 and ours.shape[0] > 0
 
 
 def _without(checkpoint: Mapping[str, Shaped], keys: list[str]) -> Mapping[str, Shaped]:
@@ -182,7 +203,7 @@ def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], no
         matches = sum(_fits(checkpoint[key], target.get(new)) for key, new in new_names.items())
         if matches > max(now, best[0] if best else 0):
             best = (matches, said, command)
-    found = align(checkpoint, target)
+    found = align(tensors_alone(checkpoint), tensors_alone(target))
     aligned = sum(one.certainty != "other shape" for one in found.proposals)
     if aligned > max(now, best[0] if best else 0, len(target) // 2):
         return Hint(f"renaming makes {aligned:,} of {len(target):,} match", ("align",), aligned)

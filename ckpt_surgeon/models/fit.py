@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 from ..edits.change import Change, matching
 from ..edits.keys import is_derivable
-from ..edits.recipe import Recipe
+from ..edits.recipe import Recipe, step
 from ..errors import Argument, EditError, Phrase, joined, listed
 from ..files.spans import Block
 from ..reading.sources import checkpoint_of
 from ..tensors.checkpoint import Checkpoint
+from ..tensors.dtypes import EXTRA_STATE
+from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
+from ..tensors.extra_state import is_extra_state, tensors_alone, without_extra_states
 from ..tensors.records import ComputedTensor, Tensor
 from ..tensors.torch_bridge import pieces
 from .align import Alignment, align
@@ -107,12 +109,13 @@ def plan_fit(
         raise EditError(Phrase(Argument("on_mismatch"), f" is one of {known}, not {on_mismatch!r}"))
     alignment = None
     if recipe is None:
-        alignment = align(checkpoint, target)
-        recipe = alignment_recipe(alignment, checkpoint)
+        alignment = align(tensors_alone(checkpoint), tensors_alone(target))
+        recipe = alignment_recipe(alignment, without_extra_states(checkpoint))
+        recipe = _with_extra_states(recipe, checkpoint, target)
     renamed = recipe.plan(checkpoint)
     adapted = adapt.plan(renamed.result) if adapt else None
     edited = adapted.result if adapted else renamed.result
-    mismatched = [key for key in target if key in edited and edited[key].shape != target[key].shape]
+    mismatched = [key for key in target if key in edited and not _takes(target[key], edited[key])]
     twins = _twins(edited, target, ties)
     missing = [key for key in target if key not in edited and key not in twins]
     allowed = matching(target, allow_missing, allow_unmatched=True)
@@ -134,7 +137,7 @@ def plan_fit(
     result = edited.with_tensors(tensors, edited.versions)
     origins = {row.key: (row.source,) if row.source else () for row in rows if row.key in tensors}
     change = Change(checkpoint, result, origins, (*renamed.notes, *(adapted.notes if adapted else ())))
-    numel = sum(prod(wanted.shape) for wanted in target.values())
+    numel = sum(wanted.numel for wanted in target.values())
     found = Fit(result, change, (*rows, *dropped), recipe, alignment, numel)
     if found.matched < min_match or not found.loaded:
         asked = f", less than the {min_match:.1%} asked for" if found.loaded else ": nothing matches"
@@ -145,7 +148,29 @@ def plan_fit(
 def _filled(key: str, wanted: Expected, scheme: str, has_other_shape: bool) -> Outcome:
     how = scheme or ("derived by the model" if is_derivable(key) else "the model's own")
     why = "another shape in the checkpoint" if has_other_shape else "not in the checkpoint"
-    return Outcome(key, "initialised", "", prod(wanted.shape), f"{how}; {why}")
+    return Outcome(key, "initialised", "", wanted.numel, f"{how}; {why}")
+
+
+def _takes(theirs: Expected, ours: Tensor) -> bool:
+    """Whether a shape fits; an extra state may be anything."""
+    return theirs.dtype == EXTRA_STATE or ours.shape == theirs.shape
+
+
+def _with_extra_states(recipe: Recipe, checkpoint: Checkpoint, target: Mapping[str, Expected]) -> Recipe:
+    """A recipe that also renames the extra states of modules whose tensors it renames."""
+    change = recipe.plan(checkpoint)
+    modules: dict[str, set[str]] = {}
+    for new, olds in change.origins.items():
+        modules.setdefault(new.rpartition(".")[0], set()).update(old.rpartition(".")[0] for old in olds)
+    now = {olds[0]: new for new, olds in change.origins.items() if is_extra_state(new)}
+    pairs = []
+    for key in target:
+        if is_extra_state(key) and key not in change.result:
+            paths = modules.get(key.removesuffix(EXTRA_STATE_SUFFIX).removesuffix("."), set())
+            held = [now.get(f"{path}.{EXTRA_STATE_SUFFIX}" if path else EXTRA_STATE_SUFFIX, "") for path in paths]
+            if len(held) == 1 and held[0] and held[0] not in target:
+                pairs.append([f"^{held[0]}$", key])
+    return Recipe((*recipe.steps, step("rename", pairs=pairs))) if pairs else recipe
 
 
 def _twins(edited: Checkpoint, target: Mapping[str, Expected], ties: Iterable[Iterable[str]]) -> dict[str, str]:
@@ -171,7 +196,7 @@ def _taken(
         how = "reshaped"
     else:
         how = "as is" if olds == (key,) else "renamed"
-    return Outcome(key, how, olds[0], prod(wanted.shape), f"tied to {twin}" if twin else "")
+    return Outcome(key, how, olds[0], wanted.numel, f"tied to {twin}" if twin else "")
 
 
 def _raise_unless_settled(
@@ -290,8 +315,9 @@ def own_values(target: str | torch.nn.Module, keys: list[str]) -> Mapping[str, T
 
     model = targets.build(target, with_values=True) if isinstance(target, str) else target
     state = model if isinstance(model, Mapping) else model.state_dict()
+    keys = [key for key in keys if key in state]  # a module may take an extra state and give none
     counters = {key: torch.zeros_like(state[key], device="cpu") for key in keys if _is_unused_counter(key, state[key])}
-    empty = [key for key in keys if state[key].is_meta and key not in counters]
+    empty = [key for key in keys if getattr(state[key], "is_meta", False) and key not in counters]
     if empty:
         raise EditError([f"the model is on the meta device and has no values for {listed(empty)}"])
     return from_torch({key: counters.get(key, state[key]) for key in keys}).tensors
@@ -299,4 +325,4 @@ def own_values(target: str | torch.nn.Module, keys: list[str]) -> Mapping[str, T
 
 def _is_unused_counter(key: str, value: torch.Tensor) -> bool:
     """Whether a buffer on the meta device is one that begins at zero in every model."""
-    return value.is_meta and key.rpartition(".")[2] == "num_batches_tracked"
+    return getattr(value, "is_meta", False) and key.rpartition(".")[2] == "num_batches_tracked"

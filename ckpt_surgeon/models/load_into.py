@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import EditError, listed
 from ..reading.loading import load
 from ..reading.sources import checkpoint_of
+from ..tensors.extra_state import is_extra_state
 from ..tensors.records import Tensor
 from ..text import Shown
 from .fit import Fit
@@ -89,18 +90,24 @@ def _refuse_two_values(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
 def _put(model: torch.nn.Module, values: Mapping[str, torch.Tensor], *, assign: bool) -> None:
     """Load what was proven to fit; devices, dtypes, ties and requires_grad stay the model's."""
     from . import modules
+    from .targets import extra_state_keys
 
     state = model.state_dict()
     ties = modules.tied(model)
+    wanted = set(extra_state_keys(model))
+    own = {key: value for key, value in state.items() if not is_extra_state(key) or key in wanted}
+    strict = wanted <= own.keys() | values.keys()  # a module may take an extra state that it never gave
     if assign:
-        placed = {
-            key: value.to(value.device if state[key].is_meta else state[key].device, state[key].dtype)
-            for key, value in values.items()
-        }
-        model.load_state_dict({**state, **placed}, strict=True, assign=True)
+        placed = {key: value if is_extra_state(key) else _as_in(state[key], value) for key, value in values.items()}
+        model.load_state_dict({**own, **placed}, strict=strict, assign=True)
         modules.tie_again(model, ties)
     else:
-        model.load_state_dict({**state, **values}, strict=True)
+        model.load_state_dict({**own, **values}, strict=strict)
+
+
+def _as_in(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A value on the device and in the dtype of the model's own."""
+    return value.to(value.device if own.is_meta else own.device, own.dtype)
 
 
 @dataclass(frozen=True, slots=True)

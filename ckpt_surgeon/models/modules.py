@@ -6,14 +6,19 @@ torch is imported inside the functions.
 from __future__ import annotations
 
 import copy
+import io
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..errors import CheckpointError, TargetError
-from ..tensors.checkpoint import versions_of
-from ..tensors.records import Shaped
+from ..tensors.checkpoint import Checkpoint, versions_of
+from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
+from ..tensors.extra_state import is_extra_state, parts, unknown_in
+from ..tensors.records import ComputedTensor, ExtraState, Shaped, StoredTensor
+from ..tensors.torch_bridge import python_value, to_torch
 
 if TYPE_CHECKING:
     import torch
@@ -50,37 +55,90 @@ def meta_twin(model: torch.nn.Module) -> torch.nn.Module:
     >>> next(meta_twin(torch.nn.Linear(2, 2)).parameters()).device.type
     'meta'
     """
+    return _twin(model, "meta")
+
+
+def _twin(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    """A copy of a model with other tensors, on ``device`` and without values."""
     import torch
 
     memo: dict[int, object] = {}
     for tensor in (*model.parameters(), *model.buffers(), *_computed_attributes(model)):
-        # empty_like would import sympy
-        twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         is_parameter = isinstance(tensor, torch.nn.Parameter)
+        if torch.nn.parameter.is_lazy(tensor):
+            make = cast("Callable[..., torch.Tensor]", type(tensor))
+            memo[id(tensor)] = make(requires_grad=tensor.requires_grad, device=device, dtype=tensor.dtype)
+            continue
+        # empty_like would import sympy
+        twin = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         memo[id(tensor)] = torch.nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
     return copy.deepcopy(model, memo)
 
 
 def verdict(model: torch.nn.Module, state_dict: Mapping[str, Shaped]) -> Verdict:
-    """Ask torch whether it would load these keys and shapes, on a twin of the model that takes no memory."""
-    import torch
+    """Ask torch whether it would load these keys and shapes, on a twin of the model that takes no memory.
 
+    A model that runs code of its own when it loads, and refuses, is asked again with the values, where
+    ``state_dict`` has them: that code may look at them.  Extra states with bytes in them are counted and not handed
+    to the model, since a ``set_extra_state`` may unpickle them.  Raises TargetError for a model that cannot be copied.
+    """
+    is_plain = loads_plainly(model)
+    found = _asked(model, state_dict, "meta", strict=False)
+    if found.accepted and not is_plain:
+        found = _asked(model, state_dict, "meta", strict=True)
+    if found.refused and not is_plain and isinstance(state_dict, Checkpoint):
+        found = _asked(model, state_dict, "cpu", strict=False)
+        if found.accepted:
+            found = _asked(model, state_dict, "cpu", strict=True)
+    return found
+
+
+def _asked(model: torch.nn.Module, state_dict: Mapping[str, Shaped], device: str, *, strict: bool) -> Verdict:
+    """torch's verdict on the keys with tensors on ``device``: "meta" without values, "cpu" with them."""
     try:
-        twin = meta_twin(model)
+        twin = _twin(model, device)
     except Exception as error:  # whatever a model's own attributes raise when they are copied
         raise TargetError(type(model).__name__, f"cannot be copied to try the load on ({error})") from error
+    values = to_torch(state_dict) if device == "cpu" and isinstance(state_dict, Checkpoint) else {}
     state: OrderedDict[str, object] = OrderedDict(
-        (key, torch.empty(tuple(tensor.shape), dtype=_dtype(tensor), device="meta"))
-        for key, tensor in state_dict.items()
+        (key, _trial_value(twin, key, tensor, values)) for key, tensor in state_dict.items()
     )
     versions = versions_of(state_dict)
     if versions is not None:
         state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
     try:
-        found = twin.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError as error:
-        return Verdict((), (), " ".join(str(error).split()))
-    return Verdict(tuple(found.missing_keys), tuple(found.unexpected_keys))
+        found = twin.load_state_dict(state, strict=strict)
+    except Exception as error:  # torch's own, or what the model's code raises
+        name = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        return Verdict((), (), name + " ".join(str(error).split()))
+    missing, unexpected = getattr(found, "missing_keys", ()), getattr(found, "unexpected_keys", ())
+    return Verdict(tuple(missing), tuple(unexpected))
+
+
+def _trial_value(twin: torch.nn.Module, key: str, tensor: Shaped, values: Mapping[str, torch.Tensor]) -> object:
+    """What stands for one entry of a state_dict in a trial."""
+    import torch
+
+    if not is_extra_state(key):
+        if key in values:
+            return values[key]
+        return torch.empty(tuple(tensor.shape), dtype=_dtype(tensor), device="meta")
+    if isinstance(tensor, ExtraState) and _is_harmless(tensor):
+        return python_value(tensor.value)
+    with suppress(AttributeError):  # a key of no module: torch counts it as unexpected
+        module = twin.get_submodule(key.removesuffix(EXTRA_STATE_SUFFIX).removesuffix("."))
+        module.set_extra_state = _take  # type: ignore[method-assign]
+    return None
+
+
+def _take(state: object) -> None:
+    """Stands for a ``set_extra_state`` that is not tried."""
+
+
+def _is_harmless(state: ExtraState) -> bool:
+    """Whether nothing in an extra state can be a pickle that the model would run."""
+    held = (bytes, bytearray, io.BytesIO, StoredTensor, ComputedTensor)
+    return not unknown_in(state) and not any(isinstance(one, held) for one in parts(state.value))
 
 
 def _dtype(tensor: Shaped) -> torch.dtype:
@@ -91,14 +149,33 @@ def _dtype(tensor: Shaped) -> torch.dtype:
 
 
 def loads_plainly(model: torch.nn.Module) -> bool:
-    """Whether only torch's own code runs when the model loads: then equal keys and shapes are proof enough."""
-    for module in model.modules():
-        cls = type(module)._load_from_state_dict
-        if not cls.__module__.startswith("torch.nn.modules.") or module._load_state_dict_pre_hooks:
-            return False
-        if module._load_state_dict_post_hooks or type(module).load_state_dict.__module__ != "torch.nn.modules.module":
-            return False
-    return True
+    """Whether only torch's own code runs when the model saves and loads: then equal keys and shapes are proof enough.
+
+    >>> import torch
+    >>> loads_plainly(torch.nn.Linear(2, 2))
+    True
+    """
+    return all(map(_has_no_code_of_its_own, model.modules()))
+
+
+def _has_no_code_of_its_own(module: torch.nn.Module) -> bool:
+    """Whether a module's state_dict is what torch makes of its parameters and buffers, and is loaded so."""
+    import torch
+
+    cls = type(module)
+    if cls.set_extra_state is not torch.nn.Module.set_extra_state:
+        return False
+    if cls.state_dict is not torch.nn.Module.state_dict or cls.load_state_dict is not torch.nn.Module.load_state_dict:
+        return False
+    own = (cls._save_to_state_dict, cls._load_from_state_dict)
+    if not all(method.__module__.startswith("torch.nn.modules.") for method in own):
+        return False
+    return not (
+        module._state_dict_hooks
+        or module._state_dict_pre_hooks
+        or module._load_state_dict_pre_hooks
+        or module._load_state_dict_post_hooks
+    )
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
@@ -138,10 +215,3 @@ def tie_again(model: torch.nn.Module, groups: list[list[str]]) -> None:
         for name in others:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, shared)
-
-
-def extra_states(model: torch.nn.Module) -> Iterator[str]:
-    """Keys of a model's state_dict that hold no tensor (``_extra_state``)."""
-    import torch
-
-    yield from (key for key, value in model.state_dict().items() if not isinstance(value, torch.Tensor))

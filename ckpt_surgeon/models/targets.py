@@ -20,14 +20,17 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ..errors import TargetError, listed
 from ..reading.sources import is_module, state_dict_of
-from ..tensors.dtypes import BY_NAME, DType
-from ..tensors.records import Shaped
+from ..tensors.dtypes import BY_NAME, EXTRA_STATE, DType
+from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
+from ..tensors.extra_state import is_extra_state
+from ..tensors.records import ExtraState, Shaped
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +53,15 @@ _siblings: set[str] = set()
 class Expected:
     """One entry of a model's state_dict, without its values."""
 
-    dtype: DType
+    dtype: DType  # EXTRA_STATE for a module's extra state, of which torch checks nothing but that it is there
     shape: tuple[int, ...]
     parameter: bool  # False for buffers
+    lazy: bool = False  # whether the shape is open until the first forward pass or load
+
+    @property
+    def numel(self) -> int:
+        """Elements; an extra state has none that count."""
+        return 0 if self.dtype == EXTRA_STATE else prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,10 @@ def resolve(target: str | torch.nn.Module) -> dict[str, Expected]:
         raise TargetError(f"a {type(target).__name__}", NO_MODEL)
     built = build(target)
     if not isinstance(built, torch.nn.Module):
-        return {key: _described(value, parameter=True) for key, value in built.items()}
+        return {
+            key: Expected(EXTRA_STATE, (), False) if is_extra_state(key) else _described(value, parameter=True)
+            for key, value in built.items()
+        }
     with _running(target, "reading its state_dict"):
         return expected(built)
 
@@ -111,13 +123,15 @@ def target_of(target: object) -> torch.nn.Module | Mapping[str, Shaped]:
 def expected_of(target: object) -> Mapping[str, Shaped]:
     """The keys and shapes of a target in whatever form it is given; see :func:`target_of`."""
     found = target_of(target)
-    return expected(found) if is_module(found) else cast(Mapping[str, Shaped], found)
+    return expected(found) if is_module(found) else with_shapes(cast(Mapping[str, Shaped], found))
 
 
-def expected(model: torch.nn.Module) -> dict[str, Expected]:
-    """Say what a model expects, in the order of its state_dict; entries that are no tensors are left out.
+def expected(model: torch.nn.Module, *, lazy: bool = False) -> dict[str, Expected]:
+    """Say what a model expects, in the order of its state_dict.
 
-    Raises TargetError for a lazy module, whose shapes are open until its first forward pass.
+    Of extra states (``_extra_state``) those count that a module takes (``set_extra_state``), whatever they hold, as
+    torch counts them when it loads strictly.  Raises TargetError for a lazy module, whose shapes are open until its
+    first forward pass; with ``lazy``, its entries are marked as such.
 
     >>> import torch
     >>> [key for key, entry in expected(torch.nn.BatchNorm1d(4)).items() if not entry.parameter]
@@ -127,17 +141,54 @@ def expected(model: torch.nn.Module) -> dict[str, Expected]:
 
     if not isinstance(model, torch.nn.Module):
         raise TargetError(f"a {type(model).__name__}", NO_MODEL)
+    wanted = dict.fromkeys(extra_state_keys(model))
+    found: dict[str, Expected] = {}
     # keep_vars leaves parameters what they are, whatever a hook renames them to; otherwise all are plain tensors.
-    entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
-    lazy = [key for key, value in entries.items() if torch.nn.parameter.is_lazy(value)]
-    if lazy:
+    for key, value in model.state_dict(keep_vars=True).items():
+        if key in wanted:
+            found[key] = Expected(EXTRA_STATE, (), False)
+        elif isinstance(value, torch.Tensor) and not is_extra_state(key):
+            found[key] = _described(value, parameter=isinstance(value, torch.nn.Parameter))
+    found |= {key: Expected(EXTRA_STATE, (), False) for key in wanted if key not in found}
+    open_shapes = [key for key, entry in found.items() if entry.lazy]
+    if open_shapes and not lazy:
         remedy = "run a forward pass first, in a factory of your own"
-        raise TargetError(type(model).__name__, f"{listed(lazy)} have no shape yet", remedy=remedy)
-    return {key: _described(value, parameter=isinstance(value, torch.nn.Parameter)) for key, value in entries.items()}
+        raise TargetError(type(model).__name__, f"{listed(open_shapes)} have no shape yet", remedy=remedy)
+    return found
+
+
+def extra_state_keys(model: torch.nn.Module) -> Iterator[str]:
+    """The keys of the extra states that a model takes: those of modules with a ``set_extra_state`` of their own.
+
+    >>> import torch
+    >>> list(extra_state_keys(torch.nn.Linear(2, 2)))
+    []
+    """
+    import torch
+
+    for path, module in model.named_modules(remove_duplicate=False):
+        if type(module).set_extra_state is not torch.nn.Module.set_extra_state:
+            yield f"{path}.{EXTRA_STATE_SUFFIX}" if path else EXTRA_STATE_SUFFIX
+
+
+def with_shapes(state_dict: Mapping[str, Shaped]) -> Mapping[str, Shaped]:
+    """A state_dict in which extra states, which have no shape, are :class:`Expected` ones.
+
+    >>> with_shapes({"_extra_state": {"version": 3}})["_extra_state"].dtype.name
+    'extra_state'
+    """
+    shapeless = [key for key, value in state_dict.items() if is_extra_state(key) and not isinstance(value, ExtraState)]
+    if not shapeless:
+        return state_dict
+    return {**state_dict, **dict.fromkeys(shapeless, Expected(EXTRA_STATE, (), False))}
 
 
 def _described(tensor: torch.Tensor, *, parameter: bool) -> Expected:
+    import torch
+
     name = str(tensor.dtype).removeprefix("torch.")
+    if torch.nn.parameter.is_lazy(tensor):
+        return Expected(BY_NAME.get(name) or DType(name, 0), (), parameter, lazy=True)
     return Expected(BY_NAME.get(name) or DType(name, tensor.dtype.itemsize), tuple(tensor.shape), parameter)
 
 
@@ -376,7 +427,7 @@ def _built(factory: Callable[..., object], args: tuple[object, ...], kwargs: Map
 
 
 def _checked(target: str, made: object) -> torch.nn.Module | Mapping[str, torch.Tensor]:
-    """Let a model pass, and a dict of tensors without its ``_extra_state`` entries that are none."""
+    """Let a model pass, and a dict of tensors, with the extra states of modules."""
     import torch
 
     if isinstance(made, torch.nn.Module):
@@ -384,12 +435,12 @@ def _checked(target: str, made: object) -> torch.nn.Module | Mapping[str, torch.
     if not isinstance(made, Mapping):
         raise TargetError(target, f"gives {_article(made)}, which is neither a model nor a dict of tensors")
     tensors = {key: value for key, value in made.items() if isinstance(value, torch.Tensor)}
-    others = [str(key) for key in made if key not in tensors and not str(key).endswith("_extra_state")]
+    others = [str(key) for key in made if key not in tensors and not is_extra_state(str(key))]
     if others:
         raise TargetError(target, f"gives {_article(made)} with entries that are no tensors: {listed(others)}")
     if not tensors:
         raise TargetError(target, f"gives {_article(made)} without tensors")
-    return tensors if len(tensors) < len(made) else made
+    return made
 
 
 def _article(value: object) -> str:

@@ -13,7 +13,8 @@ from ..errors import EditError
 from ..files.prefetch import reading_ahead
 from ..files.spans import Block
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.records import OpaqueTensor, Tensor, spans_of
+from ..tensors.extra_state import digest
+from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
 from ..tensors.torch_bridge import elements, is_computable
 from ..text import Shown
 from .sources import checkpoint_of, is_tensor
@@ -114,6 +115,8 @@ def _severity(one: Changed) -> tuple[bool, float]:
 
 def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two tensors have the same dtype, shape and elements, bit for bit."""
+    if isinstance(ours, ExtraState) and isinstance(theirs, ExtraState):
+        return digest(ours.value) == digest(theirs.value)
     if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
         return False
     if ours.span is not None and theirs.span is not None:
@@ -160,6 +163,9 @@ def _renamed(
 
 def _measured(key: str, ours: Tensor, theirs: Tensor) -> Changed:
     """How far two tensors are apart."""
+    if isinstance(ours, ExtraState) or isinstance(theirs, ExtraState):
+        why = "extra states, which are no numbers"
+        return Changed(key, math.inf, math.inf, 0.0, (0, 0), (0, 0), why)
     if ours.shape != theirs.shape:
         why = f"shape {list(ours.shape)} and {list(theirs.shape)}"
         return Changed(key, math.inf, math.inf, 0.0, (0, 0), (0, 0), why)
@@ -250,6 +256,8 @@ def hash(source: Source, *, select: str | None = None) -> Hashes:
 
 def tensor_hash(tensor: Tensor) -> str:
     """The digest of one tensor; see :func:`hash`."""
+    if isinstance(tensor, ExtraState):
+        return digest(tensor.value)
     found = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
     for block in tensor.blocks():
         found.update(block)
@@ -317,7 +325,7 @@ def stats(source: object, *, select: str | None = None) -> Stats | StatsByKey:
 
 def tensor_stats(tensor: Tensor) -> Stats:
     """The :class:`Stats` of one tensor; see :func:`stats`."""
-    if isinstance(tensor, OpaqueTensor) or not is_computable(tensor.dtype):
+    if isinstance(tensor, (OpaqueTensor, ExtraState)) or not is_computable(tensor.dtype):
         return Stats(math.nan, math.nan, math.nan, math.nan, 0, 0, False)
     import torch
 

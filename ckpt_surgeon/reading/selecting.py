@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import SEE_ALL, Argument, NotACheckpoint, Phrase, SelectionError, listed
@@ -25,7 +25,9 @@ from ..formats.contents import Contents
 from ..formats.pickle.machine import Object, Ordered, Value, spelled
 from ..formats.pickle.torch_objects import LOST
 from ..tensors.checkpoint import Checkpoint, LeftOut, Versions
+from ..tensors.extra_state import is_extra_state, without_extra_states
 from ..tensors.records import OpaqueTensor, Tensor
+from .extra_states import read_extra_state
 from .tree import (
     DEPTH,
     TENSORS,
@@ -142,7 +144,7 @@ def _at(contents: Contents, path: str) -> Candidate:
     if isinstance(node, TENSORS):
         return Candidate(path, {"tensor": node}, trail=trail)
     candidate = _flattened(contents, Bound(contents.path), path, node, trail)
-    if not candidate.tensors:
+    if not without_extra_states(candidate.tensors):
         raise SelectionError(contents.path, f"has no tensor at {path!r}", _offered(candidates(contents)))
     return candidate
 
@@ -180,7 +182,7 @@ class _Search:
             return
         inside = list(children(node))
         own = [(name, child) for name, child in inside if isinstance(child, TENSORS)]
-        kids = [(name, child) for name, child in inside if self._holds(child) and not is_training_state(name, child)]
+        kids = [(name, child) for name, child in inside if self._holds(child) and may_hold_weights(name, child)]
         weighty = any("." in name or name in ("weight", "bias") for name, _ in own)
         models = [(name, child) for name, child in kids if len(name) <= NAME and _MODEL.fullmatch(name)]
         dicts = [(name, child) for name, child in kids if is_mapping(child) or is_module(child)]
@@ -209,7 +211,12 @@ class _Search:
         return before
 
 
-def _are_weights(own: list[tuple[str, Tensor]]) -> bool:
+def may_hold_weights(name: str, node: Value) -> bool:
+    """Whether the model may be in an entry: not in training state, nor in the extra state of a module."""
+    return not is_training_state(name, node) and not is_extra_state(name)
+
+
+def _are_weights(own: Sequence[tuple[str, Tensor]]) -> bool:
     """Whether tensors beside a dict of tensors are weights too, rather than a metric or two."""
     return any(len(tensor.shape) > 0 for _, tensor in own)
 
@@ -238,6 +245,8 @@ class _Flat:
             self.bound.spend(1, len(key))
             if isinstance(child, TENSORS):
                 self._put(key, child)
+            elif is_extra_state(name):
+                self._put(key, read_extra_state(child))
             elif continues(name, child) and id(child) not in within:
                 self.add(child, key + ".", (*within, id(child)))
 
@@ -286,14 +295,14 @@ def beside(root: Value, trails: Iterable[Trail]) -> Iterator[LeftOut]:
 
 def _belongs(name: str, child: Value, holding: set[int]) -> bool:
     """Whether a child of a selected state_dict is part of it."""
-    if isinstance(child, TENSORS):
+    if isinstance(child, TENSORS) or is_extra_state(name):
         return True
     return id(child) in holding and continues(name, child)
 
 
 def continues(name: str, child: Value) -> bool:
     """Whether the tensors below a child of a state_dict belong to it too."""
-    return (is_mapping(child) or is_module(child)) and not is_training_state(name, child)
+    return (is_mapping(child) or is_module(child)) and may_hold_weights(name, child)
 
 
 def _left(path: str, name: str, node: Value, weights: Weights) -> LeftOut:

@@ -45,6 +45,8 @@ def diff_text(
             lines += [f"  {line}" for line in _changes(changes, ours, theirs, limit).splitlines()]
     if found.hint is not None:
         lines += ["", f"{found.hint.said}:", f"  {hint}"]
+    if found.refused:
+        lines += ["", f"the model's own code refuses to load it: {visible(found.refused)}"]
     verdict = "strictly loadable" if found.loadable else "NOT strictly loadable"
     verdict += " (values not compared: --values)" if found.loadable and has_values else ""
     return "\n".join([*lines, "", verdict])
@@ -76,6 +78,7 @@ def diff_json(found: Diff, command_line: str = "") -> str:
             ],
             "dtypes": [{"name": one.key, "dtype": one.ours, "expected": one.theirs} for one in found.dtypes],
             "rewritten": list(found.rewritten),
+            "refused": found.refused or None,
             "matched_parameters": found.matched_numel,
             "target_parameters": found.target_numel,
             "hint": {"text": found.hint.said, "command": command_line} if found.hint else None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..formats.registry import WRITERS
 from ..key_patterns import FEW, fold
 from ..tensors.checkpoint import LeftOut
-from ..tensors.records import Storage, StoredTensor, Tensor
+from ..tensors.records import ExtraState, Storage, StoredTensor, Tensor
 from ..text import as_json, command, long_table, number, plural, size, table, visible
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def _folded_rows(listing: Listing) -> str:
 
 def shape(tensor: Tensor) -> str:
     """A shape as torch prints it, and what a tensor is where it is more than its elements."""
+    if isinstance(tensor, ExtraState):
+        return f"({visible(tensor.kind)})"
     kind = f" ({tensor.kind})" if hasattr(tensor, "kind") else ""
     return f"[{', '.join(map(str, tensor.shape))}]{kind}"
 

@@ -20,7 +20,7 @@ from ..formats.pickle.machine import Value
 from ..formats.zip.whole import Whole, ordered, plain_node, read_whole, tensor_node
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.records import Tensor
+from ..tensors.records import ExtraState, Tensor
 from .follow import SAME_RUN, Plan, follow_all, weakest
 from .naming import Names, names_of
 from .state import OptimizerState, Path, attributes_of, entry, named_children, optimizers_in, pairs_of, written_state
@@ -323,6 +323,8 @@ def _records(whole: Whole, node: Value, chosen: Checkpoint) -> tuple[Checkpoint,
     nodes: dict[int, Value] = {}
     for key, value in pairs_of(node) or ():
         tensor = whole.tensor(value)
+        if tensor is None and isinstance(key, str) and isinstance(chosen.get(key), ExtraState):
+            tensor = chosen[key]  # whose node is written as it is
         if isinstance(key, str) and tensor is not None:
             tensors[key] = tensor
             nodes[id(tensor)] = value

@@ -25,6 +25,7 @@ class WholeWriter:
     instead: Mapping[int, Value]
     CONTAINER: str = torch_zip.CONTAINER
     SUFFIXES: tuple[str, ...] = torch_zip.SUFFIXES
+    HOLDS_EXTRA_STATES: bool = True
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Everything that a run holds can be written: it came from such a file."""

@@ -80,6 +80,8 @@ BY_NAME = {dtype.name: dtype for dtype in _TABLE}
 BY_CODE = {dtype.code: dtype for dtype in _TABLE if dtype.code}
 BY_STORAGE = {dtype.storage: dtype for dtype in _TABLE if dtype.storage}
 
+EXTRA_STATE = DType("extra_state", 0)  # what stands for a dtype where the value under a key is no tensor
+
 # Other spellings: torch's aliases, and the short names people type.
 ALIASES = {
     "double": "float64",

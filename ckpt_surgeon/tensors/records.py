@@ -15,13 +15,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias, cast
 
 from .. import hooks
 from ..errors import BrokenFile, EditError
 from ..files.paths import FilePath
 from ..files.spans import BLOCK, Block, ByteSpan
-from .dtypes import DType
+from .dtypes import EXTRA_STATE, DType
 from .strides import gather, row_major, swapped
 
 if TYPE_CHECKING:
@@ -349,6 +349,33 @@ class OpaqueTensor(Loadable):
         raise EditError([f"a {self.kind} tensor has no plain bytes to copy"])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ExtraState(Loadable):
+    """A value under a key of a state_dict that is no tensor, as a module's ``get_extra_state`` returns it.
+
+    ``value`` is data (see :mod:`ckpt_surgeon.tensors.extra_state`), ``kind`` says what it is in a few words.
+    """
+
+    value: object
+    kind: str
+
+    dtype = EXTRA_STATE
+    shape: ClassVar[tuple[int, ...]] = ()
+    device = "cpu"
+    span = None
+    crc32 = None
+    numel = 0
+    nbytes = 0
+
+    @property
+    def tie(self) -> Hashable:
+        return id(self)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Raises EditError: there are no elements."""
+        raise EditError([f"an extra state ({self.kind}) is no tensor and has no elements"])
+
+
 class Shaped(Protocol):
     """What is compared of a tensor, ours or torch's; a dtype counts by its name."""
 
@@ -359,7 +386,7 @@ class Shaped(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-Tensor: TypeAlias = StoredTensor | ComputedTensor | OpaqueTensor
+Tensor: TypeAlias = StoredTensor | ComputedTensor | OpaqueTensor | ExtraState
 
 
 def outcomes(tensors: Iterable[Tensor]) -> Iterator[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import mmap
 import re
 from collections import OrderedDict
@@ -15,7 +16,8 @@ from ..files.prefetch import reading_ahead
 from ..files.spans import Block, fill
 from .checkpoint import Checkpoint, versions_of
 from .dtypes import BY_NAME, DType
-from .records import OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
+from .extra_state import Device, Unknown, extra_state, is_extra_state, unknown_in
+from .records import ComputedTensor, ExtraState, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
 from .strides import row_major, swapped
 
 if TYPE_CHECKING:
@@ -36,9 +38,10 @@ _NO_NUMBERS = re.compile(r"bits\w+|float4\w+|bcomplex32|u?int[1-7]|qu?int\w+")
 
 
 def to_torch(checkpoint: Checkpoint, *, map_location: MapLocation = "cpu") -> OrderedDict[str, torch.Tensor]:
-    """A checkpoint's tensors as torch's: mapped where they can be, ties shared, ``_metadata`` kept.
+    """A checkpoint's tensors as torch's: mapped where they can be, ties shared, ``_metadata`` and extra states kept.
 
-    ``map_location`` is what torch.load takes.  Raises EditError for sparse or quantized tensors.
+    ``map_location`` is what torch.load takes.  Raises EditError for sparse or quantized tensors and for
+    extra states that are more than data.
     """
     loader = _Loader(_restore(map_location))
     odd = [
@@ -46,8 +49,16 @@ def to_torch(checkpoint: Checkpoint, *, map_location: MapLocation = "cpu") -> Or
     ]
     if odd:
         raise EditError(odd, remedy="leave them out or load the file with torch.load")
+    unknown = [f"{key!r} holds an {what}" for key, tensor in checkpoint.items() if (what := unknown_in(tensor))]
+    if unknown:
+        raise EditError(unknown, remedy="drop '*_extra_state', or load the file with torch.load")
     with reading_ahead(spans_of(checkpoint.values())):
-        loaded = OrderedDict((key, loader.tensor(tensor)) for key, tensor in checkpoint.items())
+        loaded = OrderedDict(
+            # torch's own state_dicts hold extra states among tensors, whatever the annotation says
+            (key, cast("torch.Tensor", loader.value(tensor.value)) if isinstance(tensor, ExtraState)
+             else loader.tensor(tensor))
+            for key, tensor in checkpoint.items()
+        )  # fmt: skip
     if checkpoint.versions is not None:
         loaded._metadata = OrderedDict(checkpoint.versions)  # type: ignore[attr-defined]
     return loaded
@@ -76,6 +87,8 @@ def _record(key: str, tensor: torch.Tensor, storages: dict[tuple[str, int, int],
     import torch
 
     if not isinstance(tensor, torch.Tensor):
+        if is_extra_state(key):
+            return extra_state(_recorded(tensor, storages, {}))
         raise EditError(f"{key!r} is a {type(tensor).__name__}, not a tensor", remedy="leave it out")
     dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
     kind = _odd_kind(tensor)
@@ -94,6 +107,41 @@ def _record(key: str, tensor: torch.Tensor, storages: dict[tuple[str, int, int],
         tensor.is_conj(),
         tensor.is_neg(),
     )
+
+
+def python_value(value: object) -> object:
+    """The value of an extra state as a module's ``set_extra_state`` gets it, its tensors on the CPU."""
+    return _Loader(_restore("cpu")).value(value)
+
+
+def _recorded(value: object, storages: dict[tuple[str, int, int], Storage], known: dict[int, object]) -> object:
+    """The value of an extra state with records for torch's tensors, dtypes and devices."""
+    import torch
+
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, bytearray, io.BytesIO)):
+        return value
+    if id(value) in known:
+        return known[id(value)]
+    if isinstance(value, torch.Tensor):
+        return _record("", value, storages)
+    if isinstance(value, torch.dtype):
+        return BY_NAME[str(value).removeprefix("torch.")]
+    if isinstance(value, torch.device):
+        return Device(str(value))
+    if type(value) in (dict, OrderedDict):
+        pairs = cast("dict[object, object]", value)
+        made = known[id(value)] = type(pairs)()
+        made.update((key, _recorded(item, storages, known)) for key, item in pairs.items())
+        return made
+    if type(value) is list:
+        row: list[object] = []
+        known[id(value)] = row
+        row.extend(_recorded(item, storages, known) for item in value)
+        return row
+    if isinstance(value, (torch.Size, set, frozenset)) or type(value) is tuple:
+        kind = tuple if isinstance(value, torch.Size) else type(value)
+        return kind(_recorded(item, storages, known) for item in value)
+    return Unknown(f"object of class {type(value).__module__}.{type(value).__qualname__}")
 
 
 def _odd_kind(tensor: torch.Tensor) -> str:
@@ -160,6 +208,26 @@ class _Loader:
         made = empty.set_(storage, tensor.offset, tensor.shape, tensor.stride)
         made = made.conj() if tensor.conjugate else made
         return torch._neg_view(made) if tensor.negative else made
+
+    def value(self, value: object) -> object:
+        """The value of an extra state, with torch's tensors, dtypes and devices for their records."""
+        import torch
+
+        if isinstance(value, (StoredTensor, ComputedTensor)):
+            return self.tensor(value)
+        if isinstance(value, DType):
+            return getattr(torch, value.name)
+        if isinstance(value, Device):
+            return torch.device(value.name)
+        if isinstance(value, io.BytesIO):
+            made = io.BytesIO(value.getvalue())
+            made.seek(value.tell())
+            return made
+        if isinstance(value, dict):
+            return type(value)((key, self.value(item)) for key, item in value.items())
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return type(value)(self.value(item) for item in value)
+        return value
 
     def _mapped(self, path: Path, start: int, stop: int, alignment: int) -> torch.UntypedStorage:
         import torch

@@ -11,7 +11,7 @@ from math import prod
 
 from ..errors import EditError
 from ..files.spans import BLOCK, Block
-from .records import ComputedTensor, OpaqueTensor, StoredTensor, Tensor
+from .records import ComputedTensor, ExtraState, OpaqueTensor, StoredTensor, Tensor
 from .strides import row_major
 from .torch_bridge import pieces, torch_dtype
 
@@ -38,8 +38,8 @@ def viewed(tensor: Tensor) -> StoredTensor:
     """A tensor as one that can be viewed: its own storage, or one that is made when it is read."""
     if isinstance(tensor, StoredTensor):
         return tensor
-    if isinstance(tensor, OpaqueTensor):
-        raise EditError([f"a {tensor.kind} tensor cannot be viewed"])
+    if isinstance(tensor, (OpaqueTensor, ExtraState)):
+        raise EditError([f"{tensor.kind}: no tensor that can be viewed"])
     return tensor.stored()
 
 

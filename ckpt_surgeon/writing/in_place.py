@@ -26,7 +26,8 @@ from ..reading.selecting import continues
 from ..reading.selecting import select as select_state_dict
 from ..reading.tree import CONTAINERS, TENSORS, Step, Trail, children, followed, is_module
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.records import OpaqueTensor, StoredTensor
+from ..tensors.extra_state import digest, is_extra_state
+from ..tensors.records import ExtraState, OpaqueTensor, StoredTensor
 
 Holder = tuple[Value, str]  # a dict and one of its names
 
@@ -185,7 +186,7 @@ class _Texts:
             raise FileError(self._path, "is, or has in it, a module saved whole, whose names are attributes", NEW_FILE)
         for name, child in children(node):
             steps = (*above, (node, name))
-            if isinstance(child, TENSORS):
+            if isinstance(child, TENSORS) or is_extra_state(name):
                 yield steps
             elif continues(name, child) and id(child) not in within:
                 yield from self._steps(child, steps, (*within, id(child)))
@@ -242,7 +243,8 @@ class _Texts:
             for name, text in self._module_names(saved, old, new).items():
                 self._say(saved, name, text)
         for name, child in children(node):
-            if (id(node), name) in self._chosen and not isinstance(child, TENSORS) and id(child) not in seen:
+            is_key = isinstance(child, TENSORS) or is_extra_state(name)
+            if (id(node), name) in self._chosen and not is_key and id(child) not in seen:
                 seen.add(id(child))
                 text = self._chosen[id(node), name]
                 self._say_modules(child, _joined(old, name), _joined(new, text), seen)
@@ -357,6 +359,8 @@ def _facts(node: Value) -> tuple[object, ...]:
         return (node.dtype, node.shape, node.device, *place)
     if isinstance(node, OpaqueTensor):
         return (node.dtype, node.shape, node.device, node.kind)
+    if isinstance(node, ExtraState):
+        return (node.kind, digest(node.value))
     if isinstance(node, TypedStorage):
         return (node.dtype, node.base, node.storage.span)
     if isinstance(node, Object):

@@ -25,6 +25,7 @@ from ..formats.registry import FolderWriter, Writer
 from ..reading.selecting import select
 from ..reading.sources import checkpoint_of
 from ..tensors.checkpoint import Checkpoint
+from ..tensors.extra_state import without_extra_states
 from ..tensors.records import StoredTensor, Tensor, outcomes
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def plan(
     """
     out = file_path(out)
     writer = registry.writer_for(out)
+    if not writer.HOLDS_EXTRA_STATES:
+        checkpoint = _of_tensors_alone(checkpoint)
     if not checkpoint.tensors:
         raise EditError([f"{out}: no tensor is left to write"])
     if isinstance(out, RemotePath):
@@ -114,6 +117,19 @@ def plan(
     if isinstance(writer, FolderWriter) and isinstance(out, Path):
         _refuse_other_folder(out)
     return planned
+
+
+def _of_tensors_alone(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint without extra states, for a container that holds tensors alone, with a note that says so."""
+    tensors = without_extra_states(checkpoint.tensors)
+    left = [key for key in checkpoint if key not in tensors]
+    if not left:
+        return checkpoint
+    note = (
+        f"left out, as safetensors holds tensors alone: {listed(left, 3)}; "
+        "a strict load into a model with extra states needs them: write a .pth"
+    )
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
 
 
 def _refuse_other_folder(out: Path) -> None:

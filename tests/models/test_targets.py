@@ -16,7 +16,7 @@ import torchvision
 
 from ckpt_surgeon.errors import TargetError
 from ckpt_surgeon.models.targets import Expected, build, expected, is_model, resolve
-from ckpt_surgeon.tensors.dtypes import BY_NAME
+from ckpt_surgeon.tensors.dtypes import BY_NAME, EXTRA_STATE
 
 Write = Callable[[str, str], Path]
 
@@ -90,7 +90,7 @@ def test_tied_weights_are_expected_under_both_names() -> None:
     }
 
 
-def test_extra_state_that_is_no_tensor_is_left_out() -> None:
+def test_an_extra_state_that_the_model_gives_and_does_not_take_is_not_expected() -> None:
     class Versioned(torch.nn.Linear):
         def get_extra_state(self) -> dict[str, int]:
             return {"version": 3}
@@ -98,6 +98,17 @@ def test_extra_state_that_is_no_tensor_is_left_out() -> None:
     model = Versioned(2, 2)
     assert "_extra_state" in model.state_dict()
     assert list(expected(model)) == ["weight", "bias"]
+
+
+def test_an_extra_state_that_the_model_takes_is_expected_whatever_it_holds() -> None:
+    class Versioned(torch.nn.Linear):
+        def get_extra_state(self) -> torch.Tensor:
+            return torch.ones(3)
+
+        def set_extra_state(self, state: object) -> None:
+            pass
+
+    assert expected(Versioned(2, 2))["_extra_state"] == Expected(EXTRA_STATE, (), False)
 
 
 def test_buffers_that_are_not_saved_are_not_expected() -> None:
@@ -149,11 +160,12 @@ def test_a_dict_of_tensors_is_used_as_it_is(write: Write) -> None:
     assert resolve("mapping:state")["weight"] == Expected(BY_NAME["float16"], (3, 2), True)
 
 
-def test_a_factory_may_return_a_dict_of_tensors_and_its_extra_state_is_left_out(write: Write) -> None:
+def test_a_factory_may_return_a_dict_of_tensors_with_an_extra_state(write: Write) -> None:
     write("returns_dict.py", "def make(): return {'w': torch.zeros(2), 'sub._extra_state': {'version': 1}}\n")
     built = build("returns_dict.py:make")
     assert isinstance(built, Mapping)
-    assert list(built) == ["w"]
+    assert list(built) == ["w", "sub._extra_state"]
+    assert resolve("returns_dict.py:make")["sub._extra_state"] == Expected(EXTRA_STATE, (), False)
 
 
 def test_arguments_are_literals_of_every_kind(write: Write) -> None:

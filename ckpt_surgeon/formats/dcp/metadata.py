@@ -37,6 +37,7 @@ from .pieces import Piece, Pieced, Sizes, flaw
 
 CONTAINER = "torch distributed"
 SUFFIXES = (".dcp",)
+HOLDS_EXTRA_STATES = True
 METADATA = ".metadata"
 DATA_SUFFIX = ".distcp"
 STEPS = 64  # how deep a state_dict may nest

@@ -7,6 +7,7 @@ the right dtype and shape, with the right checksum.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import BrokenFile, EditError
 from ...files.spans import BLOCK
-from ...tensors.records import StoredTensor, Tensor
+from ...tensors.extra_state import without_extra_states
+from ...tensors.records import ExtraState, StoredTensor, Tensor
+from ...tensors.torch_bridge import python_value
 from ..zip import torch_zip
 from ..zip.archive import read_archive
 from .pieces import SLAB, Piece, Pieced, Sizes, slabs
@@ -179,14 +182,17 @@ def write(
     from torch.distributed.checkpoint.metadata import StorageMeta
 
     limit = min(SLAB, max_file_size or SLAB)
+    extra = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, ExtraState)}
+    everything, tensors = tensors, without_extra_states(tensors)
     boxes = [box for key, tensor in tensors.items() for box in _boxes(key, tensor, limit)]
     shares = _shares(boxes, max_file_size)
-    planner = _save_planner(tensors, boxes, tell)
+    planner = _save_planner(tensors, boxes, tell, extra)
     writer = FileSystemWriter(folder, per_thread_copy_ahead=0)  # pieces are made in order, when they are written
     writer.storage_meta = StorageMeta  # type: ignore[method-assign]  # neither the folder's name of today nor a random id
     writer.set_up_storage_writer(True)
-    paths = [{key: (key,) for key in tensors}, *({} for _ in shares[1:])]
-    local = [writer.prepare_local_plan(_plan(tensors, *one)) for one in zip(shares, paths, strict=True)]
+    paths = [{key: (key,) for key in everything}, *({} for _ in shares[1:])]
+    named = [list(extra), *([] for _ in shares[1:])]
+    local = [writer.prepare_local_plan(_plan(tensors, *one)) for one in zip(shares, paths, named, strict=True)]
     plans, metadata = planner.create_global_plan(local)
     try:
         results = [writer.write_data(plan, planner).wait() for plan in writer.prepare_global_plan(plans)]
@@ -252,12 +258,14 @@ def _values(
             raise EditError([f"{key!r} of {tensors[key].nbytes:,} bytes made more"])
 
 
-def _plan(tensors: Mapping[str, Tensor], share: Sequence[_Box], paths: Mapping[str, tuple[str, ...]]) -> SavePlan:
-    """What one process would write; ``paths`` are those of the keys in the state_dict."""
+def _plan(
+    tensors: Mapping[str, Tensor], share: Sequence[_Box], paths: Mapping[str, tuple[str, ...]], extra: Sequence[str]
+) -> SavePlan:
+    """What one process would write; ``paths`` are those of the keys in the state_dict, ``extra`` no tensors."""
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
     from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-    items = []
+    items = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in extra]
     for key, offsets, sizes, _ in share:
         tensor = tensors[key]
         chunk = ChunkStorageMetadata(_size(offsets), _size(sizes))
@@ -267,13 +275,20 @@ def _plan(tensors: Mapping[str, Tensor], share: Sequence[_Box], paths: Mapping[s
     return SavePlan(items, planner_data=dict(paths))
 
 
-def _save_planner(tensors: Mapping[str, Tensor], boxes: Sequence[_Box], tell: Callable[[int], object]) -> SavePlanner:
+def _save_planner(
+    tensors: Mapping[str, Tensor],
+    boxes: Sequence[_Box],
+    tell: Callable[[int], object],
+    extra: Mapping[str, ExtraState],
+) -> SavePlanner:
     """torch's planner, made to make each value when it is written."""
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
     values = zip(boxes, _values(tensors, boxes, tell), strict=True)
 
-    def resolve(item: WriteItem) -> torch.Tensor:
+    def resolve(item: WriteItem) -> torch.Tensor | io.BytesIO:
+        if item.index.fqn in extra:
+            return _saved(extra[item.index.fqn])
         box, raw = next(values)
         if (box.key, box.offsets) != (item.index.fqn, item.index.offset):
             raise AssertionError("torch writes in another order than it was told")
@@ -282,6 +297,15 @@ def _save_planner(tensors: Mapping[str, Tensor], boxes: Sequence[_Box], tell: Ca
     planner = DefaultSavePlanner()
     planner.resolve_data = resolve  # type: ignore[assignment, method-assign]
     return planner
+
+
+def _saved(state: ExtraState) -> io.BytesIO:
+    """An extra state as torch's planner hands it to the writer."""
+    import torch
+
+    made = io.BytesIO()
+    torch.save(python_value(state.value), made)
+    return made
 
 
 # -- torch's types

@@ -217,8 +217,13 @@ def make_list(items: Value = ()) -> list[Value]:
 
 
 def make_set(items: Value = ()) -> set[Value]:
-    """builtins.set and frozenset."""
+    """builtins.set."""
     return {hashable(item) for item in items} if isinstance(items, (list, tuple)) else set()
+
+
+def make_frozenset(items: Value = ()) -> frozenset[Value]:
+    """builtins.frozenset."""
+    return frozenset(make_set(items))
 
 
 def make_bytes(*args: Value) -> Value:
@@ -256,8 +261,8 @@ CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
     ("__builtin__", "dict"): make_ordered,
     ("builtins", "set"): make_set,
     ("__builtin__", "set"): make_set,
-    ("builtins", "frozenset"): make_set,
-    ("__builtin__", "frozenset"): make_set,
+    ("builtins", "frozenset"): make_frozenset,
+    ("__builtin__", "frozenset"): make_frozenset,
     ("builtins", "bytes"): make_bytes,
     ("__builtin__", "bytes"): make_bytes,
     ("_codecs", "encode"): encode,

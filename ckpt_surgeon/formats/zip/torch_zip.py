@@ -6,15 +6,19 @@ Reading resolves every storage to its place in the file; writing emits the same 
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from ...errors import NEW_FILE, BrokenFile, EditError, FileError, NoRoom
 from ...files.journal import Patch
 from ...files.prefetch import reading_ahead
 from ...files.sinks import Sink
-from ...tensors.records import OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
+from ...tensors.dtypes import DType
+from ...tensors.extra_state import Device, tensors_in, unknown_in
+from ...tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
 from ...tensors.strides import row_major
 from ..contents import Contents, Reindexed
 from ..pickle import numpy_objects
@@ -192,8 +196,15 @@ class Index:
 # -- writing
 
 
+HOLDS_EXTRA_STATES = True
+
+
 def check(tensors: Mapping[str, Tensor]) -> None:
     """Raise EditError naming the tensors that this container cannot hold here."""
+    unknown = [f"{key!r} (holds an {what})" for key, tensor in tensors.items() if (what := unknown_in(tensor))]
+    if unknown:
+        problem = f"{', '.join(unknown)}: an extra state that is more than data cannot be written again"
+        raise EditError(problem, remedy="drop '*_extra_state', or rename in place, which leaves it as it is")
     odd = [f"{key!r} ({tensor.kind})" for key, tensor in tensors.items() if isinstance(tensor, OpaqueTensor)]
     if odd:
         raise EditError(
@@ -203,7 +214,7 @@ def check(tensors: Mapping[str, Tensor]) -> None:
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
     """About how many bytes :func:`write` will write: the elements, each tie once, and the index."""
-    data = {tensor.tie: tensor.nbytes for tensor in tensors.values()}
+    data = {one.tie: one.nbytes for tensor in tensors.values() for one in tensors_in(tensor)}
     return sum(data.values()) + sum(len(key) + 160 for key in tensors) + 120 * len(data)
 
 
@@ -219,7 +230,7 @@ def write(
     """
     check(tensors)
     records: dict[Hashable, tuple[int, Tensor]] = {}
-    for tensor in tensors.values():
+    for tensor in (one for held in tensors.values() for one in tensors_in(held)):
         records.setdefault(tensor.tie, (len(records), tensor))
     directory = Directory()
 
@@ -266,7 +277,10 @@ def _pickled(
         out.raw(b"(")
         for key, tensor in tensors.items():
             out.text(key)
-            out.tensor(tensor, records[tensor.tie][0])
+            if isinstance(tensor, ExtraState):
+                out.value(tensor.value, records)
+            else:
+                out.tensor(tensor, records[tensor.tie][0])
         out.raw(b"u")
     if versions is not None:
         out.raw(b"}")
@@ -363,6 +377,76 @@ class _Pickle:
             self.buffer += b"e" if isinstance(value, list) else b"t"
         else:
             self.buffer += b"N"  # an object of some class: torch's own readers of _metadata look at versions only
+
+    # -- extra states
+
+    def value(self, value: object, records: Mapping[Hashable, tuple[int, Tensor]]) -> None:
+        """The value of an extra state, as pickle writes it; a container that stands in it twice, once."""
+        if isinstance(value, (StoredTensor, ComputedTensor)):
+            self.tensor(value, records[value.tie][0])
+        elif isinstance(value, (dict, list)):
+            self._container(value, records)
+        elif isinstance(value, (tuple, set, frozenset)):
+            self._collection(value, records)
+        elif isinstance(value, (bytes, bytearray, io.BytesIO)):
+            self._raw_bytes(value)
+        elif isinstance(value, complex):
+            self.found("builtins", "complex")
+            self.buffer += b"G" + struct.pack(">d", value.real) + b"G" + struct.pack(">d", value.imag) + b"\x86R"
+        elif isinstance(value, DType):
+            self.found("torch", value.name)
+        elif isinstance(value, Device):
+            self.found("torch", "device")
+            self.text(value.name)
+            self.buffer += b"\x85R"
+        else:
+            self.plain(value)
+
+    def _container(self, value: object, records: Mapping[Hashable, tuple[int, Tensor]]) -> None:
+        name = f"#{id(value)}"
+        if name in self._memo:
+            self.buffer += self._memo[name]
+            return
+        if isinstance(value, OrderedDict):
+            self.ordered_dict()
+        self._once(name, b"" if isinstance(value, OrderedDict) else b"}" if isinstance(value, dict) else b"]")
+        self.buffer += b"("
+        items = [one for pair in value.items() for one in pair] if isinstance(value, dict) else value
+        assert isinstance(items, list)
+        for item in items:
+            self.value(item, records)
+        self.buffer += b"u" if isinstance(value, dict) else b"e"
+
+    def _collection(
+        self,
+        value: tuple[object, ...] | set[object] | frozenset[object],
+        records: Mapping[Hashable, tuple[int, Tensor]],
+    ) -> None:
+        """A tuple, or a set or frozenset, which protocol 2 makes of a list."""
+        if not isinstance(value, tuple):
+            self.found("builtins", type(value).__name__)
+            self.buffer += b"]"
+        self.buffer += b"("
+        for item in value:
+            self.value(item, records)
+        self.buffer += b"t" if isinstance(value, tuple) else b"e\x85R"
+
+    def _raw_bytes(self, value: bytes | bytearray | io.BytesIO) -> None:
+        """Bytes as text in Latin-1, as protocol 2 has them; ``io.BytesIO`` by its state."""
+        if isinstance(value, bytes):
+            self.found("_codecs", "encode")
+            self.text(value.decode("latin-1"))
+            self.word("latin1")
+            self.buffer += b"\x86R"
+        elif isinstance(value, bytearray):
+            self.found("builtins", "bytearray")
+            self._raw_bytes(bytes(value))
+            self.buffer += b"\x85R"
+        else:
+            self.found("_io", "BytesIO")
+            self.buffer += b")\x81"
+            self._raw_bytes(value.getvalue())
+            self.buffer += _integer(value.tell()) + b"N\x87b"
 
 
 def _unicode(text: str) -> bytes:
