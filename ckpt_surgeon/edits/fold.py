@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import EditError
 from ..files.spans import Block
+from ..tensors.arithmetic import by_torch
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ComputedTensor, Tensor
-from ..tensors.torch_bridge import pieces, torch_dtype, whole
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +133,6 @@ def _computed(
     model = state_dict[like or keys[0]]
 
     def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
-        made = formula(*(whole(tensor) for tensor in inputs))
-        yield from pieces(made.to(torch_dtype(model)))
+        return by_torch(inputs, formula, model.dtype)
 
     return ComputedTensor(model.dtype, model.shape, tuple(state_dict[key] for key in keys), make)

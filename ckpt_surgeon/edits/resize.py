@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import EditError
-from ..files.spans import Block
+from ..tensors.arithmetic import by_torch
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ComputedTensor, Tensor
-from ..tensors.torch_bridge import pieces, torch_dtype, whole
-from ..tensors.views import axis_of
+from ..tensors.views import axis_of, concatenated, filled, sliced
 from .change import Change, Patterns, matching
 from .values import each, value_edit
 
@@ -59,13 +58,13 @@ def resize_rows(
         if rows > held and fill == "error":
             raise EditError([f"{key!r} has {held:,} rows, {rows - held:,} more need a fill: zero, mean or normal"])
 
+        if rows <= held or fill == "zero":
+            return _of_size(tensor, axis, rows)
+
         def compute(values: torch.Tensor) -> torch.Tensor:
             import torch
 
-            kept = values.narrow(axis, 0, min(held, rows))
-            if rows <= held:
-                return kept
-            return torch.cat([kept, _filling(values, axis, rows - held, fill, seed)], axis)
+            return torch.cat([values, _filling(values, axis, rows - held, fill, seed)], axis)
 
         return computed(tensor, (*tensor.shape[:axis], rows, *tensor.shape[axis + 1 :]), compute)
 
@@ -157,19 +156,15 @@ def resize_channels(
         old = tensor.shape[1]
         if mode in ("sum", "mean") and old % channels:
             raise EditError([f"{key!r} has {old} channels, which {channels} do not share evenly; repeat or copy them"])
+        if mode == "copy":
+            return _of_size(tensor, 1, channels)
 
         def compute(values: torch.Tensor) -> torch.Tensor:
-            import torch
-
             if mode in ("sum", "mean"):
                 shares: torch.Tensor = values.unflatten(1, (old // channels, channels))
                 return shares.sum(1) if mode == "sum" else shares.mean(1)
-            if mode == "repeat":
-                repeated = values.repeat(1, math.ceil(channels / old), *[1] * (values.dim() - 2))
-                return repeated[:, :channels] * (old / channels)
-            made = torch.zeros(values.shape[0], channels, *values.shape[2:], dtype=values.dtype)
-            made[:, : min(old, channels)] = values[:, :channels]
-            return made
+            repeated = values.repeat(1, math.ceil(channels / old), *[1] * (values.dim() - 2))
+            return repeated[:, :channels] * (old / channels)
 
         return computed(tensor, (tensor.shape[0], channels, *tensor.shape[2:]), compute)
 
@@ -271,10 +266,14 @@ def _check(holds: bool, problem: str) -> None:
         raise EditError([problem])
 
 
+def _of_size(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """A tensor cut to a size along one dimension, or padded with zeros behind."""
+    held = tensor.shape[axis]
+    if size <= held:
+        return sliced(tensor, axis, 0, size)
+    return concatenated([tensor, filled(tensor, axis, size - held, 0.0)], axis)
+
+
 def computed(tensor: Tensor, shape: tuple[int, ...], compute: Callable[[torch.Tensor], torch.Tensor]) -> ComputedTensor:
     """A tensor that torch computes from one whole input when it is written."""
-
-    def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
-        yield from pieces(compute(whole(inputs[0])).to(torch_dtype(inputs[0])))
-
-    return ComputedTensor(tensor.dtype, shape, (tensor,), make)
+    return ComputedTensor(tensor.dtype, shape, (tensor,), lambda inputs: by_torch(inputs, compute, tensor.dtype))

@@ -10,23 +10,19 @@ integer and ``*`` for anything, alike in all of them.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
 from ..files.spans import Block
+from ..tensors import arithmetic
 from ..tensors.checkpoint import Checkpoint, versions_of
 from ..tensors.dtypes import DType
 from ..tensors.dtypes import parse as parse_dtype
 from ..tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Outcome, Tensor, outcomes
-from ..tensors.torch_bridge import check_computable, elements, raw_bytes
 from ..tensors.views import axis_of, concatenated, filled, interleaved, parts_of, reshaped, restrided, sliced, viewed
 from .change import Change, Edit, Patterns, edit, listed_patterns, matching, rebuilt, rename_versions
-
-if TYPE_CHECKING:
-    import torch
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 Arguments = ParamSpec("Arguments")
@@ -103,6 +99,7 @@ def cast(
     chosen = matching(state_dict, only, allow_unmatched=allow_unmatched) if listed_patterns(only) else set(state_dict)
     chosen -= matching(state_dict, except_, allow_unmatched=allow_unmatched)
     left = {"integers": 0, "statistics": 0}
+    elements = sum(state_dict[key].numel for key in chosen)
 
     def convert(key: str, tensor: Tensor) -> Tensor:
         if tensor.dtype == wanted:
@@ -113,11 +110,11 @@ def cast(
         if wanted.name == "float16" and key.rpartition(".")[2] in STATISTICS and not statistics:
             left["statistics"] += 1
             return tensor
-        check_computable(key, tensor.dtype)
-        check_computable(key, wanted)
+        arithmetic.check_computable(key, tensor.dtype)
+        arithmetic.check_computable(key, wanted)
         if tensor.dtype.is_complex and not wanted.is_complex:
             raise EditError([f"{key!r} is {tensor.dtype}, casting it to {wanted} would lose its imaginary part"])
-        return _cast(key, tensor, wanted, allow_inf=allow_inf)
+        return _cast(key, tensor, wanted, elements=elements, allow_inf=allow_inf)
 
     change = each(state_dict, chosen, convert)
     notes = list(change.notes)
@@ -135,73 +132,24 @@ def _dtype(spelling: str) -> DType:
         raise EditError([str(error)]) from None
 
 
-def _cast(key: str, tensor: Tensor, wanted: DType, *, allow_inf: bool) -> ComputedTensor:
+def _cast(key: str, tensor: Tensor, wanted: DType, *, elements: int, allow_inf: bool) -> ComputedTensor:
     outcome = Outcome()
-    exact = wanted.name == "float8_e8m0fnu" or not (wanted.is_floating or wanted.is_complex)
 
     def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
-        import torch
-
-        dtype = getattr(torch, wanted.name)
-        infinite = flushed = inexact = 0
-        for piece in elements(inputs[0]):
-            made = piece.to(dtype)
-            if exact:
-                inexact += int((made.to(piece.dtype) != piece).sum())
-            elif not _is_ordinary(made):
-                infinite += _newly_infinite(piece, made, wanted)
-                flushed += _newly_zero(piece, made)
-            yield raw_bytes(made)
-        became = f"became inf in {wanted}" if _has_inf(wanted) else f"were too large for {wanted}"
+        losses = arithmetic.Losses()
+        yield from arithmetic.cast(inputs[0], wanted, losses, elements=elements)
+        infinite, flushed = losses.infinite, losses.flushed
+        became = f"became inf in {wanted}" if wanted.has_inf else f"were too large for {wanted}"
         if infinite and not allow_inf:
             outcome.problem = Phrase(
                 f"{key!r}: {infinite:,} values {became} (", Argument("allow_inf", True), " accepts that)"
             )
-        if inexact:
-            outcome.problem = f"{key!r}: {inexact:,} values are not exact in {wanted}"
-        said = [f"{infinite:,} values {became}"] * bool(infinite) + [f"{flushed:,} flushed to zero"] * bool(flushed)
-        outcome.note = f"{key}: {', '.join(said)}" if said else ""
+        if losses.inexact:
+            outcome.problem = f"{key!r}: {losses.inexact:,} values are not exact in {wanted}"
+        lost = [f"{infinite:,} values {became}"] * bool(infinite) + [f"{flushed:,} flushed to zero"] * bool(flushed)
+        outcome.note = f"{key}: {', '.join(lost)}" if lost else ""
 
     return ComputedTensor(wanted, tensor.shape, (tensor,), make, outcome)
-
-
-def _has_inf(dtype: DType) -> bool:
-    return not dtype.name.endswith(("fn", "fnuz"))
-
-
-def _is_ordinary(values: torch.Tensor) -> bool:
-    """Whether none is zero, infinite or NaN: two cheap passes that most often tell enough."""
-    if values.is_complex() or values.dtype.itemsize == 1:  # torch has no such passes for these
-        return False
-    low, high = values.abs().aminmax()
-    return bool(low > 0) and bool(high < math.inf)
-
-
-def _newly_infinite(before: torch.Tensor, after: torch.Tensor, wanted: DType) -> int:
-    """How many values were too large: they became inf, or in an 8-bit float without it NaN or the greatest number."""
-    import torch
-
-    if wanted.itemsize > 1:
-        if not torch.isinf(after).any():
-            return 0
-        return int((~torch.isfinite(after) & torch.isfinite(_wide(before))).sum())
-    source, known = before.double(), torch.finfo(after.dtype)
-    lost = ~torch.isfinite(after.float()) | (source.abs() > known.max * (1 + known.eps / 2))
-    return int((lost & (torch.isfinite(source) if _has_inf(wanted) else ~torch.isnan(source))).sum())
-
-
-def _newly_zero(before: torch.Tensor, after: torch.Tensor) -> int:
-    import torch
-
-    if not before.dtype.is_floating_point or after.dtype.itemsize > before.dtype.itemsize:
-        return 0
-    zeros = after.numel() - int(torch.count_nonzero(_wide(after)))
-    return zeros and zeros - (before.numel() - int(torch.count_nonzero(_wide(before))))
-
-
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    """8-bit floats as ones that torch can look into."""
-    return values.float() if values.dtype.is_floating_point and values.dtype.itemsize == 1 else values
 
 
 @value_edit
@@ -216,15 +164,16 @@ def scale(state_dict: Checkpoint, patterns: Patterns, factor: float) -> Change[C
     def scaled(key: str, tensor: Tensor) -> Tensor:
         if not (tensor.dtype.is_floating or tensor.dtype.is_complex):
             raise EditError([f"{key!r} is {tensor.dtype}, only floating-point tensors are scaled"])
-        check_computable(key, tensor.dtype)
+        arithmetic.check_computable(key, tensor.dtype)
 
         def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
-            for piece in elements(inputs[0]):
-                yield raw_bytes((_wide(piece) * factor).to(piece.dtype))
+            return arithmetic.scaled(inputs[0], factor, elements=elements)
 
         return ComputedTensor(tensor.dtype, tensor.shape, (tensor,), make)
 
-    return each(state_dict, matching(state_dict, patterns), scaled)
+    chosen = matching(state_dict, patterns)
+    elements = sum(state_dict[key].numel for key in chosen)
+    return each(state_dict, chosen, scaled)
 
 
 @value_edit
@@ -297,7 +246,7 @@ def pad(
         axis = axis_of(key, tensor, dim)
         if before < 0 or after < 0:
             raise EditError([f"{key!r} cannot be padded by {before} and {after} indices; to cut, use slice"])
-        check_computable(key, tensor.dtype)
+        arithmetic.check_computable(key, tensor.dtype)
         if not (tensor.dtype.is_floating or tensor.dtype.is_complex or float(value).is_integer()):
             raise EditError([f"{key!r} is {tensor.dtype} and cannot be padded with {value}"])
         parts = [filled(tensor, axis, before, value), tensor, filled(tensor, axis, after, value)]

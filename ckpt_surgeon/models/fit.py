@@ -6,7 +6,7 @@ values that only the target has (its own initialisation) are asked for by key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,13 @@ from ..edits.change import Change, matching
 from ..edits.keys import is_derivable
 from ..edits.recipe import Recipe, step
 from ..errors import Argument, EditError, Phrase, joined, listed
-from ..files.spans import Block
 from ..reading.sources import checkpoint_of
+from ..tensors.arithmetic import by_torch
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.dtypes import EXTRA_STATE
 from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
 from ..tensors.extra_state import is_extra_state, tensors_alone, without_extra_states
 from ..tensors.records import ComputedTensor, Tensor
-from ..tensors.torch_bridge import pieces
 from .align import Alignment, align
 from .align_recipe import alignment_recipe
 from .targets import Expected
@@ -235,7 +234,7 @@ def _initialised(
     def drawn(index: int, key: str) -> ComputedTensor:
         wanted = target[key]
 
-        def make(_: tuple[Tensor, ...]) -> Iterator[Block]:
+        def values() -> torch.Tensor:
             import torch
 
             made = torch.empty(wanted.shape)
@@ -247,10 +246,9 @@ def _initialised(
                 torch.nn.init.zeros_(made)  # these schemes are for weights; a bias beside them starts at zero
             else:
                 draw(made, generator=generator)
-            dtype: torch.dtype = getattr(torch, wanted.dtype.name)
-            yield from pieces(made.to(dtype))
+            return made
 
-        return ComputedTensor(wanted.dtype, wanted.shape, (), make)
+        return ComputedTensor(wanted.dtype, wanted.shape, (), lambda _: by_torch((), values, wanted.dtype))
 
     return {key: drawn(index, key) for index, key in enumerate(keys)}
 

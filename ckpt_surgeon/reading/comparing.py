@@ -1,4 +1,4 @@
-"""Values compared, hashed and summed up, block by block; torch only where numbers are needed."""
+"""Values compared, hashed and summed up, block by block; numpy only where numbers are needed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, overload
 from ..errors import EditError
 from ..files.prefetch import reading_ahead
 from ..files.spans import Block
+from ..tensors.arithmetic import distance, summed
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import digest
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
-from ..tensors.torch_bridge import elements, is_computable
 from ..text import Shown
 from .sources import checkpoint_of, is_tensor
 
@@ -169,51 +169,15 @@ def _measured(key: str, ours: Tensor, theirs: Tensor) -> Changed:
     if ours.shape != theirs.shape:
         why = f"shape {list(ours.shape)} and {list(theirs.shape)}"
         return Changed(key, math.inf, math.inf, 0.0, (0, 0), (0, 0), why)
-    if not is_computable(ours.dtype) or not is_computable(theirs.dtype):
+    if not (ours.dtype.is_computable and theirs.dtype.is_computable):
         why = f"dtype {ours.dtype} and {theirs.dtype}, which torch does not compute with"
         return Changed(key, math.inf, math.inf, 0.0, (0, 0), (0, 0), why)
-    import torch
-
-    greatest = difference = mine = other = product = 0.0
-    nan, inf = [0, 0], [0, 0]
-    for one, two in _paired(elements(ours), elements(theirs)):
-        a, b = _wide(one), _wide(two)
-        for index, side in enumerate((a, b)):
-            nan[index] += int(torch.isnan(side).sum())
-            inf[index] += int(torch.isinf(side).sum())
-        finite = torch.isfinite(a) & torch.isfinite(b)
-        if not finite.all():
-            a, b = a[finite], b[finite]
-        if a.numel():
-            gap = a - b
-            if not one.dtype.is_floating_point and one.dtype == two.dtype and not one.dtype.is_complex:
-                gap = torch.where((gap == 0) & (one != two), 1.0, gap)  # 64-bit integers that float64 takes for one
-            greatest = max(greatest, float(gap.abs().max()))
-            difference += float(gap.dot(gap))
-            mine, other, product = mine + float(a.dot(a)), other + float(b.dot(b)), product + float(a.dot(b))
-    relative = math.sqrt(difference / mine) if mine else (math.inf if difference else 0.0)
-    cosine = product / math.sqrt(mine * other) if mine and other else float(mine == other)
+    found = distance(ours, theirs)
+    relative = math.sqrt(found.difference / found.ours) if found.ours else (math.inf if found.difference else 0.0)
+    both = found.ours and found.theirs
+    cosine = found.product / math.sqrt(found.ours * found.theirs) if both else float(found.ours == found.theirs)
     why = f"dtype {ours.dtype} and {theirs.dtype}" if ours.dtype != theirs.dtype else ""
-    return Changed(key, greatest, relative, cosine, (nan[0], nan[1]), (inf[0], inf[1]), why)
-
-
-def _paired(
-    ours: Iterator[torch.Tensor], theirs: Iterator[torch.Tensor]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Two streams of elements, cut at the same places."""
-    mine, other = next(ours, None), next(theirs, None)
-    while mine is not None and other is not None:
-        length = min(mine.numel(), other.numel())
-        yield mine[:length], other[:length]
-        mine = mine[length:] if mine.numel() > length else next(ours, None)
-        other = other[length:] if other.numel() > length else next(theirs, None)
-
-
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    """Elements as float64, complex numbers as pairs."""
-    import torch
-
-    return torch.view_as_real(values.to(torch.complex128)).flatten() if values.is_complex() else values.double()
+    return Changed(key, found.greatest, relative, cosine, found.nan, found.inf, why)
 
 
 # -- hashing
@@ -325,28 +289,11 @@ def stats(source: object, *, select: str | None = None) -> Stats | StatsByKey:
 
 def tensor_stats(tensor: Tensor) -> Stats:
     """The :class:`Stats` of one tensor; see :func:`stats`."""
-    if isinstance(tensor, (OpaqueTensor, ExtraState)) or not is_computable(tensor.dtype):
+    if isinstance(tensor, (OpaqueTensor, ExtraState)) or not tensor.dtype.is_computable:
         return Stats(math.nan, math.nan, math.nan, math.nan, 0, 0, False)
-    import torch
-
-    count = nan = inf = nonzero = 0
-    mean = squares = 0.0
-    low, high = math.inf, -math.inf
-    for piece in elements(tensor):
-        values = piece.abs().double() if piece.is_complex() else piece.double()
-        finite = values[torch.isfinite(values)]
-        nan += int(torch.isnan(values).sum())
-        inf += int(torch.isinf(values).sum())
-        nonzero += int(torch.count_nonzero(values))
-        if finite.numel():
-            size, here = finite.numel(), float(finite.mean())
-            gap, total = here - mean, count + size  # Chan, Golub, LeVeque: parallel variance
-            squares += float(((finite - here) ** 2).sum()) + gap * gap * count * size / total
-            mean += gap * size / total
-            count = total
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    if not count:
-        mean = low = high = math.nan
-    return Stats(
-        mean, math.sqrt(squares / count) if count else math.nan, low, high, nan, inf, tensor.numel > 0 and not nonzero
-    )
+    found = summed(tensor)
+    if not found.count:
+        return Stats(math.nan, math.nan, math.nan, math.nan, found.nan, found.inf, False)
+    std = math.sqrt(found.squares / found.count)
+    all_zero = found.low == found.high == 0 and not (found.nan or found.inf)
+    return Stats(found.mean, std, found.low, found.high, found.nan, found.inf, all_zero)

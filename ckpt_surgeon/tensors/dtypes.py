@@ -8,7 +8,10 @@ safetensors.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+_NO_NUMBERS = re.compile(r"bits\w+|float4\w+|bcomplex32|u?int[1-7]|qu?int\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,16 @@ class DType:
     @property
     def is_complex(self) -> bool:
         return "complex" in self.name
+
+    @property
+    def is_computable(self) -> bool:
+        """Whether torch computes with it; it only stores packed bits and the like."""
+        return not _NO_NUMBERS.fullmatch(self.name)
+
+    @property
+    def has_inf(self) -> bool:
+        """Whether a float of this type can be infinite."""
+        return not self.name.endswith(("fn", "fnu", "fnuz"))
 
     @property
     def part(self) -> int:

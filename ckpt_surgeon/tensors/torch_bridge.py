@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import io
-import mmap
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -29,10 +27,6 @@ if TYPE_CHECKING:
     )
     Restore: TypeAlias = "Callable[[torch.UntypedStorage, str], torch.UntypedStorage]"
 
-PIECE = 4 << 20  # bytes of input computed with at a time: large enough for torch, small enough for the caches
-
-_NO_NUMBERS = re.compile(r"bits\w+|float4\w+|bcomplex32|u?int[1-7]|qu?int\w+")
-
 
 # -- whole checkpoints
 
@@ -44,11 +38,11 @@ def to_torch(checkpoint: Checkpoint, *, map_location: MapLocation = "cpu") -> Or
     extra states that are more than data.
     """
     loader = _Loader(_restore(map_location))
-    odd = [
+    opaque = [
         f"{key!r} is a {tensor.kind} tensor" for key, tensor in checkpoint.items() if isinstance(tensor, OpaqueTensor)
     ]
-    if odd:
-        raise EditError(odd, remedy="leave them out or load the file with torch.load")
+    if opaque:
+        raise EditError(opaque, remedy="leave them out or load the file with torch.load")
     unknown = [f"{key!r} holds an {what}" for key, tensor in checkpoint.items() if (what := unknown_in(tensor))]
     if unknown:
         raise EditError(unknown, remedy="drop '*_extra_state', or load the file with torch.load")
@@ -91,7 +85,7 @@ def _record(key: str, tensor: torch.Tensor, storages: dict[tuple[str, int, int],
             return extra_state(_recorded(tensor, storages, {}))
         raise EditError(f"{key!r} is a {type(tensor).__name__}, not a tensor", remedy="leave it out")
     dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
-    kind = _odd_kind(tensor)
+    kind = _opaque_kind(tensor)
     if kind:
         return OpaqueTensor(kind, dtype, tuple(tensor.shape), str(tensor.device))
     place = tensor.untyped_storage()
@@ -144,7 +138,7 @@ def _recorded(value: object, storages: dict[tuple[str, int, int], Storage], know
     return Unknown(f"object of class {type(value).__module__}.{type(value).__qualname__}")
 
 
-def _odd_kind(tensor: torch.Tensor) -> str:
+def _opaque_kind(tensor: torch.Tensor) -> str:
     """What makes a tensor more than elements in a storage, "" where nothing does."""
     import torch
 
@@ -280,67 +274,26 @@ def _memory(storage: torch.UntypedStorage) -> memoryview:
     return memoryview(raw).cast("B")
 
 
-# -- values, block by block
+# -- blocks of bytes as torch tensors, and back
 
 
-def is_computable(dtype: DType) -> bool:
-    """Whether torch computes with a dtype; packed bits and the like it only stores."""
-    return not _NO_NUMBERS.fullmatch(dtype.name)
-
-
-def check_computable(key: str, dtype: DType) -> None:
-    """Raise EditError for a dtype that torch only stores."""
-    if not is_computable(dtype):
-        raise EditError([f"{key!r}: torch does not compute with {dtype}"])
-
-
-def elements(tensor: Tensor) -> Iterator[torch.Tensor]:
-    """Yield a tensor's elements in row-major order as 1-d torch tensors of about PIECE bytes.
-
-    They are only valid until the next one is asked for.
-    """
-    span = tensor.span if isinstance(tensor, StoredTensor) else None
-    local = span.path.local if span is not None else None
-    if span is None or local is None or span.start % tensor.dtype.part:
-        for block in tensor.blocks():
-            yield typed(bytearray(block), tensor)
-        return
-    if not len(span):
-        return
-    low = span.start - span.start % mmap.ALLOCATIONGRANULARITY
-    with open(local, "rb") as file:  # copy-on-write: torch wants memory that could be written
-        mapping = mmap.mmap(file.fileno(), span.stop - low, access=mmap.ACCESS_COPY, offset=low)
-    for start in range(span.start - low, span.stop - low, PIECE):
-        stop = min(start + PIECE, span.stop - low)
-        yield typed(memoryview(mapping)[start:stop], tensor)
-        if hasattr(mapping, "madvise"):
-            page = start - start % mmap.PAGESIZE
-            mapping.madvise(mmap.MADV_DONTNEED, page, stop - page)
-
-
-def typed(raw: bytearray | memoryview, tensor: Tensor) -> torch.Tensor:
-    """Bytes as a 1-d torch tensor of a record's dtype, sharing their memory."""
+def typed(raw: Block | bytearray, dtype: DType) -> torch.Tensor:
+    """Bytes as a 1-d torch tensor; it shares their memory where that can be written."""
     import torch
 
-    return torch.frombuffer(raw, dtype=torch.uint8).view(torch_dtype(tensor))
-
-
-def torch_dtype(tensor: Tensor) -> torch.dtype:
-    """torch's dtype of a record."""
-    import torch
-
-    found: torch.dtype = getattr(torch, tensor.dtype.name)
-    return found
+    view = memoryview(raw)
+    kind: torch.dtype = getattr(torch, dtype.name)
+    return torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8).view(kind)
 
 
 def whole(tensor: Tensor) -> torch.Tensor:
     """One whole tensor in memory, contiguous."""
     import torch
 
-    raw = bytearray(b"".join(tensor.blocks()))
+    raw = bytearray().join(tensor.blocks())
     if not raw:
-        return torch.empty(tensor.shape, dtype=torch_dtype(tensor))
-    return typed(raw, tensor).reshape(tensor.shape)
+        return torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype.name))
+    return typed(raw, tensor.dtype).reshape(tensor.shape)
 
 
 def raw_bytes(value: torch.Tensor) -> memoryview:
@@ -351,8 +304,3 @@ def raw_bytes(value: torch.Tensor) -> memoryview:
     raw = (ctypes.c_char * nbytes).from_address(value.data_ptr())
     raw._kept = value  # type: ignore[attr-defined]
     return memoryview(raw).cast("B")
-
-
-def pieces(value: torch.Tensor) -> Iterator[Block]:
-    """A torch tensor's bytes in row-major order."""
-    yield raw_bytes(value.detach().contiguous())

@@ -11,9 +11,9 @@ from math import prod
 
 from ..errors import EditError
 from ..files.spans import BLOCK, Block
+from .arithmetic import filled as constant
 from .records import ComputedTensor, ExtraState, OpaqueTensor, StoredTensor, Tensor
 from .strides import row_major
-from .torch_bridge import pieces, torch_dtype
 
 
 def reshaped(key: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -58,19 +58,7 @@ def sliced(tensor: Tensor, axis: int, start: int, stop: int, step: int = 1) -> S
 def filled(like: Tensor, axis: int, size: int, value: float) -> ComputedTensor:
     shape = (*like.shape[:axis], size, *like.shape[axis + 1 :])
 
-    def make(_: tuple[Tensor, ...]) -> Iterator[Block]:
-        import torch
-
-        left = prod(shape)
-        try:
-            one = torch.full((min(left, BLOCK // like.dtype.itemsize),), value, dtype=torch_dtype(like))
-        except RuntimeError as error:
-            raise EditError([f"{like.dtype} has no {value}"]) from error
-        while left:
-            yield from pieces(one[:left])
-            left -= min(left, len(one))
-
-    return ComputedTensor(like.dtype, shape, (), make)
+    return ComputedTensor(like.dtype, shape, (), lambda _: constant(like.dtype, prod(shape), value))
 
 
 def concatenated(tensors: Sequence[Tensor], axis: int) -> ComputedTensor:
@@ -101,7 +89,7 @@ def concatenated(tensors: Sequence[Tensor], axis: int) -> ComputedTensor:
 def interleaved(tensors: Sequence[Tensor], keys: Sequence[str], dim: int, groups: int) -> Tensor:
     """Tensors joined along ``dim``, group by group."""
     axis = axis_of(keys[0], tensors[0], dim)
-    odd = [
+    problems = [
         f"{key!r} ({tensor.dtype} {list(tensor.shape)}) does not join {keys[0]!r} "
         f"({tensors[0].dtype} {list(tensors[0].shape)}) along dimension {dim}"
         for key, tensor in zip(keys, tensors, strict=True)
@@ -109,13 +97,13 @@ def interleaved(tensors: Sequence[Tensor], keys: Sequence[str], dim: int, groups
         or len(tensor.shape) != len(tensors[0].shape)
         or any(a != b for at, (a, b) in enumerate(zip(tensor.shape, tensors[0].shape, strict=False)) if at != axis)
     ]
-    odd += [
+    problems += [
         f"{key!r} has {tensor.shape[axis]:,} indices, not a multiple of {groups} groups"
         for key, tensor in zip(keys, tensors, strict=True)
         if groups < 1 or (axis < len(tensor.shape) and tensor.shape[axis] % groups)
     ]
-    if odd:
-        raise EditError(odd)
+    if problems:
+        raise EditError(problems)
     if groups == 1:
         return concatenated(tensors, axis)
     joined = concatenated([grouped(tensor, axis, groups) for tensor in tensors], axis + 1)
