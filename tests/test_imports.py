@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from loaded import HEAVY, loaded_after, loaded_by, loaded_by_all
 from tables import TABLE, save_legacy, save_safetensors, save_shards, save_zip
 
@@ -164,6 +165,38 @@ def test_commands_from_file_to_file_do_not_import_torch(words: list[str], thread
         for suffix in (".pth", ".safetensors")
     ]
     assert loaded_by_all(commands) == threads
+
+
+# What commands from file to file that compute import, beside what all commands do.
+COMPUTING: dict[str, list[str]] = {
+    "": ["concat --sources w,v --into wv --dim 1", "resize-rows w --rows 2", "reshape w --shape 3,4"],
+    "numpy": [
+        "cast --dtype bf16", "cast --dtype fp16", "cast --dtype int32", "cast --dtype float64", "scale w --factor 0.5",
+        "pad w --after 2", "resize-rows w --rows 9 --fill zero",
+    ],
+    "numpy ml_dtypes": ["cast --dtype float8_e4m3fn", "cast --dtype float8_e5m2"],
+    "numpy torch": ["resize-rows w --rows 9 --fill mean", "resize-grid w --grid 2x2:3x3"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("imported", COMPUTING)
+def test_commands_that_compute_import_numpy_and_torch_only_for_what_only_torch_does(
+    imported: str, tmp_path: Path
+) -> None:
+    path = save_zip({"w": torch.ones(4, 3), "v": torch.ones(4, 2)}, tmp_path)
+    outs = [tmp_path / f"{number}.safetensors" for number in range(len(COMPUTING[imported]))]
+    split = [words.split() for words in COMPUTING[imported]]
+    loaded = loaded_by_all([words[0], path, out, *words[1:]] for words, out in zip(split, outs, strict=True))
+    assert loaded & {"torch", "numpy", "ml_dtypes"} == set(imported.split())
+    assert all(out.exists() for out in outs)
+
+
+def test_sums_and_differences_of_values_do_not_import_torch(tmp_path: Path) -> None:
+    path = save_safetensors({"w": torch.ones(3), "h": torch.ones(3, dtype=torch.float16)}, tmp_path)
+    other = save_zip({"w": torch.zeros(3), "h": torch.ones(3, dtype=torch.bfloat16)}, tmp_path)
+    assert loaded_by("ls", "--stats", path) == {"numpy"}
+    assert loaded_by_all([["diff", "--values", path, other]]) == {"numpy"}
+    assert loaded_by("hash", path) == set()
 
 
 def test_comparing_two_files_does_not_import_torch(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from threading import local
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import BrokenFile
-from ..files.remote import RemotePath
-from ..files.spans import Block, ByteSpan, fill
+from ..files.spans import Block, fill
 from .records import StoredTensor, Tensor
 
 if TYPE_CHECKING:
@@ -38,37 +38,39 @@ _buffers = _Buffers()
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some elements of a tensor: where they lie in a local file, or the bytes themselves."""
+    """Some elements of a tensor: ``read`` gives the bytes, until the same thread reads into the same slot again."""
 
-    place: ByteSpan | Block
-
-    def __len__(self) -> int:
-        return len(self.place)
-
-    def read(self, slot: int = 0) -> Block | bytearray:
-        """The bytes, valid until this thread reads into the same slot again.  Raises BrokenFile when they are gone."""
-        if not isinstance(self.place, ByteSpan):
-            return self.place
-        if slot not in _buffers.slots:
-            _buffers.slots[slot] = bytearray(PIECE)
-        view = memoryview(_buffers.slots[slot])[: len(self.place)]
-        with open(self.place.path, "rb", buffering=0) as file:
-            file.seek(self.place.start)
-            if fill(file, view) < len(view):
-                raise BrokenFile(self.place.path, "became shorter while it was read")
-        return view
+    nbytes: int
+    read: Callable[[int], Block | bytearray]
 
 
 def pieces(tensor: Tensor, nbytes: int = PIECE) -> Iterator[Piece]:
     """A tensor's elements in row-major order, little-endian, in pieces of at most ``nbytes`` (up to :data:`PIECE`)."""
     span = tensor.span if isinstance(tensor, StoredTensor) else None
-    if span is not None and not isinstance(span.path, RemotePath):
+    if span is not None and isinstance(span.path, Path):
         for start in range(span.start, span.stop, nbytes):
-            yield Piece(ByteSpan(span.path, start, min(start + nbytes, span.stop)))
+            stop = min(start + nbytes, span.stop)
+            yield Piece(stop - start, partial(_read, span.path, start, stop))
         return
     for block in tensor.blocks():
         for start in range(0, len(block), nbytes):
-            yield Piece(memoryview(block)[start : start + nbytes])
+            yield _in_memory(memoryview(block)[start : start + nbytes])
+
+
+def _read(path: Path, start: int, stop: int, slot: int) -> memoryview:
+    """Bytes of a local file, in the memory that this thread has for a slot."""
+    if slot not in _buffers.slots:
+        _buffers.slots[slot] = bytearray(PIECE)
+    view = memoryview(_buffers.slots[slot])[: stop - start]
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        if fill(file, view) < len(view):
+            raise BrokenFile(path, "became shorter while it was read")
+    return view
+
+
+def _in_memory(raw: Block) -> Piece:
+    return Piece(len(raw), lambda _: raw)
 
 
 def paired(ours: Tensor, theirs: Tensor) -> Iterator[tuple[Piece, Piece]]:
@@ -82,19 +84,20 @@ def _counted(tensor: Tensor, count: int) -> Iterator[Piece]:
     size = count * tensor.dtype.itemsize
     kept = b""
     for piece in pieces(tensor, size):
-        if len(piece) == size and not kept:
+        if piece.nbytes == size and not kept:
             yield piece
             continue
-        kept += bytes(piece.read())
+        kept += bytes(piece.read(0))
         if len(kept) >= size:
-            yield Piece(kept[:size])
+            yield _in_memory(kept[:size])
             kept = kept[size:]
     if kept:
-        yield Piece(kept)
+        yield _in_memory(kept)
 
 
 def in_order(function: Callable[[Item], Made], items: Iterable[Item], nbytes: int) -> Iterator[Made]:
     """Yield what a function makes of each item, in order; of much (``nbytes`` in all) in threads, few items ahead."""
+    _keep_freed_memory()
     if nbytes < THREADED or len(_cores()) < 2:
         yield from map(function, items)
         return
@@ -110,6 +113,18 @@ def in_order(function: Callable[[Item], Made], items: Iterable[Item], nbytes: in
     finally:
         for future in waiting:
             future.cancel()
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let malloc keep the memory of freed arrays for the next ones, in place of new pages for each.
+
+    glibc does so for sizes up to the largest that was freed (mallopt(3), M_MMAP_THRESHOLD); no page of this array is
+    touched.
+    """
+    import numpy as np
+
+    np.empty(16 << 20, np.uint8)
 
 
 def _cores() -> range:

@@ -9,8 +9,8 @@ Where torch and ml_dtypes differ, torch is followed, as its vector code on x86 c
 - float64 and integers go through float32 to whatever is narrower, and are rounded twice;
 - a float8_e4m3fn that is too large, inf included, becomes 448 (ml_dtypes: NaN; so did earlier releases of torch);
 - a float8_e8m0fnu has no sign, and zero becomes the least number, 2**-127 (ml_dtypes: NaN);
-- NaNs: a bfloat16 made from float32 is 0xFFFF, one made from anything else 0x7FC0; float16 keeps the upper bits of the
-  payload and becomes quiet; 8-bit floats become what :func:`_quiet_nan` says.
+- NaNs: a bfloat16 made from float32 or float64 is 0xFFFF, one made from anything else 0x7FC0; a float16 keeps the
+  upper bits of the payload and becomes quiet; 8-bit floats have one or two NaNs.
 """
 
 from __future__ import annotations
@@ -75,26 +75,35 @@ def converted(values: Array, source: DType, target: DType) -> Array:
         wide = widened(values, source)
         return wide != 0 if target.name == "bool" else wide.astype(target.name)
     short = values if values.dtype == np.float32 else values.astype(np.float32)
-    return narrowed(short, target, vector=source.name == "float32")
+    return narrowed(short, target, vector=source.name in ("float32", "float64"))
 
 
 def narrowed(values: Array, target: DType, *, vector: bool = False) -> Array:
     """float32 as the codes of a short float; ``vector`` gives a bfloat16 the NaN of torch's vector code."""
-    import ml_dtypes
     import numpy as np
 
     if target.itemsize == 1:
         return looked_up(_table("bfloat16", target.name)[0], rounded_to_odd(values))
-    if target.name == "float16":
-        codes = values.astype(np.float16).view(np.uint16)
-    else:
-        codes = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    codes: Array = values.astype(np.float16).view(np.uint16) if target.name == "float16" else _bfloat16(values)
     if np.isnan(values.max(initial=-np.inf)):
         nan = np.isnan(values)
         codes[nan] = (
             _short_nan(values[nan].view(np.uint32)) if target.name == "float16" else (0xFFFF if vector else 0x7FC0)
         )
     return codes
+
+
+def _bfloat16(values: Array) -> Array:
+    """The upper halves, rounded to nearest, ties to even; in whole numbers, which costs half of what ml_dtypes does."""
+    import numpy as np
+
+    bits = values.view(np.uint32)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += bits
+    rounded += np.uint32(0x7FFF)
+    rounded >>= np.uint32(16)
+    return rounded.astype(np.uint16)
 
 
 def _short_nan(bits: Array) -> Array:
@@ -147,17 +156,27 @@ def _every_code(dtype: DType) -> Array:
     return np.arange(1 << 8 * dtype.itemsize, dtype=np.dtype(f"u{dtype.itemsize}"))
 
 
+def _kind(name: str) -> np.dtype[Any]:
+    """numpy's dtype of a short float; only those of 8 bits need ml_dtypes."""
+    import numpy as np
+
+    if name == "float16":
+        return np.dtype(np.float16)
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, name))
+
+
 @cache
 def _widening(name: str) -> Array:
     """float32 for every code of a short float."""
-    import ml_dtypes
     import numpy as np
 
     codes = _every_code(BY_NAME[name])
     if name == "float8_e5m2":  # the upper byte of a float16
         return looked_up(_widening("float16"), codes.astype(np.uint16) << 8)
     with np.errstate(all="ignore"):
-        wide = codes.view(np.float16 if name == "float16" else getattr(ml_dtypes, name)).astype(np.float32)
+        wide = codes.view(_kind(name)).astype(np.float32)
     nan, bits = np.isnan(wide), wide.view(np.uint32)
     sign = bits[nan] & np.uint32(0x80000000)
     if name == "float16":
@@ -184,14 +203,12 @@ def _table(source: str, target: str) -> tuple[Array, Array, int]:
 
 def _eight_bits(wide: Array, dtype: DType) -> tuple[Array, Array]:
     """float32 as an 8-bit float, one by one, and which were too large for it."""
-    import ml_dtypes
     import numpy as np
 
-    kind = getattr(ml_dtypes, dtype.name)
     nan, sign = np.isnan(wide), (wide.view(np.uint32) >> 24 & 0x80).astype(np.uint8)
     if dtype.name == "float8_e8m0fnu":
         wide = np.abs(wide)
-    made = wide.astype(kind)
+    made = wide.astype(_kind(dtype.name))
     codes = made.view(np.uint8)
     kept = np.isfinite(wide) if dtype.has_inf else ~nan
     lost: Array = ~np.isfinite(made.astype(np.float32)) & kept

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-HEAVY = ("torch", "numpy", "safetensors", "torchvision", "tqdm", "fsspec", "asyncio", "concurrent.futures")
+HEAVY = ("torch", "numpy", "ml_dtypes", "safetensors", "torchvision", "tqdm", "fsspec", "asyncio", "concurrent.futures")
 
 
 def loaded_after(script: str, *words: object) -> set[str]:
