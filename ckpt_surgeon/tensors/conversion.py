@@ -164,7 +164,8 @@ def _kind(name: str) -> np.dtype[Any]:
         return np.dtype(np.float16)
     import ml_dtypes
 
-    return np.dtype(getattr(ml_dtypes, name))
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return found
 
 
 @cache
