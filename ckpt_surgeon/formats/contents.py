@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..files.journal import Patch
 from ..files.paths import FilePath
-from .pickle.machine import Global, Value
+from .pickle.values import Global, Value
 
 
 @dataclass(frozen=True, slots=True)

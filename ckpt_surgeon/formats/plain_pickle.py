@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import mmap
 import re
+from functools import partial
 
 from ..errors import BrokenFile
 from ..files.fetched import retry_with_more
 from ..files.paths import FilePath
 from . import torch_legacy
 from .contents import Contents
+from .payloads import names_in_loads
 from .pickle import numpy_objects, torch_objects
-from .pickle.machine import Global, Inline, Object, PickleError, Unpickler, Value
+from .pickle.machine import Load, PickleError, Unpickled
 from .pickle.numpy_objects import NumpyArray
+from .pickle.unpickler import Unpickler
+from .pickle.values import Global, Inline, Object, Value
 
 CONTAINER = "pickle"
 
@@ -37,20 +41,22 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read a plain pickle.  Raises BrokenFile when it is damaged or truncated."""
     with path.mapped() as data:
         try:
-            root, names = retry_with_more(data, lambda: _loaded(path, data), (PickleError, BrokenFile))
+            made = retry_with_more(data, lambda: _loaded(path, data), (PickleError, BrokenFile))
         except PickleError as error:
             raise BrokenFile(path, f"is a truncated or damaged pickle: {error}", "fetch it again") from error
-    return Contents(path, CONTAINER, arrays_as_tensors(root), globals=names)
+    inside = partial(names_in_loads, path, made.loads)
+    return Contents(path, CONTAINER, arrays_as_tensors(made.root), globals=made.globals, globals_inside=inside)
 
 
-def _loaded(path: FilePath, data: mmap.mmap) -> tuple[Value, tuple[Global, ...]]:
+def _loaded(path: FilePath, data: mmap.mmap) -> Unpickled:
     nested = _Nested(path, data)
     constructors = (
         torch_objects.CONSTRUCTORS | numpy_objects.CONSTRUCTORS | {("torch.storage", "_load_from_bytes"): nested.load}
     )
     machine = Unpickler(data, path=path, constructors=constructors)
-    root = machine.load()
-    return root, tuple(dict.fromkeys((*machine.globals.values(), *nested.globals)))
+    made = machine.unpickled()
+    names = dict.fromkeys((*made.globals, *nested.globals))
+    return made._replace(globals=tuple(names), loads=(*made.loads, *nested.loads))
 
 
 class _Nested:
@@ -61,6 +67,7 @@ class _Nested:
         self._data = data
         self._left = len(data)
         self.globals: dict[Global, None] = {}
+        self.loads: list[Load] = []
 
     def load(self, raw: Value) -> Value:
         """torch.storage._load_from_bytes."""
@@ -70,9 +77,10 @@ class _Nested:
         if self._left < 0:
             raise ValueError("the same storage is read again and again")
         data, start = (self._data, raw.start) if isinstance(raw, Inline) else (raw, 0)
-        root, names = torch_legacy.read_object(self._path, data, start=start, stop=start + len(raw))
-        self.globals.update(dict.fromkeys(names))
-        return root
+        made = torch_legacy.read_object(self._path, data, start=start, stop=start + len(raw))
+        self.globals.update(dict.fromkeys(made.globals))
+        self.loads += made.loads
+        return made.root
 
 
 def arrays_as_tensors(root: Value) -> Value:

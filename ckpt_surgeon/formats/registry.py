@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ..errors import NEW_FILE, FileError, NotACheckpoint
+from ..errors import NEW_FILE, BrokenFile, FileError, NotACheckpoint
 from ..files.paths import FilePath, LocalPath
 from ..files.sinks import Sink
 from ..tensors.records import Tensor
@@ -18,7 +18,7 @@ from . import foreign, plain_pickle, safetensors, sharded, torch_legacy, torch_t
 from .contents import Contents, Index
 from .dcp import consolidated
 from .dcp import metadata as dcp
-from .pickle.machine import Value
+from .pickle.values import Value
 from .zip import archive as zip_archive
 from .zip import torch_export, torch_package, torch_zip, torchscript
 
@@ -74,9 +74,9 @@ class Reader(Protocol):
 READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
     (zip_archive.matches, lambda path, salvage=False: read_zip(path, salvage=salvage)),
     (safetensors.matches, safetensors.read),
+    (torch_tar.matches, torch_tar.read),
     (torch_legacy.matches, torch_legacy.read),
     (sharded.matches, lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage)),
-    (torch_tar.matches, torch_tar.read),
     (dcp.matches, lambda path, salvage=False: read_distributed(path, salvage=salvage)),
     (plain_pickle.matches, plain_pickle.read),
 )
@@ -91,7 +91,7 @@ class ZipKind(Protocol):
 
 
 # What a zip may be, told by its members.
-ZIPS: tuple[ZipKind, ...] = (torch_export, torchscript, torch_package, torch_zip)
+ZIPS: tuple[ZipKind, ...] = (torch_export, torch_package, torchscript, torch_zip)
 
 WRITERS: dict[str, Writer | FolderWriter] = {
     suffix: writer for writer in (torch_zip, safetensors, dcp) for suffix in writer.SUFFIXES
@@ -168,7 +168,7 @@ def _index(path: LocalPath, head: bytes) -> Index | None:
         return safetensors.Index(path)
     if zip_archive.matches(head):
         archive = zip_archive.read_archive(path)
-        if next((kind for kind in ZIPS if kind.holds(archive)), None) is torch_zip:
+        if _zip_kind(archive) is torch_zip:
             return torch_zip.Index(archive)
     return None
 
@@ -227,10 +227,21 @@ def read_zip(path: FilePath, *, salvage: bool = False) -> Contents:
             raise torch_zip.truncated(archive, error) from error
         if not torch_zip.holds(archive):
             raise
-    for kind in ZIPS:
-        if kind.holds(archive):
-            return kind.read(archive, salvage=salvage)
-    raise foreign.refuse_zip(path, list(archive.members))
+    kind = _zip_kind(archive)
+    if kind is None:
+        raise foreign.refuse_zip(path, list(archive.members))
+    return kind.read(archive, salvage=salvage)
+
+
+def _zip_kind(archive: zip_archive.Archive) -> ZipKind | None:
+    """What reads a zip, by its records.  Raises BrokenFile where they are those of two containers."""
+    kinds = [kind for kind in ZIPS if kind.holds(archive)]
+    others = {torch_export: "torch.export", torch_package: "torch.package"}
+    for kind, name in others.items():
+        if kind in kinds and torch_zip.root_pickle(archive) is not None:
+            problem = f"has the data.pkl of torch.save and the records of {name}: it can be read in two ways"
+            raise BrokenFile(archive.path, problem, "do not use it")
+    return kinds[0] if kinds else None
 
 
 def writer_for(path: FilePath) -> Writer | FolderWriter:

@@ -25,8 +25,8 @@ from ..tensors.dtypes import BY_CODE
 from ..tensors.records import DIMENSIONS, ELEMENTS, ExtraState, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
 from ..tensors.strides import row_major
 from .contents import Contents, Reindexed
-from .pickle.machine import Value
 from .pickle.torch_objects import LOST
+from .pickle.values import Value
 from .zip.archive import PAGE, PAGE_WORTH, TRUNCATED
 
 CONTAINER = "safetensors"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +19,8 @@ from ..files.paths import FilePath, LocalPath, prefetch_heads
 from ..tensors.dtypes import BY_NAME
 from ..tensors.records import OpaqueTensor, StoredTensor
 from .contents import Contents
-from .pickle.machine import Global, Ordered, Value, spelled
 from .pickle.torch_objects import LOST
+from .pickle.values import Global, Ordered, Value, spelled
 
 SUFFIX = ".index.json"
 LIMIT = 1 << 28  # bytes that an index may have
@@ -68,6 +69,7 @@ def read(path: FilePath, read_shard: Reader, *, salvage: bool = False) -> Conten
     versions: dict[Value, Value] = {}
     problems: list[str] = []
     names: dict[Global, None] = {}
+    inside: list[Callable[[], Iterable[Global]]] = []
     places = {name: path.parent / name for name in weight_map.values()}
     prefetch_heads(list(places.values()))
     for name, place in places.items():
@@ -77,6 +79,7 @@ def read(path: FilePath, read_shard: Reader, *, salvage: bool = False) -> Conten
         contents = read_shard(place, salvage=salvage)
         containers.add(contents.container)
         names.update(dict.fromkeys(contents.globals))
+        inside.append(contents.globals_inside)
         metadata = {**contents.metadata, **metadata}
         shards[name] = contents.root if isinstance(contents.root, dict) else {}
         if isinstance(contents.root, Ordered) and isinstance(contents.root.attributes, dict):
@@ -100,7 +103,13 @@ def read(path: FilePath, read_shard: Reader, *, salvage: bool = False) -> Conten
     if versions:
         root.attributes = {"_metadata": versions}
     container = f"{'/'.join(sorted(containers))}, {len(shards)} shards"
-    return Contents(path, container, root, metadata, _strays(path, set(weight_map.values())), tuple(names))
+    notes = _strays(path, set(weight_map.values()))
+    return Contents(path, container, root, metadata, notes, tuple(names), _all_of(inside))
+
+
+def _all_of(sources: Sequence[Callable[[], Iterable[Global]]]) -> Callable[[], Iterable[Global]]:
+    """The names that several files give, when they are asked for."""
+    return lambda: chain.from_iterable(source() for source in sources)
 
 
 def _strays(path: FilePath, listed_names: set[str]) -> tuple[str, ...]:

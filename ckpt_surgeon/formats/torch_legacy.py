@@ -9,33 +9,39 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from ..errors import BrokenFile
 from ..files.fetched import ensure_fetched, retry_with_more
 from ..files.paths import FilePath
 from ..files.spans import ByteSpan
+from ..tensors.dtypes import DType
 from ..tensors.records import Storage
 from .contents import Contents
-from .pickle.machine import Global, PickleError, Unpickler, Value, spelled
+from .payloads import LEGACY, names_in_loads
+from .pickle.machine import PickleError, Unpickled
 from .pickle.torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
+from .pickle.unpickler import Unpickler
+from .pickle.values import Value, spelled
 from .zip.archive import TRUNCATED
 
 CONTAINER = "torch legacy"
-MAGIC = 0x1950A86A20F9469CFC6C  # torch's own number, the file's first pickle
-
 _PROTOCOL = 1001
 
 
 class _Declared(NamedTuple):
     """A storage as the pickle announces it."""
 
-    dtype_name: str
-    itemsize: int
+    dtype: DType
     numel: int
     location: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
 
 
 def matches(head: bytes) -> bool:
@@ -43,7 +49,7 @@ def matches(head: bytes) -> bool:
     if not head or head[:1] not in (b"\x80", b"L"):
         return False
     try:
-        return Unpickler(head).load() == MAGIC
+        return Unpickler(head).load() == LEGACY
     except PickleError:
         return False
 
@@ -55,17 +61,16 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """
     with path.mapped() as data:
         try:
-            root, names = retry_with_more(
-                data, lambda: read_object(path, data, salvage=salvage), (PickleError, BrokenFile)
-            )
+            made = retry_with_more(data, lambda: read_object(path, data, salvage=salvage), (PickleError, BrokenFile))
         except PickleError as error:
             raise BrokenFile(path, f"is truncated or damaged: {error}", TRUNCATED) from error
-    return Contents(path, CONTAINER, root, globals=names)
+    inside = partial(names_in_loads, path, made.loads)
+    return Contents(path, CONTAINER, made.root, globals=made.globals, globals_inside=inside)
 
 
 def read_object(
     path: FilePath, data: bytes | mmap.mmap, *, start: int = 0, stop: int | None = None, salvage: bool = False
-) -> tuple[Value, tuple[Global, ...]]:
+) -> Unpickled:
     """The object that a legacy save holds, and the names that it mentions.
 
     The save is ``data`` from ``start`` to ``stop``: a whole file, mapped, or bytes inside another one.  Raises
@@ -73,7 +78,7 @@ def read_object(
     """
     survey = _Survey()
     machine = Unpickler(data, constructors=CONSTRUCTORS, persistent=survey.see)
-    if machine.load(start) != MAGIC:
+    if machine.load(start) != LEGACY:
         raise BrokenFile(path, "holds bytes that are no torch save")
     protocol = machine.load(machine.position)
     if protocol != _PROTOCOL:
@@ -83,13 +88,16 @@ def read_object(
     machine.load(body)
     keys = machine.load(machine.position)
     end = len(data) if stop is None else stop
-    storages = _placed(_Place(path, data, end, salvage), machine.position, keys, survey.storages)
-    finder = Unpickler(data, constructors=CONSTRUCTORS, persistent=lambda saved: _found(saved, storages))
-    return finder.load(body), tuple(machine.globals.values())  # those of all the pickles
+    if machine.position > end:
+        raise BrokenFile(path, "holds a torch save that goes on beyond its end")
+    storages = _placed(_Source(path, data, end, salvage), machine.position, keys, survey.storages)
+    finder = Unpickler(data, constructors=CONSTRUCTORS, persistent=_Storages(survey.storages, storages).find)
+    # the names are those of all the pickles
+    return Unpickled(finder.load(body), tuple(machine.globals.values()), tuple(machine.loads))
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Source:
     """The bytes of a save, and how they are to be taken."""
 
     path: FilePath
@@ -97,22 +105,41 @@ class _Place:
     stop: int
     salvage: bool
 
-    def storage(self, start: int, one: _Declared) -> Storage:
-        nbytes = one.numel * one.itemsize
+    def storage(self, start: int, declared: _Declared) -> Storage:
         if isinstance(self.data, bytes):
-            memory = memoryview(self.data)[start : start + nbytes]
-            return Storage(None, nbytes, one.location, memory=memory)
-        return Storage(ByteSpan(self.path, start, start + nbytes), nbytes, one.location)
+            memory = memoryview(self.data)[start : start + declared.nbytes]
+            return Storage(None, declared.nbytes, declared.location, memory=memory)
+        return Storage(ByteSpan(self.path, start, start + declared.nbytes), declared.nbytes, declared.location)
 
 
-def _fields(saved: Value) -> tuple[Value, str, str, int, Value]:
-    """class, key, location, element count and view of a storage's persistent id."""
-    if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
+class _Fields(NamedTuple):
+    """A storage's persistent id."""
+
+    cls: Value
+    key: str
+    location: str
+    numel: int
+    view: Value
+
+
+def _fields(saved: Value) -> _Fields:
+    """Raises ValueError for a persistent id that is no storage."""
+    if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] not in ("storage", b"storage"):
         raise ValueError("a persistent id that is no storage")
     cls, key, location, numel = saved[1:5]
     if type(numel) is not int or numel < 0:
         raise ValueError("a storage without a proper size")
-    return cls, spelled(key), spelled(location), numel, saved[5] if len(saved) == 6 else None
+    return _Fields(cls, _key(key), spelled(location), numel, saved[5] if len(saved) == 6 else None)
+
+
+def _key(key: Value) -> str:
+    """A storage's key as text; those that are equal as text only stay apart."""
+    return key if type(key) is str else f"{type(key).__name__} {spelled(key)}"
+
+
+def _is_module(saved: Value) -> bool:
+    """Whether a persistent id is a class with its source, (module, class, file, source)."""
+    return isinstance(saved, tuple) and len(saved) > 1 and saved[0] in ("module", b"module")
 
 
 class _Survey:
@@ -122,58 +149,72 @@ class _Survey:
         self.storages: dict[str, _Declared] = {}
 
     def see(self, saved: Value) -> Value:
-        if isinstance(saved, tuple) and saved and saved[0] == "module":
+        if isinstance(saved, tuple) and _is_module(saved):
             return saved[1]
-        cls, key, location, numel, _view = _fields(saved)
-        dtype = storage_dtype(cls)
-        self.storages.setdefault(key, _Declared(dtype.name, dtype.itemsize, numel, location))
+        fields = _fields(saved)
+        dtype = storage_dtype(fields.cls)
+        self.storages.setdefault(fields.key, _Declared(dtype, fields.numel, fields.location))
         return TypedStorage(Storage(None, 1 << 62), dtype)
 
 
-def _found(saved: Value, storages: dict[str, Storage]) -> Value:
-    if isinstance(saved, tuple) and saved and saved[0] == "module":
-        return saved[1]
-    cls, key, _location, _numel, view = _fields(saved)
-    base = 0
-    if isinstance(view, tuple) and len(view) == 3 and type(view[1]) is int:
-        base = view[1]
-    if key not in storages:
-        raise ValueError(f"storage {key!r} is not in the file's list")
-    return TypedStorage(storages[key], storage_dtype(cls), base)
+class _Storages:
+    """The second reading: a storage has the class and the size that its first mention gives it, as in torch."""
+
+    def __init__(self, declared: Mapping[str, _Declared], storages: Mapping[str, Storage]) -> None:
+        self._declared = declared
+        self._storages = storages
+        self._views: dict[str, TypedStorage] = {}
+
+    def find(self, saved: Value) -> Value:
+        """The storage, or the view of one, of a persistent id."""
+        if isinstance(saved, tuple) and _is_module(saved):
+            return saved[1]
+        fields = _fields(saved)
+        if fields.key not in self._storages:
+            raise ValueError(f"storage {fields.key!r} is not in the file's list")
+        storage, own = self._storages[fields.key], storage_dtype(fields.cls)
+        if fields.view is None:  # torch gives each mention of an empty storage the class that it names
+            return TypedStorage(storage, self._declared[fields.key].dtype if storage.nbytes else own)
+        if not isinstance(fields.view, tuple) or len(fields.view) != 3:
+            raise ValueError("a view of a storage that is no triple")
+        key, offset, numel = fields.view
+        if not (type(offset) is type(numel) is int) or offset < 0 or numel < 0 or _key(key) in self._storages:
+            raise ValueError("a view of a storage without a proper key, offset and size")
+        return self._views.setdefault(_key(key), TypedStorage(storage, own, offset, numel))
 
 
-def _placed(place: _Place, position: int, keys: Value, declared: dict[str, _Declared]) -> dict[str, Storage]:
+def _placed(source: _Source, position: int, keys: Value, declared: dict[str, _Declared]) -> dict[str, Storage]:
     """Walk the storages behind the pickles."""
     if not isinstance(keys, list):
-        raise BrokenFile(place.path, "is damaged: the list of its storages is missing", TRUNCATED)
-    names = [spelled(key) for key in keys]
+        raise BrokenFile(source.path, "is damaged: the list of its storages is missing", TRUNCATED)
+    names = [_key(key) for key in keys]
     unknown = [key for key in names if key not in declared]
     if unknown:
-        raise BrokenFile(place.path, f"is damaged: it lists a storage {unknown[0]!r} that nothing refers to")
-    needed = position + sum(8 + declared[key].numel * declared[key].itemsize for key in names)
-    if needed > place.stop and not place.salvage:
-        problem = f"is truncated: it has {place.stop:,} bytes of the {needed:,} that it announces"
-        raise BrokenFile(place.path, problem, TRUNCATED)
-    ensure_fetched(place.data, _counts(position, [declared[key] for key in names]))
+        raise BrokenFile(source.path, f"is damaged: it lists a storage {unknown[0]!r} that nothing refers to")
+    needed = position + sum(8 + declared[key].nbytes for key in names)
+    if needed > source.stop and not source.salvage:
+        problem = f"is truncated: it has {source.stop:,} bytes of the {needed:,} that it announces"
+        raise BrokenFile(source.path, problem, TRUNCATED)
+    ensure_fetched(source.data, _counts(position, [declared[key] for key in names]))
     placed: dict[str, Storage] = {}
     for key in names:
-        one = declared[key]
-        nbytes = one.numel * one.itemsize
-        if position + 8 + nbytes > place.stop:
-            placed[key] = Storage(None, nbytes, one.location)
-            position = place.stop
+        storage = declared[key]
+        nbytes = storage.nbytes
+        if position + 8 + nbytes > source.stop:
+            placed[key] = Storage(None, nbytes, storage.location)
+            position = source.stop
             continue
-        (count,) = struct.unpack_from("<q", place.data, position)
-        if count != one.numel:
-            problem = f"is damaged: storage {key!r} has {count:,} elements, announced are {one.numel:,}"
-            raise BrokenFile(place.path, problem)
-        placed[key] = place.storage(position + 8, one)
+        (count,) = struct.unpack_from("<q", source.data, position)
+        if count != storage.numel:
+            problem = f"is damaged: storage {key!r} has {count:,} elements, announced are {storage.numel:,}"
+            raise BrokenFile(source.path, problem)
+        placed[key] = source.storage(position + 8, storage)
         position += 8 + nbytes
     return placed
 
 
 def _counts(position: int, storages: list[_Declared]) -> Iterator[tuple[int, int]]:
     """Where the element counts stand, each in front of its storage."""
-    for one in storages:
+    for storage in storages:
         yield position, position + 8
-        position += 8 + one.numel * one.itemsize
+        position += 8 + storage.nbytes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..files.paths import AnyPath, FilePath
 from ..formats.dcp import metadata
 from ..formats.pickle import numpy_objects, torch_objects
-from ..formats.pickle.machine import Global
+from ..formats.pickle.values import Global
 from ..tensors.dtypes import BY_NAME, BY_STORAGE
 from .opening import read
 

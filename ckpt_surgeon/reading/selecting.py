@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import SEE_ALL, Argument, NotACheckpoint, Phrase, SelectionError, listed
 from ..formats.contents import Contents
-from ..formats.pickle.machine import Object, Ordered, Value, spelled
 from ..formats.pickle.torch_objects import LOST
+from ..formats.pickle.values import Object, Ordered, Value, spelled
 from ..tensors.checkpoint import Checkpoint, LeftOut, Versions
 from ..tensors.extra_state import is_extra_state, without_extra_states
 from ..tensors.records import OpaqueTensor, Tensor
@@ -240,6 +240,8 @@ class _Flat:
             raise SelectionError(self.contents.path, f"has dicts in dicts without end, as at {prefix[:80]!r}")
         if isinstance(node, Ordered):
             self._take_versions(node.attributes, prefix)
+        if isinstance(node, dict):
+            self._check_keys(node, prefix)
         for name, child in children(node):
             key = prefix + name
             self.bound.spend(1, len(key))
@@ -249,6 +251,15 @@ class _Flat:
                 self._put(key, read_extra_state(child))
             elif continues(name, child) and id(child) not in within:
                 self.add(child, key + ".", (*within, id(child)))
+
+    def _check_keys(self, node: Mapping[Value, Value], prefix: str) -> None:
+        """Raise SelectionError for a tensor under a key that has no text: a tensor, an object, a long tuple."""
+        for key, child in node.items():
+            if type(key) is not str and isinstance(child, TENSORS) and spelled(key).startswith("<"):
+                problem = (
+                    f"has a tensor under a key that is no text, {spelled(key)}, in {prefix.removesuffix('.') or 'it'}"
+                )
+                raise SelectionError(self.contents.path, problem)
 
     def _put(self, key: str, tensor: Tensor) -> None:
         if key in self.tensors:

@@ -13,9 +13,9 @@ from itertools import islice
 from ..errors import SelectionError, listed
 from ..files.paths import FilePath
 from ..formats.dcp.metadata import Pickled
-from ..formats.pickle.machine import Global, Inline, Object, Value, spelled
 from ..formats.pickle.numpy_objects import NumpyArray, NumpyScalar
 from ..formats.pickle.torch_objects import TypedStorage
+from ..formats.pickle.values import Global, Inline, Object, Value, spelled
 from ..tensors.records import ComputedTensor, OpaqueTensor, StoredTensor, Tensor
 
 Step = tuple[int, str]  # from a container (its identity) to a child of it

@@ -12,8 +12,8 @@ from typing import TypeAlias
 
 from ..errors import SelectionError
 from ..files.spans import ByteSpan
-from ..formats.pickle.machine import Global, Inline, Object, spelled
 from ..formats.pickle.numpy_objects import NumpyArray, NumpyScalar
+from ..formats.pickle.values import Global, Inline, Object, spelled
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import Tensor
 from ..text import Shown

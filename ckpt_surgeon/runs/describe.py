@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from ..formats.pickle.graph import CallNode
-from ..formats.pickle.machine import Value
+from ..formats.pickle.values import Value
 from ..text import Shown
 from .run import Run, open_run
 from .state import PACKED, OptimizerState, Path, Slot, entry, is_optimizer, named_children, pairs_of

@@ -16,7 +16,7 @@ from ..edits.keys import without_wrappers
 from ..errors import EditError, TargetError
 from ..files.paths import AnyPath
 from ..formats.pickle.graph import DictNode, ListNode
-from ..formats.pickle.machine import Value
+from ..formats.pickle.values import Value
 from ..models.targets import called
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.torch_bridge import to_torch

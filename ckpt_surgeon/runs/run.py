@@ -16,7 +16,7 @@ from ..edits.change import Change
 from ..errors import EditError, NothingMatched
 from ..files.paths import AnyPath, file_path
 from ..formats.pickle.graph import CallNode, DictNode, ListNode, Pair
-from ..formats.pickle.machine import Value
+from ..formats.pickle.values import Value
 from ..formats.zip.whole import Whole, ordered, plain_node, read_whole, tensor_node
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..errors import FileError
 from ..files.paths import AnyPath
 from ..files.sinks import Progress, Sink
-from ..formats.pickle.machine import Value
+from ..formats.pickle.values import Value
 from ..formats.zip import torch_zip
 from ..formats.zip.whole import size_of, write_whole
 from ..tensors.records import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..formats.pickle.graph import CallNode, DictNode, ListNode, Pair
-from ..formats.pickle.machine import Value
+from ..formats.pickle.values import Value
 from ..formats.zip.whole import Whole, tensor_node
 from ..tensors.records import Tensor
 from .optimizers import Optimizer, kind_of

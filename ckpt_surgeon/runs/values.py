@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from ..errors import EditError, NothingMatched
 from ..formats.pickle.graph import CallNode
-from ..formats.pickle.machine import Value
+from ..formats.pickle.values import Value
 from ..formats.zip.whole import tensor_node
 from ..tensors.records import Storage, StoredTensor, Tensor
 from .run import Run

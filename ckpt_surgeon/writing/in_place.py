@@ -19,8 +19,8 @@ from ..files import journal
 from ..files.journal import Patch
 from ..files.paths import AnyPath, FilePath, LocalPath
 from ..formats.contents import Contents, Index, Reindexed
-from ..formats.pickle.machine import Object, Ordered, Value, spelled
 from ..formats.pickle.torch_objects import TypedStorage
+from ..formats.pickle.values import Object, Ordered, Value, spelled
 from ..reading.opening import INTERRUPTED, index_of
 from ..reading.selecting import continues
 from ..reading.selecting import select as select_state_dict

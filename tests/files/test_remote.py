@@ -47,8 +47,6 @@ from ckpt_surgeon.formats.zip import torch_zip
 from ckpt_surgeon.tensors.dtypes import BY_NAME
 from ckpt_surgeon.tensors.records import ComputedTensor
 
-pytestmark = pytest.mark.slow
-
 StateDict = dict[str, torch.Tensor]
 
 

@@ -48,8 +48,6 @@ from ckpt_surgeon.formats.dcp import pieces, torch_io
 from ckpt_surgeon.formats.dcp.pieces import Piece, Pieced
 from ckpt_surgeon.tensors.dtypes import BY_NAME
 
-pytestmark = pytest.mark.slow
-
 WORKER = Path(dcp_worker.__file__)
 
 

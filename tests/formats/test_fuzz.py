@@ -34,8 +34,6 @@ from ckpt_surgeon.reading import scanning
 from ckpt_surgeon.report import listings
 from ckpt_surgeon.text import visible
 
-pytestmark = pytest.mark.slow
-
 EXAMPLES = int(os.environ.get("CKPT_FUZZ_EXAMPLES", "250"))
 SECONDS = 15.0  # of processor time that one file may take, on a slow machine
 MEMORY = 400_000  # KiB that the whole run may add

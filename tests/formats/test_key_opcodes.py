@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_surgeon.formats.pickle.key_opcodes import Spotter
+from ckpt_surgeon.formats.pickle.key_opcodes import KeyUnpickler
+from ckpt_surgeon.formats.pickle.values import Ordered
 
 POOL = [
     "",
@@ -38,13 +39,13 @@ DICTS = st.dictionaries(WORDS, WORDS | st.integers(), max_size=6)
 
 def renamed(raw: bytes, path: str, names: dict[str, str], *, lean: bool = False) -> bytes:
     """The pickle with other keys in the dict at ``path``."""
-    spotter = Spotter(raw)
-    root = spotter.load()
+    unpickler = KeyUnpickler(raw)
+    root = unpickler.load()
     assert isinstance(root, dict)
     node = root[path]
     assert isinstance(node, dict)
-    texts = {place: names[key] for key in node for place in spotter.places(node, str(key))}
-    return spotter.rewritten(texts, lean=lean)
+    texts = {place: names[key] for key in node for place in unpickler.places(node, str(key))}
+    return unpickler.rewritten(texts, lean=lean)
 
 
 @given(
@@ -80,13 +81,13 @@ def test_only_the_keys_of_one_dict_change(
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_pickle_without_other_names_stays_as_it_is_but_for_its_frames(protocol: int) -> None:
     raw = pickle.dumps({"model": {"a": 1, "b": {"a": "b"}}, "list": list(range(1000))}, protocol)
-    spotter = Spotter(raw)
-    spotter.load()
+    unpickler = KeyUnpickler(raw)
+    unpickler.load()
     frames = [at for op, _, at in pickletools.genops(raw) if op.name == "FRAME" and at is not None]
     assert bool(frames) == (protocol >= 4)
     for at in reversed(frames):
         raw = raw[:at] + raw[at + 9 :]
-    assert spotter.rewritten({}) == raw
+    assert unpickler.rewritten({}) == raw
 
 
 @pytest.mark.parametrize("protocol", range(4))
@@ -123,15 +124,15 @@ ODD: dict[str, tuple[bytes, dict[str, object]]] = {
 @pytest.mark.parametrize("lean", [False, True])
 def test_odd_pickles_are_said_anew(name: str, lean: bool) -> None:
     raw, wanted = ODD[name]
-    spotter = Spotter(raw)
-    node = spotter.load()
-    made = spotter.rewritten(dict.fromkeys(spotter.places(node, "old"), "new"), lean=lean)
+    unpickler = KeyUnpickler(raw)
+    node = unpickler.load()
+    made = unpickler.rewritten(dict.fromkeys(unpickler.places(node, "old"), "new"), lean=lean)
     assert list(pickle.loads(made).items()) == list(wanted.items())
 
 
 def test_one_opcode_that_says_two_keys_is_in_no_place_of_either() -> None:
-    spotter = Spotter(b"\x80\x02}(X\x03\0\0\0old2u.")
-    assert spotter.places(spotter.load(), "old") == []
+    unpickler = KeyUnpickler(b"\x80\x02}(X\x03\0\0\0old2u.")
+    assert unpickler.places(unpickler.load(), "old") == []
 
 
 def test_a_long_string_that_is_fetched_often_is_there_once() -> None:
@@ -139,24 +140,24 @@ def test_a_long_string_that_is_fetched_often_is_there_once() -> None:
     raw = pickle.dumps({"model": {long: 1}, "names": [long] * 10_000}, 2)
     tracemalloc.start()
     try:
-        Spotter(raw).load()
+        KeyUnpickler(raw).load()
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
 
 
 def test_bytes_are_no_names() -> None:
-    spotter = Spotter(pickle.dumps({"model": {b"old": 1}}, 4))
-    root = spotter.load()
+    unpickler = KeyUnpickler(pickle.dumps({"model": {b"old": 1}}, 4))
+    root = unpickler.load()
     assert isinstance(root, dict)
-    assert spotter.places(root["model"], "old") == []
+    assert unpickler.places(root["model"], "old") == []
 
 
 def test_an_ordered_dict_and_its_attributes_are_told_apart() -> None:
     state: OrderedDict[str, int] = OrderedDict(old=1)
     state._metadata = {"old": 2}  # type: ignore[attr-defined]
-    spotter = Spotter(pickle.dumps(state, 2), constructors={("collections", "OrderedDict"): OrderedDict})
-    node = spotter.load()
-    made = spotter.rewritten(dict.fromkeys(spotter.places(node, "old"), "new"))
+    unpickler = KeyUnpickler(pickle.dumps(state, 2), constructors={("collections", "OrderedDict"): Ordered})
+    node = unpickler.load()
+    made = unpickler.rewritten(dict.fromkeys(unpickler.places(node, "old"), "new"))
     found = pickle.loads(made)
     assert (found, found._metadata) == ({"new": 1}, {"old": 2})

@@ -49,7 +49,6 @@ def test_scan_tells_plain_data_from_the_rest(made: UnusualFile, ckpt: Run) -> No
         assert "not plainly data" in ran.out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_the_list_has_no_control_characters_and_the_json_all_keys(made: UnusualFile, ckpt: Run) -> None:
     ran = ckpt("ls", made.path, "--all")
@@ -60,7 +59,6 @@ def test_the_list_has_no_control_characters_and_the_json_all_keys(made: UnusualF
         assert [tensor["name"] for tensor in tensors] == list(made.state)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), [case for case in CASES if case.values[0] != "keys"])
 def test_it_becomes_a_file_that_torch_loads(made: UnusualFile, ckpt: Run, tmp_path: Path) -> None:
     options = ["--select", made.select] if made.select else []

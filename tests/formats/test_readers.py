@@ -61,11 +61,20 @@ def torch_reads(name: str, container: str) -> bool:
     return dtype_of(name) not in WITHOUT_STORAGE_CLASS or container not in ("legacy", "big-endian")
 
 
+def torch_misreads(name: str, container: str) -> bool:
+    """Whether torch gives numbers in the wrong byte order, so that their tensors are named only."""
+    dtype = dtype_of(name)
+    wide = dtype in WITHOUT_STORAGE_CLASS and getattr(torch, dtype).itemsize > 1
+    return container == "big-endian" and wide
+
+
+PAIRS = [(name, container) for container in TORCH for name in NAMES if not torch_misreads(name, container)]
+
+
 # -- torch's containers
 
 
-@pytest.mark.parametrize("container", TORCH)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "container"), PAIRS)
 def test_load_gives_what_torch_load_gives(name: str, container: str, tmp_path: Path) -> None:
     state = TABLE[name]()
     path = TORCH[container](state, tmp_path)
@@ -77,8 +86,7 @@ def test_load_gives_what_torch_load_gives(name: str, container: str, tmp_path: P
         assert getattr(loaded, "_metadata", None) == getattr(theirs, "_metadata", None)
 
 
-@pytest.mark.parametrize("container", TORCH)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "container"), PAIRS)
 def test_the_blocks_of_a_tensor_are_its_elements_in_order(name: str, container: str, tmp_path: Path) -> None:
     state = TABLE[name]()
     opened = ckpt_surgeon.open(TORCH[container](state, tmp_path))

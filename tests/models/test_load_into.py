@@ -61,7 +61,6 @@ def gives(model: nn.Module, pictures: torch.Tensor = PICTURES) -> torch.Tensor:
 # Scenarios A to E
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("to_meta", [False, True])
 def test_a_nested_wrapped_checkpoint_is_loaded_by_one_call(tmp_path: Path, legacy: bool, to_meta: bool) -> None:
@@ -85,7 +84,6 @@ def test_a_checkpoint_from_another_gpu_is_placed_by_map_location(tmp_path: Path)
         assert same(snapshot(model), torch.load(path))
 
 
-@pytest.mark.slow
 def test_a_whole_saved_network_is_loaded_without_its_class(tmp_path: Path) -> None:
     source = lively(torchvision.models.resnet18())
     path = save(tmp_path / "b.pth", source)
@@ -94,7 +92,6 @@ def test_a_whole_saved_network_is_loaded_without_its_class(tmp_path: Path) -> No
     assert torch.equal(gives(model), gives(source))
 
 
-@pytest.mark.slow
 def test_another_head_keeps_its_own_initialisation_where_that_is_asked_for(tmp_path: Path) -> None:
     source = lively(torchvision.models.resnet18(num_classes=20))
     path = save(tmp_path / "c.pth", source.state_dict())
@@ -110,7 +107,6 @@ def test_another_head_keeps_its_own_initialisation_where_that_is_asked_for(tmp_p
     assert torch.equal(gives(model), gives(source))
 
 
-@pytest.mark.slow
 def test_a_head_is_cut_by_an_edit(tmp_path: Path) -> None:
     source = lively(torchvision.models.resnet18(num_classes=20))
     model = torchvision.models.resnet18(num_classes=10)

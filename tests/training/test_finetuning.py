@@ -41,8 +41,6 @@ from ckpt_surgeon import (
 from ckpt_surgeon.models.modules import meta_twin
 from ckpt_surgeon.training.selectors import Selectors
 
-pytestmark = pytest.mark.slow
-
 
 def small_net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))

@@ -16,7 +16,7 @@ from ...files.paths import LocalPath
 from ...tensors.records import StoredTensor, Tensor
 from .. import safetensors
 from ..contents import Contents
-from ..pickle.machine import Value
+from ..pickle.values import Value
 from ..sharded import SUFFIX, listed_problems
 from .metadata import in_pieces
 from .pieces import Piece, Pieced, Sizes, flaw

@@ -13,7 +13,6 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -26,9 +25,12 @@ from ...files.spans import Block, ByteSpan
 from ...tensors.dtypes import DType
 from ...tensors.records import DIMENSIONS, ELEMENTS, ComputedTensor, OpaqueTensor, Tensor
 from ..contents import Contents
+from ..payloads import Names, names_in_loads, names_in_pickles
 from ..pickle import torch_objects
-from ..pickle.machine import Global, Inline, PickleError, Unpickler, Value, spelled
+from ..pickle.machine import Load, PickleError, Unpickled
 from ..pickle.torch_objects import LOST, named_dtype
+from ..pickle.unpickler import Unpickler
+from ..pickle.values import Class, Global, Inline, Value, spelled
 from ..sharded import listed_problems, stays_inside
 from ..zip import torch_zip
 from ..zip.archive import MAGIC, READ_LIMIT, read_archive
@@ -64,6 +66,8 @@ class _Record:
         self.state: Value = None
 
     def build(self, state: Value) -> None:
+        if self.state is not None:
+            raise ValueError(f"a {self.kind} that is changed after it was made")
         self.state = state
 
 
@@ -75,7 +79,7 @@ def _layout(name: Value) -> Value:
 CONSTRUCTORS = (
     torch_objects.CONSTRUCTORS
     | {
-        (module, name): partial(_Record, name)
+        (module, name): Class(partial(_Record, name), partial(_Record, name))
         for module, names in (
             (_MODULE, ("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
                        "TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
@@ -98,17 +102,17 @@ def read(path: LocalPath, *, salvage: bool = False) -> Contents:
 
     Raises BrokenFile, naming every entry and file, when it is damaged, contradicts itself or the files do not fit.
     """
-    root, names = _unpickled(path)
-    return _Reading(path, root, names, salvage=salvage).contents()
+    made = _unpickled(path)
+    return _Reading(path, made, salvage=salvage).contents()
 
 
-def _unpickled(path: LocalPath) -> tuple[Value, tuple[Global, ...]]:
+def _unpickled(path: LocalPath) -> Unpickled:
     if not path.stat().st_size:
         raise BrokenFile(path, "is empty", _AGAIN)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         machine = Unpickler(data, constructors=CONSTRUCTORS)
         try:
-            return machine.load(), tuple(machine.globals.values())
+            return machine.unpickled()
         except PickleError as error:
             raise BrokenFile(path, f"is truncated or damaged: {error}", _AGAIN) from error
 
@@ -155,17 +159,18 @@ class _Place(NamedTuple):
 
 
 class _Reading:
-    """One ``.metadata`` on its way to a tree of tensors; problems are gathered and told all at once."""
+    """One ``.metadata`` on its way to a tree of tensors; problems are gathered and reported all at once."""
 
-    def __init__(self, path: LocalPath, root: Value, names: tuple[Global, ...], *, salvage: bool) -> None:
+    def __init__(self, path: LocalPath, made: Unpickled, *, salvage: bool) -> None:
         self._path = path
-        self._names = names
+        self._names = made.globals
+        self._loads = made.loads
         self._salvage = salvage
         self._problems: list[str] = []
         self._files: dict[str, tuple[LocalPath, int]] = {}  # by name in the metadata; the size, -1 if it is not there
         self._pickled: list[ByteSpan] = []
         try:
-            self._metadata = _state(root, "Metadata")
+            self._metadata = _state(made.root, "Metadata")
             self._stored = dict(self._storage_data())
         except ValueError as error:
             raise BrokenFile(path, f"is no metadata of a distributed checkpoint: {error}", _AGAIN) from None
@@ -189,7 +194,7 @@ class _Reading:
         count = len(self._files)
         container = f"{CONTAINER}, {count:,} file{'' if count == 1 else 's'}"
         root = tree(self._path, {key: (paths[key], entry) for key, entry in entries.items()})
-        inside = partial(_names_inside, self._pickled)
+        inside = partial(_names_inside, self._path, self._pickled, self._loads)
         notes = self._strays()
         return Contents(self._path.parent, container, root, notes=notes, globals=self._names, globals_inside=inside)
 
@@ -340,26 +345,31 @@ def _make_lists(root: dict[Value, Value]) -> None:
             above[step] = [node[index] for index in range(len(node))]
 
 
-def _names_inside(places: Iterable[ByteSpan]) -> Iterator[Global]:
+def _names_inside(path: LocalPath, places: Iterable[ByteSpan], own: Sequence[Load]) -> Iterator[Global]:
     """The names in the pickles of all entries; torch.distributed.checkpoint runs those that are no tensors'."""
+    loads = list(own)
     for place in places:
-        if next(place.blocks(len(MAGIC)), b"") != MAGIC:  # torch takes it for its old format
-            with place.mapped() as (view, _):
-                yield from _names_in_a_row(bytes(view[:READ_LIMIT]))
+        try:
+            found = list(_pickles_at(place))
+        except (PickleError, BrokenFile, ValueError):
+            yield Global("entry", f"at byte {place.start:,} of {place.path.name}, which cannot be read here")
             continue
-        archive = read_archive(place.path, place)
-        for name in archive.members:
-            if name.endswith(".pkl"):
-                yield from _names_in_a_row(archive.read(name))
+        for names in found:
+            yield from names.globals
+            loads += names.loads
+    yield from names_in_loads(path, loads)
 
 
-def _names_in_a_row(pickles: bytes) -> Iterator[Global]:
-    """The names in pickles one after another, up to where they are damaged."""
-    machine = Unpickler(pickles, persistent=spelled)
-    with suppress(PickleError):
-        while machine.position < machine.size:
-            machine.load(machine.position)
-    yield from machine.globals.values()
+def _pickles_at(place: ByteSpan) -> Iterator[Names]:
+    """The names in one entry: in the pickles of a zip or, what torch takes for its old format, in those in a row."""
+    if next(place.blocks(len(MAGIC)), b"") != MAGIC:
+        with place.mapped() as (view, _):
+            yield names_in_pickles(bytes(view[:READ_LIMIT]))
+        return
+    archive = read_archive(place.path, place)
+    for name in archive.members:
+        if name.lower().endswith(".pkl"):
+            yield names_in_pickles(archive.read(name))
 
 
 # -- writing

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias
 
-from .machine import HANDLERS, Global, Handler, Unpickler, Value
+from .machine import Handler, Machine
+from .unpickler import HANDLERS, Unpickler
+from .values import Global, Value
 
 Kind: TypeAlias = Literal["reduce", "new", "new_ex", "obj"]
 Pair: TypeAlias = tuple[Value, Value]
@@ -126,53 +128,53 @@ def _on(*opcodes: bytes) -> Callable[[Handler], Handler]:
 
 
 @_on(b"}")
-def _empty_dict(machine: Unpickler, at: int) -> int:
+def _empty_dict(machine: Machine, at: int) -> int:
     machine.stack.append(DictNode())
     return at
 
 
 @_on(b"d")
-def _dict(machine: Unpickler, at: int) -> int:
+def _dict(machine: Machine, at: int) -> int:
     items = machine.pop_mark()
     machine.stack.append(DictNode(list(zip(items[::2], items[1::2], strict=True))))
     return at
 
 
 @_on(b"]")
-def _empty_list(machine: Unpickler, at: int) -> int:
+def _empty_list(machine: Machine, at: int) -> int:
     machine.stack.append(ListNode())
     return at
 
 
 @_on(b"l")
-def _list(machine: Unpickler, at: int) -> int:
+def _list(machine: Machine, at: int) -> int:
     items = machine.pop_mark()
     machine.stack.append(ListNode(items))
     return at
 
 
 @_on(b"\x8f")
-def _empty_set(machine: Unpickler, at: int) -> int:
+def _empty_set(machine: Machine, at: int) -> int:
     machine.stack.append(SetNode())
     return at
 
 
 @_on(b"\x91")
-def _frozenset(machine: Unpickler, at: int) -> int:
+def _frozenset(machine: Machine, at: int) -> int:
     items = machine.pop_mark()
     machine.stack.append(SetNode(items, frozen=True))
     return at
 
 
 @_on(b"s")
-def _setitem(machine: Unpickler, at: int) -> int:
+def _setitem(machine: Machine, at: int) -> int:
     value, key = machine.stack.pop(), machine.stack.pop()
     _set(machine.stack[-1], [key, value])
     return at
 
 
 @_on(b"u")
-def _setitems(machine: Unpickler, at: int) -> int:
+def _setitems(machine: Machine, at: int) -> int:
     items = machine.pop_mark()
     _set(machine.stack[-1], items)
     return at
@@ -188,14 +190,14 @@ def _set(target: Value, items: list[Value]) -> None:
 
 
 @_on(b"a")
-def _append(machine: Unpickler, at: int) -> int:
+def _append(machine: Machine, at: int) -> int:
     value = machine.stack.pop()
     _add(machine.stack[-1], b"a", [value])
     return at
 
 
 @_on(b"e", b"\x90")
-def _appends(machine: Unpickler, at: int) -> int:
+def _appends(machine: Machine, at: int) -> int:
     items = machine.pop_mark()
     _add(machine.stack[-1], bytes(machine.data[at - 1 : at]), items)
     return at
@@ -209,7 +211,7 @@ def _add(target: Value, code: bytes, items: list[Value]) -> None:
 
 
 @_on(b"b")
-def _build(machine: Unpickler, at: int) -> int:
+def _build(machine: Machine, at: int) -> int:
     state = machine.stack.pop()
     _do(machine.stack[-1], b"b", [state])
     return at
@@ -222,35 +224,35 @@ def _do(target: Value, code: bytes, operands: list[Value]) -> None:
 
 
 @_on(b"R")
-def _reduce(machine: Unpickler, at: int) -> int:
+def _reduce(machine: Machine, at: int) -> int:
     args, cls = machine.stack.pop(), machine.stack.pop()
     machine.stack.append(CallNode("reduce", cls, args))
     return at
 
 
 @_on(b"\x81")
-def _newobj(machine: Unpickler, at: int) -> int:
+def _newobj(machine: Machine, at: int) -> int:
     args, cls = machine.stack.pop(), machine.stack.pop()
     machine.stack.append(CallNode("new", cls, args))
     return at
 
 
 @_on(b"\x92")
-def _newobj_ex(machine: Unpickler, at: int) -> int:
+def _newobj_ex(machine: Machine, at: int) -> int:
     kwargs, args, cls = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
     machine.stack.append(CallNode("new_ex", cls, args, kwargs))
     return at
 
 
 @_on(b"o")
-def _obj(machine: Unpickler, at: int) -> int:
+def _obj(machine: Machine, at: int) -> int:
     cls, *args = machine.pop_mark()
     machine.stack.append(CallNode("obj", cls, tuple(args)))
     return at
 
 
 @_on(b"i")
-def _inst(machine: Unpickler, at: int) -> int:
+def _inst(machine: Machine, at: int) -> int:
     module, at = machine.line(at)
     name, at = machine.line(at)
     machine.stack.append(CallNode("obj", machine.name(module, name), tuple(machine.pop_mark())))
@@ -258,21 +260,21 @@ def _inst(machine: Unpickler, at: int) -> int:
 
 
 @_on(b"T")
-def _binstring(machine: Unpickler, at: int) -> int:
+def _binstring(machine: Machine, at: int) -> int:
     length = int.from_bytes(machine.take(at, 4), "little", signed=True)
     machine.stack.append(Python2Text(machine.take(at + 4, length)))
     return at + 4 + length
 
 
 @_on(b"U")
-def _short_binstring(machine: Unpickler, at: int) -> int:
+def _short_binstring(machine: Machine, at: int) -> int:
     length = machine.data[at]
     machine.stack.append(Python2Text(machine.take(at + 1, length)))
     return at + 1 + length
 
 
 @_on(b"S")
-def _string(machine: Unpickler, at: int) -> int:
+def _string(machine: Machine, at: int) -> int:
     after = HANDLERS[b"S"[0]](machine, at)
     text = machine.stack.pop()
     machine.stack.append(Python2Text(text if isinstance(text, bytes) else str(text).encode("ascii")))
@@ -280,19 +282,19 @@ def _string(machine: Unpickler, at: int) -> int:
 
 
 @_on(b"\x96")
-def _bytearray8(machine: Unpickler, at: int) -> int:
+def _bytearray8(machine: Machine, at: int) -> int:
     length = int.from_bytes(machine.take(at, 8), "little")
     machine.stack.append(ByteArrayNode(machine.take(at + 8, length)))
     return at + 8 + length
 
 
 @_on(b"\x82", b"\x83", b"\x84")
-def _extension(machine: Unpickler, at: int) -> int:
+def _extension(machine: Machine, at: int) -> int:
     raise ValueError("it uses the registry of extensions, whose names are not in the file")
 
 
 @_on(b"\x97", b"\x98")
-def _out_of_band(machine: Unpickler, at: int) -> int:
+def _out_of_band(machine: Machine, at: int) -> int:
     raise ValueError("it has buffers outside of itself")
 
 

@@ -1,10 +1,11 @@
-"""Where in a pickle the keys of its dicts are said, so that they can be said anew and nothing else is.
+"""Which opcodes of a pickle hold the keys of its dicts, so that keys can be replaced and nothing else.
 
-A key is put on the stack by an opcode of its own: one that has the string, or one that fetches it from the memo, where
-strings lie that the pickle says more than once (the names of a model that its averaged copy has too, a key ``0`` that
-is also a storage's).  Each of these places is replaced by itself: what fetches a string that has changed, and should
-not, says it anew, and the other way round.  All else stays byte for byte, except for FRAME opcodes, which promise
-lengths and may be left out, and, where room is short, memo entries that nothing fetches.
+A key is put on the stack by one opcode: one that has the string, or one that fetches it from the memo, where strings
+lie that the pickle uses more than once (the names of a model that its averaged copy has too, a key ``0`` that is also
+a storage's).  Each of these opcodes is replaced by one that pushes the new string.  An opcode that fetches a string
+which has changed, and should not change there, is replaced by the old string, and the other way round.  All else stays
+byte for byte, except for FRAME opcodes, which promise lengths and may be left out, and, where room is short, memo
+entries that nothing fetches.
 """
 
 from __future__ import annotations
@@ -15,39 +16,41 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .machine import HANDLERS, Constructor, Handler, Unpickler, Value
+from .machine import Handler, Machine
+from .unpickler import HANDLERS, Unpickler
+from .values import Constructor, Value
 
 
-class Place(NamedTuple):
+class Opcode(NamedTuple):
     """An opcode with its argument: where it begins, and where the next one does."""
 
     start: int
     stop: int
 
 
-class _Said(NamedTuple):
+class _Text(NamedTuple):
     """A string on the stack, and the opcode that put it there."""
 
     text: str
-    place: Place
+    opcode: Opcode
 
 
 @dataclass(slots=True, eq=False)
-class _Kept:
+class _Entry:
     """A memo entry: the opcode that makes it, its number, its string, and the opcodes that fetch it."""
 
-    place: Place
+    opcode: Opcode
     number: int
-    said: _Said | None
-    fetches: list[Place] = field(default_factory=list)
+    string: _Text | None
+    fetches: list[Opcode] = field(default_factory=list)
 
 
-class Spotter(Unpickler):
-    """An unpickler that also knows where the keys of the dicts that it makes are said.
+class KeyUnpickler(Unpickler):
+    """An unpickler that also knows which opcodes hold the keys of the dicts that it makes.
 
-    >>> spotter = Spotter(b"\\x80\\x02}X\\x03\\x00\\x00\\x00oldK\\x01s.")
-    >>> places = spotter.places(spotter.load(), "old")
-    >>> spotter.rewritten({place: "a" for place in places})
+    >>> unpickler = KeyUnpickler(b"\\x80\\x02}X\\x03\\x00\\x00\\x00oldK\\x01s.")
+    >>> places = unpickler.places(unpickler.load(), "old")
+    >>> unpickler.rewritten({opcode: "a" for opcode in places})
     b'\\x80\\x02}X\\x01\\x00\\x00\\x00aK\\x01s.'
     """
 
@@ -61,137 +64,137 @@ class Spotter(Unpickler):
         super().__init__(data, constructors=constructors, persistent=persistent)
         self.shortcuts = False  # they would pass by the memo
         self._raw = data
-        self._said: dict[tuple[int, int], _Said] = {}  # by the number of marks, and the place on the stack above
-        self._keys: dict[int, tuple[Value, dict[str, list[Place]]]] = {}  # by the identity of a dict, which is held
-        self._kept: list[_Kept] = []
-        self._latest: dict[int, _Kept] = {}
-        self._frames: list[Place] = []
+        self._texts: dict[tuple[int, int], _Text] = {}  # by the number of marks, and the place on the stack above
+        self._keys: dict[int, tuple[Value, dict[str, list[Opcode]]]] = {}  # by the identity of a dict, which is held
+        self._entries: list[_Entry] = []
+        self._latest: dict[int, _Entry] = {}
+        self._frames: list[Opcode] = []
         self._counts_memo = False  # MEMOIZE: an entry's number is how many there are
 
-    def places(self, node: Value, name: str) -> list[Place]:
-        """The opcodes that say one key of a dict; several where the pickle sets it again."""
+    def places(self, node: Value, name: str) -> list[Opcode]:
+        """The opcodes that hold one key of a dict; several where the pickle sets it again."""
         _, names = self._keys.get(id(node), (None, {}))
         return names.get(name, [])
 
-    def rewritten(self, texts: Mapping[Place, str], *, lean: bool = False) -> bytes:
-        """The pickle, up to its STOP, with these keys said instead; ``lean`` leaves out what the memo does not need."""
+    def rewritten(self, texts: Mapping[Opcode, str], *, lean: bool = False) -> bytes:
+        """The pickle, up to its STOP, with other keys; ``lean`` leaves out memo entries that nothing fetches."""
         changes = dict.fromkeys(self._frames, b"")
-        fetches = {place for kept in self._kept for place in kept.fetches}
-        changes |= {place: self._string(text, place) for place, text in texts.items() if place not in fetches}
-        for kept in self._kept:
-            if kept.said is not None:
-                changes |= self._said_anew(kept, kept.said, texts)
-            if lean and not kept.fetches and not self._counts_memo:
-                changes[kept.place] = b""
+        fetches = {opcode for entry in self._entries for opcode in entry.fetches}
+        changes |= {opcode: self._string(text, opcode) for opcode, text in texts.items() if opcode not in fetches}
+        for entry in self._entries:
+            if entry.string is not None:
+                changes |= self._fetches_replaced(entry, entry.string, texts)
+            if lean and not entry.fetches and not self._counts_memo:
+                changes[entry.opcode] = b""
         pieces, at = [], 0
-        for place, replacement in sorted(changes.items()):
-            pieces += [self._raw[at : place.start], replacement]
-            at = place.stop
+        for opcode, replacement in sorted(changes.items()):
+            pieces += [self._raw[at : opcode.start], replacement]
+            at = opcode.stop
         return b"".join([*pieces, self._raw[at : self.position]])
 
-    def _said_anew(self, kept: _Kept, said: _Said, texts: Mapping[Place, str]) -> dict[Place, bytes]:
+    def _fetches_replaced(self, entry: _Entry, string: _Text, texts: Mapping[Opcode, str]) -> dict[Opcode, bytes]:
         """What replaces the fetches of an entry whose string is no longer what they want."""
-        old = said.text
-        now = texts.get(said.place, old)
-        ahead = Counter(texts.get(place, old) for place in kept.fetches)
+        old = string.text
+        now = texts.get(string.opcode, old)
+        ahead = Counter(texts.get(opcode, old) for opcode in entry.fetches)
         changes = {}
-        for place in kept.fetches:
-            wanted = texts.get(place, old)
+        for opcode in entry.fetches:
+            wanted = texts.get(opcode, old)
             ahead[wanted] -= 1
             if wanted == now:
                 continue
-            changes[place] = self._string(wanted, place)
+            changes[opcode] = self._string(wanted, opcode)
             if ahead[wanted]:
-                changes[place] += _put(kept.number)
+                changes[opcode] += _put(entry.number)
                 now = wanted
         return changes
 
-    def _string(self, text: str, place: Place) -> bytes:
+    def _string(self, text: str, opcode: Opcode) -> bytes:
         encoded = text.encode("utf-8", "surrogatepass")
-        if len(encoded) < 256 and (self._counts_memo or self._raw[place.start] == 0x8C):
+        if len(encoded) < 256 and (self._counts_memo or self._raw[opcode.start] == 0x8C):
             return b"\x8c" + bytes((len(encoded),)) + encoded
         return b"X" + struct.pack("<I", len(encoded)) + encoded
 
-    # -- what the handlers below tell
+    # -- called by the handlers below
 
-    def push(self, place: Place) -> None:
-        """The opcode at ``place`` put what is on top there."""
+    def push(self, opcode: Opcode) -> None:
+        """``opcode`` put what is on top there."""
         top = self.stack[-1]
         if isinstance(top, str):
-            self._said[len(self.marks), len(self.stack) - 1] = _Said(top, place)
+            self._texts[len(self.marks), len(self.stack) - 1] = _Text(top, opcode)
 
-    def keep(self, place: Place, number: int) -> None:
-        """The opcode at ``place`` made a memo entry of what is on top."""
-        self._kept.append(_Kept(place, number, self._at(len(self.stack) - 1)))
-        self._latest[number] = self._kept[-1]
+    def keep(self, opcode: Opcode, number: int) -> None:
+        """``opcode`` made a memo entry of what is on top."""
+        self._entries.append(_Entry(opcode, number, self._at(len(self.stack) - 1)))
+        self._latest[number] = self._entries[-1]
 
-    def memoize(self, place: Place) -> None:
-        """The same, the entry's number being how many there were; only strings matter then."""
+    def memoize(self, opcode: Opcode) -> None:
+        """MEMOIZE made an entry, whose number is how many there were; only strings matter then."""
         self._counts_memo = True
         number = len(self.memo) - 1
         self._latest.pop(number, None)
         if isinstance(self.stack[-1], str):
-            self.keep(place, number)
+            self.keep(opcode, number)
 
-    def fetch(self, place: Place, number: int) -> None:
-        """The opcode at ``place`` fetched a memo entry."""
+    def fetch(self, opcode: Opcode, number: int) -> None:
+        """``opcode`` fetched a memo entry."""
         if number in self._latest:
-            self._latest[number].fetches.append(place)
-        self.push(place)
+            self._latest[number].fetches.append(opcode)
+        self.push(opcode)
 
     def double(self) -> None:
-        """What is on top was put there twice by one opcode: it cannot be said anew in one place."""
-        self._said.pop((len(self.marks), len(self.stack) - 1), None)
+        """One opcode put the value on top there twice: replacing that opcode would change both."""
+        self._texts.pop((len(self.marks), len(self.stack) - 1), None)
 
-    def frame(self, place: Place) -> None:
-        """The opcode at ``place`` is a FRAME."""
-        self._frames.append(place)
+    def frame(self, opcode: Opcode) -> None:
+        """``opcode`` is a FRAME."""
+        self._frames.append(opcode)
 
-    def keys_from(self, first: int) -> list[_Said]:
+    def keys_from(self, first: int) -> list[_Text]:
         """Every second string of those on the stack, from ``first`` on."""
         found = (self._at(index) for index in range(max(first, 0), len(self.stack), 2))
-        return [said for said in found if said is not None]
+        return [string for string in found if string is not None]
 
-    def fill(self, keys: Iterable[_Said]) -> None:
+    def fill(self, keys: Iterable[_Text]) -> None:
         """The dict on top was given these keys."""
         node = self.stack[-1]
         _, names = self._keys.setdefault(id(node), (node, {}))
-        for said in keys:
-            names.setdefault(said.text, []).append(said.place)
+        for string in keys:
+            names.setdefault(string.text, []).append(string.opcode)
 
-    def _at(self, index: int) -> _Said | None:
+    def _at(self, index: int) -> _Text | None:
         """The string at an index of the stack, if it is still the one that an opcode put there."""
-        said = self._said.get((len(self.marks), index))
-        return said if said is not None and said.text is self.stack[index] else None
+        string = self._texts.get((len(self.marks), index))
+        return string if string is not None and string.text is self.stack[index] else None
 
 
-# -- the plain unpickler's handlers, told on
+# -- the plain unpickler's handlers, followed by a note to the unpickler
 
 
 def _pushing(handler: Handler) -> Handler:
     """For the opcodes that have a string."""
 
-    def run(machine: Unpickler, at: int) -> int:
+    def run(machine: Machine, at: int) -> int:
         stop = handler(machine, at)
-        _spotter(machine).push(Place(at - 1, stop))
+        _tracker(machine).push(Opcode(at - 1, stop))
         return stop
 
     return run
 
 
 def _keeping(handler: Handler) -> Handler:
-    def run(machine: Unpickler, at: int) -> int:
+    def run(machine: Machine, at: int) -> int:
         stop = handler(machine, at)
-        _spotter(machine).keep(Place(at - 1, stop), _number(machine, at, stop))
+        _tracker(machine).keep(Opcode(at - 1, stop), _number(machine, at, stop))
         return stop
 
     return run
 
 
 def _fetching(handler: Handler) -> Handler:
-    def run(machine: Unpickler, at: int) -> int:
+    def run(machine: Machine, at: int) -> int:
         stop = handler(machine, at)
-        _spotter(machine).fetch(Place(at - 1, stop), _number(machine, at, stop))
+        _tracker(machine).fetch(Opcode(at - 1, stop), _number(machine, at, stop))
         return stop
 
     return run
@@ -200,39 +203,39 @@ def _fetching(handler: Handler) -> Handler:
 def _filling(handler: Handler, *, whole: bool = True) -> Handler:
     """For the opcodes that set items of a dict: all above the mark, or the two on top."""
 
-    def run(machine: Unpickler, at: int) -> int:
-        spotter = _spotter(machine)
-        keys = spotter.keys_from(0 if whole else len(machine.stack) - 2)
+    def run(machine: Machine, at: int) -> int:
+        unpickler = _tracker(machine)
+        keys = unpickler.keys_from(0 if whole else len(machine.stack) - 2)
         stop = handler(machine, at)
-        spotter.fill(keys)
+        unpickler.fill(keys)
         return stop
 
     return run
 
 
-def _memoize(machine: Unpickler, at: int) -> int:
+def _memoize(machine: Machine, at: int) -> int:
     stop = HANDLERS[0x94](machine, at)
-    _spotter(machine).memoize(Place(at - 1, stop))
+    _tracker(machine).memoize(Opcode(at - 1, stop))
     return stop
 
 
-def _dup(machine: Unpickler, at: int) -> int:
-    _spotter(machine).double()
+def _dup(machine: Machine, at: int) -> int:
+    _tracker(machine).double()
     return HANDLERS[0x32](machine, at)
 
 
-def _frame(machine: Unpickler, at: int) -> int:
+def _frame(machine: Machine, at: int) -> int:
     stop = HANDLERS[0x95](machine, at)
-    _spotter(machine).frame(Place(at - 1, stop))
+    _tracker(machine).frame(Opcode(at - 1, stop))
     return stop
 
 
-def _spotter(machine: Unpickler) -> Spotter:
-    assert isinstance(machine, Spotter)
+def _tracker(machine: Machine) -> KeyUnpickler:
+    assert isinstance(machine, KeyUnpickler)
     return machine
 
 
-def _number(machine: Unpickler, at: int, stop: int) -> int:
+def _number(machine: Machine, at: int, stop: int) -> int:
     """The number of a memo entry: a line for GET and PUT, else one byte or four."""
     argument = bytes(machine.data[at:stop])
     return int(argument) if machine.data[at - 1] in b"gp" else int.from_bytes(argument, "little")
@@ -242,7 +245,7 @@ def _put(number: int) -> bytes:
     return b"q" + bytes((number,)) if number < 256 else b"r" + struct.pack("<I", number)
 
 
-Spotter.handlers = {
+KeyUnpickler.handlers = {
     **HANDLERS,
     **{opcode: _pushing(HANDLERS[opcode]) for opcode in b"STUVX\x8c\x8d"},
     **{opcode: _keeping(HANDLERS[opcode]) for opcode in b"pqr"},

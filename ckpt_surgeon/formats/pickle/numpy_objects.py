@@ -13,7 +13,8 @@ from ...files.spans import ByteSpan
 from ...tensors.dtypes import BY_NAME, DType
 from ...tensors.records import DIMENSIONS, Storage, StoredTensor
 from ...tensors.strides import row_major
-from .machine import LONG, Constructor, Global, Inline, Object, Value, spelled
+from .machine import LONG
+from .values import Constructor, Global, Inline, Object, Value, spelled
 
 _KINDS = {
     "f2": "float16", "f4": "float32", "f8": "float64", "c8": "complex64", "c16": "complex128", "b1": "bool",
@@ -28,12 +29,20 @@ class NumpyDType(Object):
     """numpy.dtype: a code such as f4, and a byte order."""
 
     def __init__(self, code: Value = "", *_: Value) -> None:
-        self.code = spelled(code).lstrip("<>=|")
-        self.big = False
+        text = spelled(code)
+        self.code = text.lstrip("<>=|")
+        self.big = text.startswith(">")
+        self._is_built = False
         super().__init__(Global("numpy", "dtype"), (self.code,))
 
     def build(self, state: Value) -> None:
+        """The state is (version, byte order, subdtype, names, fields, …); those of plain numbers are None."""
+        if self._is_built:  # numpy would change the dtype of arrays that are made already
+            raise ValueError("a dtype that is changed after it was made")
+        self._is_built = True
         self.big = isinstance(state, tuple) and len(state) > 1 and state[1] in (">", b">")
+        if isinstance(state, tuple) and any(part is not None for part in state[2:5]):
+            self.code = f"{self.code} with fields"
 
     @property
     def dtype(self) -> DType | None:
@@ -49,9 +58,9 @@ class NumpyArray(Object):
         self.tensor = tensor
 
     def build(self, state: Value) -> None:
-        if isinstance(state, tuple) and len(state) == 5:
-            _, shape, dtype, fortran, raw = state
-            self.tensor = array_tensor(raw, dtype, shape, fortran=fortran is True or fortran == 1)
+        if isinstance(state, tuple) and len(state) in (4, 5):  # version 0 did not have its number
+            shape, dtype, fortran, raw = state[-4:]
+            self.tensor = array_tensor(raw, dtype, shape, fortran=isinstance(fortran, int) and bool(fortran))
             self.items = raw if isinstance(raw, list) else []
 
 

@@ -6,28 +6,35 @@ kin, torch 0.1 to 2.14).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 
 from ...tensors.dtypes import BY_NAME, BY_STORAGE, DType
 from ...tensors.records import DIMENSIONS, ELEMENTS, OpaqueTensor, Storage, StoredTensor
-from .machine import Constructor, Global, Object, Ordered, Value, hashable, set_pairs, spelled
+from .numpy_objects import NumpyArray
+from .values import Class, Constructor, Global, Object, Ordered, Value, hashable, set_pairs, spelled
 
 _INTEGERS = frozenset({int})
 PARTS = 16  # how many arguments of another call a call may have
+
+TENSORS = (StoredTensor, OpaqueTensor)
+CHANGING = frozenset({"data", "real", "imag", "__class__", "__dict__"})  # attributes that change what a tensor holds
 
 LOST = "lost"  # the kind of a tensor whose bytes are missing from a truncated file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TypedStorage:
-    """A storage as a pickle refers to it: with a dtype, and where in it (in elements) a legacy view begins."""
+    """A storage as a pickle refers to it: its dtype, and the part of it (in elements) that a legacy view is.
+
+    ``base`` is where the view begins, ``numel`` how many elements it has, None where it goes to the end.
+    """
 
     storage: Storage
     dtype: DType
     base: int = 0
+    numel: int | None = None
 
 
 def storage_dtype(cls: Value) -> DType:
@@ -83,18 +90,47 @@ def _stored(
 ) -> StoredTensor | OpaqueTensor:
     """A tensor in a storage, of the storage's dtype where it has none of its own; LOST where the storage is."""
     found = _typed(typed)
-    storage, stored_as, base = found.storage, found.dtype, found.base
+    storage, stored_as = found.storage, found.dtype
     if type(offset) is not int:
         raise ValueError("an offset that is no integer")
     dtype = dtype or stored_as
     if storage.is_lost:
         return OpaqueTensor(LOST, dtype, _shape(shape), storage.device)
-    start = offset + base * stored_as.itemsize // dtype.itemsize
+    if storage.big_endian and stored_as.part != dtype.part:  # torch swaps a storage by the dtype of its class
+        return OpaqueTensor(f"{dtype} in big-endian {stored_as}, which torch does not swap,", dtype, _shape(shape))
+    conjugate, negative = _flags(metadata, dtype)
+    start = offset + _base(found, dtype)
+    made = StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage, conjugate, negative)
+    if offset < 0 or (found.numel is not None and _end(made) > (found.base + found.numel) * stored_as.itemsize):
+        raise ValueError("a tensor that reaches outside of its view of a storage")
+    return made
+
+
+def _flags(metadata: Value, dtype: DType) -> tuple[bool, bool]:
+    """Whether a tensor is conjugate and negative: torch sets these when they are there, whatever their value."""
     if not metadata:
-        return StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage)
-    flags = metadata if isinstance(metadata, Mapping) else {}
-    conjugate, negative = bool(flags.get("conj")), bool(flags.get("neg"))
-    return StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage, conjugate, negative)
+        return False, False
+    if not isinstance(metadata, dict) or not all(type(flag) is str for flag in metadata):
+        raise ValueError("metadata of a tensor that is no dict of names")
+    if "conj" in metadata and not dtype.is_complex:
+        raise ValueError(f"a conjugate tensor of {dtype}, which is not complex")
+    return "conj" in metadata, "neg" in metadata
+
+
+def _base(found: TypedStorage, dtype: DType) -> int:
+    """Where a view begins, in elements of the tensor's dtype."""
+    start, rest = divmod(found.base * found.dtype.itemsize, dtype.itemsize)
+    if rest:
+        raise ValueError(f"a view of a storage that begins within an element of {dtype}")
+    return start
+
+
+def _end(tensor: StoredTensor) -> int:
+    """The byte of the storage after the last element of a tensor; 0 where it has none."""
+    if 0 in tensor.shape:
+        return 0
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+    return (tensor.offset + last + 1) * tensor.dtype.itemsize
 
 
 def rebuild_tensor(typed: Value, offset: Value, shape: Value, stride: Value) -> StoredTensor | OpaqueTensor:
@@ -125,7 +161,45 @@ def rebuild_tensor_v3(
 
 def rebuild_parameter(data: Value, *_: Value) -> Value:
     """torch._utils._rebuild_parameter: a parameter is its tensor."""
+    if not isinstance(data, TENSORS):
+        raise ValueError(f"a parameter of {spelled(data)}, which is no tensor")
     return data
+
+
+def rebuild_parameter_with_state(data: Value, _grad: Value = None, _hooks: Value = None, state: Value = None) -> Value:
+    """torch._utils._rebuild_parameter_with_state: a parameter with attributes."""
+    _check_attributes(state)
+    return rebuild_parameter(data)
+
+
+def make_parameter(data: Value = None, *_: Value) -> Value:
+    """torch.nn.Parameter itself, called; without data it is an empty tensor."""
+    return OpaqueTensor("parameter without data", BY_NAME["float32"], (0,)) if data is None else rebuild_parameter(data)
+
+
+def _check_attributes(state: Value) -> None:
+    """Attributes that torch sets on a finished tensor.  Raises ValueError for those that change what it holds."""
+    parts = state if isinstance(state, tuple) else (state,)
+    for part in parts:
+        changed = CHANGING.intersection(part) if isinstance(part, dict) else ()
+        if changed:
+            raise ValueError(f"a tensor whose {', '.join(sorted(map(spelled, changed)))} is set after it was made")
+
+
+def rebuild_device_tensor(data: Value, dtype: Value, device: Value, *_: Value) -> StoredTensor | OpaqueTensor:
+    """torch._utils._rebuild_device_tensor_from_cpu_tensor and its kin: XLA, maia and mtia tensors.
+
+    What was saved is a tensor or a numpy array on the CPU; torch moves it, and casts it where its dtype is another.
+    """
+    found = data.tensor if isinstance(data, NumpyArray) else data
+    wanted = named_dtype(dtype)
+    if not isinstance(found, TENSORS):
+        raise ValueError(f"a tensor of a device made of {spelled(data)}, which is no tensor")
+    if isinstance(found, OpaqueTensor):
+        return found
+    if found.dtype != wanted:
+        return OpaqueTensor(f"{found.dtype} saved for {wanted} on {spelled(device)}", wanted, found.shape)
+    return found
 
 
 def rebuild_qtensor(typed: Value, _offset: Value, shape: Value, *_: Value) -> OpaqueTensor:
@@ -164,10 +238,11 @@ def rebuild_subclass(cls: Value, dtype: Value, shape: Value, *_: Value) -> Opaqu
     return OpaqueTensor(f"subclass {spelled(cls)}", named_dtype(dtype), _shape(shape))
 
 
-def rebuild_from_type(function: Value, cls: Value, args: Value, *_: Value) -> Value:
+def rebuild_from_type(function: Value, cls: Value, args: Value, state: Value = None, *_: Value) -> Value:
     """torch._tensor._rebuild_from_type_v2: a subclass around one of the calls above, or a tensor with attributes."""
     if not isinstance(function, Global) or not isinstance(args, tuple) or len(args) > PARTS:
         raise ValueError("a tensor subclass that names no way to rebuild it")
+    _check_attributes(state)
     constructor = CONSTRUCTORS.get((function.module, function.name))
     return constructor(*args) if constructor else _named_for_its_class(cls, args)
 
@@ -198,12 +273,35 @@ def make_ordered(pairs: Value = ()) -> Ordered:
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise ValueError("an OrderedDict of something else than pairs")
             set_pairs(made, list(pair))
+    else:
+        raise ValueError(f"an OrderedDict of {spelled(pairs)}, which has no pairs")
     return made
 
 
-def make_defaultdict(*_: Value) -> Ordered:
+def make_defaultdict(_factory: Value = None, pairs: Value = ()) -> Ordered:
     """collections.defaultdict: what makes its defaults is left aside."""
+    return make_ordered(pairs)
+
+
+def make_counter(counts: Value = ()) -> Value:
+    """collections.Counter, from the dict that it is saved as."""
+    return make_ordered(counts) if isinstance(counts, dict) or not counts else Object(_COUNTER, (counts,))
+
+
+_COUNTER = Global("collections", "Counter")
+
+
+def _empty_ordered(*_: Value) -> Ordered:
+    """What ``OrderedDict.__new__`` makes, whatever it is given."""
     return Ordered()
+
+
+def _empty_list(*_: Value) -> list[Value]:
+    return []
+
+
+def _empty_set(*_: Value) -> set[Value]:
+    return set()
 
 
 def make_reconstructed(cls: Value, _base: Value = None, state: Value = None, *_: Value) -> Object:
@@ -238,34 +336,60 @@ def encode(text: Value, encoding: Value = "utf-8") -> bytes:
     return text.encode(str(encoding))
 
 
-CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
-    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_tensor_v3"): rebuild_tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
-    ("torch._utils", "_rebuild_qtensor"): rebuild_qtensor,
-    ("torch._utils", "_rebuild_sparse_tensor"): rebuild_sparse,
-    ("torch._utils", "_rebuild_sparse_csr_tensor"): rebuild_sparse,
-    ("torch._utils", "_rebuild_nested_tensor"): rebuild_nested,
-    ("torch._utils", "_rebuild_meta_tensor_no_storage"): rebuild_meta,
-    ("torch._utils", "_rebuild_wrapper_subclass"): rebuild_subclass,
+def _tensor_class(name: str, dtype: DType) -> Constructor:
+    """torch.FloatTensor and its kin, called: numbers that stand in the pickle, or memory that nobody has written."""
+
+    def make(*_: Value) -> OpaqueTensor:
+        return OpaqueTensor(f"{name}(…)", dtype, ())
+
+    return make
+
+
+_FUNCTIONS: dict[tuple[str, str], Constructor] = {
+    **{("torch._utils", name): function for name, function in (
+        ("_rebuild_tensor", rebuild_tensor),
+        ("_rebuild_tensor_v2", rebuild_tensor_v2),
+        ("_rebuild_tensor_v3", rebuild_tensor_v3),
+        ("_rebuild_parameter", rebuild_parameter),
+        ("_rebuild_parameter_with_state", rebuild_parameter_with_state),
+        ("_rebuild_qtensor", rebuild_qtensor),
+        ("_rebuild_sparse_tensor", rebuild_sparse),
+        ("_rebuild_sparse_csr_tensor", rebuild_sparse),
+        ("_rebuild_nested_tensor", rebuild_nested),
+        ("_rebuild_meta_tensor_no_storage", rebuild_meta),
+        ("_rebuild_wrapper_subclass", rebuild_subclass),
+        ("_rebuild_device_tensor_from_cpu_tensor", rebuild_device_tensor),
+        ("_rebuild_device_tensor_from_numpy", rebuild_device_tensor),
+        ("_rebuild_xla_tensor", rebuild_device_tensor),
+    )},
     ("torch._tensor", "_rebuild_from_type_v2"): rebuild_from_type,
     ("torch._tensor", "_rebuild_from_type"): rebuild_from_type,
-    ("torch", "Size"): make_size,
-    ("collections", "OrderedDict"): make_ordered,
-    ("collections", "defaultdict"): make_defaultdict,
-    ("builtins", "list"): make_list,
-    ("__builtin__", "list"): make_list,
-    ("builtins", "dict"): make_ordered,
-    ("__builtin__", "dict"): make_ordered,
-    ("builtins", "set"): make_set,
-    ("__builtin__", "set"): make_set,
-    ("builtins", "frozenset"): make_frozenset,
-    ("__builtin__", "frozenset"): make_frozenset,
-    ("builtins", "bytes"): make_bytes,
-    ("__builtin__", "bytes"): make_bytes,
     ("_codecs", "encode"): encode,
     ("copyreg", "_reconstructor"): make_reconstructed,
     ("copy_reg", "_reconstructor"): make_reconstructed,
+}  # fmt: skip
+_BUILTINS: dict[str, Constructor] = {
+    "list": Class(make_list, _empty_list),
+    "dict": Class(make_ordered, _empty_ordered),
+    "set": Class(make_set, _empty_set),
+    "frozenset": Class(make_frozenset, make_frozenset),
+    "bytes": Class(make_bytes, make_bytes),
 }
+_CLASSES: dict[tuple[str, str], Constructor] = {
+    ("torch", "Size"): Class(make_size, make_size),
+    ("torch.nn.parameter", "Parameter"): Class(make_parameter, make_parameter),
+    ("collections", "OrderedDict"): Class(make_ordered, _empty_ordered),
+    ("collections", "defaultdict"): Class(make_defaultdict, _empty_ordered),
+    ("collections", "Counter"): Class(make_counter, _empty_ordered),
+    **{(module, name): made for module in ("builtins", "__builtin__") for name, made in _BUILTINS.items()},
+}
+_TENSOR_CLASSES = {
+    (module, name): Class(make, make)
+    for module in ("torch", "torch.cuda")
+    for name, make in (
+        *((name.replace("Storage", "Tensor"), _tensor_class(f"{module}.{name.replace('Storage', 'Tensor')}", dtype))
+          for name, dtype in BY_STORAGE.items()),
+        ("Tensor", _tensor_class("torch.Tensor", BY_NAME["float32"])),
+    )
+}  # fmt: skip
+CONSTRUCTORS: dict[tuple[str, str], Constructor] = _FUNCTIONS | _CLASSES | _TENSOR_CLASSES

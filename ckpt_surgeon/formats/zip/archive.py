@@ -80,6 +80,21 @@ class Archive:
         self._left = READ_LIMIT
         # torch can be told to write no checksums (set_crc32_options(False)); they are all zero then
         self.has_checksums = any(member.crc32 for member in members.values())
+        self._by_folded_name: dict[bytes, Member] | None = None
+
+    def find(self, name: str) -> Member | None:
+        """A record by its name, in capitals or not: torch's zip reader (miniz) takes both for one."""
+        if name in self.members:
+            return self.members[name]
+        if self._by_folded_name is None:
+            self._by_folded_name = {_folded(other): member for other, member in self.members.items()}
+        return self._by_folded_name.get(_folded(name))
+
+    @property
+    def folder(self) -> str:
+        """The folder of the first record, with its slash: torch reads what lies in it.  "" where it lies in none."""
+        first = next(iter(self.members), "")
+        return first.partition("/")[0] + "/" if "/" in first else ""
 
     def read(self, name: str) -> bytes:
         """The bytes of one small member, checked.  Raises BrokenFile when its CRC does not match."""
@@ -99,6 +114,11 @@ class Archive:
         return raw
 
 
+def _folded(name: str) -> bytes:
+    """A name with its ASCII letters small, as miniz compares names."""
+    return name.encode("utf-8", "surrogateescape").lower()
+
+
 def read_archive(path: FilePath, place: ByteSpan | None = None) -> Archive:
     """Read the directory of a zip: a whole file, or one that lies at ``place`` in it.
 
@@ -106,15 +126,33 @@ def read_archive(path: FilePath, place: ByteSpan | None = None) -> Archive:
     """
     base, size = (place.start, len(place)) if place is not None else (0, path.size)
     with path.opened() as file:
-        count, where, length = _find_directory(path, file, base, size)
-        file.seek(base + where)
-        directory = file.read(length)
-        members = {}
-        for member in _members(path, file, directory, count, base, size):
-            if member.name in members:
-                raise BrokenFile(path, f"has two records called {member.name!r}")
-            members[member.name] = member
-    return Archive(path, members)
+        return Archive(path, members_of(path, file, base, size))
+
+
+def members_of(path: FilePath, file: BinaryIO, base: int, size: int) -> dict[str, Member]:
+    """The records of a zip that lies in an open file from byte ``base`` on, in the order of its directory."""
+    count, where, length = _find_directory(path, file, base, size)
+    file.seek(base + where)
+    directory = file.read(length)
+    members = {}
+    for member in _members(path, file, directory, count, base, size):
+        if member.name in members:
+            raise BrokenFile(path, f"has two records called {member.name!r}")
+        members[member.name] = member
+    _check_names(path, members)
+    return members
+
+
+def _check_names(path: FilePath, members: dict[str, Member]) -> None:
+    """Raise BrokenFile for names that are equal but for capitals: which of their records torch reads is chance."""
+    if len(set(map(str.lower, members))) == len(members):
+        return
+    seen: dict[bytes, str] = {}
+    for name in members:
+        other = seen.setdefault(_folded(name), name)
+        if other != name:
+            problem = f"has records {other!r} and {name!r}, which are one name for torch's zip reader"
+            raise BrokenFile(path, problem, "do not use it: it can be read in two ways")
 
 
 def _find_directory(path: FilePath, file: BinaryIO, base: int, size: int) -> tuple[int, int, int]:
@@ -125,25 +163,48 @@ def _find_directory(path: FilePath, file: BinaryIO, base: int, size: int) -> tup
         path.fetch_ahead([(base + tail_start, base + size)])  # the directory is there, too, or begins there
         file.seek(base + tail_start)
         tail = file.read(size - tail_start)
-        at = tail.rfind(b"PK\x05\x06")
+        at = tail.rfind(b"PK\x05\x06", 0, max(len(tail) - _END.size + 4, 0))
         if at >= _LOCATOR.size:
             break
-    if at < 0 or at + _END.size > len(tail):
+    if at < 0:
         raise Truncated(path, f"is a truncated zip: it ends after {size:,} bytes without its directory", TRUNCATED)
-    _, _, _, _, count, length, where, _ = _END.unpack_from(tail, at)
-    if count == _FULL16 or _FULL32 in (length, where):
-        locator = at - _LOCATOR.size
-        if locator >= 0 and tail.startswith(b"PK\x06\x07", locator):
-            end64 = _LOCATOR.unpack_from(tail, locator)[2]
-            file.seek(base + end64)
-            raw = file.read(_END64.size)
-            if len(raw) < _END64.size or not raw.startswith(b"PK\x06\x06"):
-                raise BrokenFile(path, "is a damaged zip: its zip64 directory is not where it should be")
-            *_, count, length, where = _END64.unpack(raw)
+    _, disk, directory_disk, here, count, length, where, _ = _END.unpack_from(tail, at)
+    wide = _find_wide_directory(path, file, base, size, tail[max(at - _LOCATOR.size, 0) : at])
+    if wide is not None:
+        disk, directory_disk, here, count, length, where = wide
+    elif (count == _FULL16 or _FULL32 in (length, where)) and tail.startswith(b"PK\x06\x07", at - _LOCATOR.size):
+        raise BrokenFile(path, "is a damaged zip: its zip64 directory is not where it should be")
+    if here != count or (disk, directory_disk) not in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        raise BrokenFile(
+            path, f"is one part of a zip in several: it has {here:,} of {count:,} records", "join the parts"
+        )
     if where + length > tail_start + at:
         problem = f"is a damaged zip: its directory should end at byte {where + length:,} of {size:,}"
         raise Truncated(path, problem, TRUNCATED)
     return count, where, length
+
+
+def _find_wide_directory(
+    path: FilePath, file: BinaryIO, base: int, size: int, locator: bytes
+) -> tuple[int, int, int, int, int, int] | None:
+    """The two disks, the entries on this one and in all, length and offset, from the zip64 record; None without one.
+
+    It counts whenever a locator leads to it, also where the 32-bit record would do: so does miniz.
+    """
+    if len(locator) < _LOCATOR.size or not locator.startswith(b"PK\x06\x07"):
+        return None
+    _, _, end64, _ = _LOCATOR.unpack(locator)
+    if end64 > size - _END64.size:
+        problem = f"is a damaged zip: its zip64 directory should end at byte {end64 + _END64.size:,} of {size:,}"
+        raise Truncated(path, problem, TRUNCATED)
+    file.seek(base + end64)
+    raw = file.read(_END64.size)
+    if len(raw) < _END64.size or not raw.startswith(b"PK\x06\x06"):
+        return None
+    _, rest, _, _, disk, directory_disk, here, count, length, where = _END64.unpack(raw)
+    if rest < _END64.size - 12:
+        raise BrokenFile(path, "is a damaged zip: its zip64 directory claims to be shorter than it is")
+    return disk, directory_disk, here, count, length, where
 
 
 def _members(
@@ -170,16 +231,23 @@ def _entries(path: FilePath, directory: bytes, count: int) -> Iterator[Member]:
     for index in range(count):
         if directory[at : at + 4] != b"PK\x01\x02" or at + _CENTRAL.size > len(directory):
             raise BrokenFile(path, f"is a damaged zip: its directory breaks off at entry {index + 1:,} of {count:,}")
-        (_, _, _, flags, method, _, _, crc32, packed, size, name_length, extra_length, comment_length, _, _, _,
-         header) = _CENTRAL.unpack_from(directory, at)  # fmt: skip
+        (_, _, _, flags, method, _, _, crc32, packed, size, name_length, extra_length, comment_length, disk, _,
+         attributes, header) = _CENTRAL.unpack_from(directory, at)  # fmt: skip
         at += _CENTRAL.size
         name = str(directory[at : at + name_length], "utf-8", "surrogateescape")
         at += name_length
         if _FULL32 in (packed, size, header):
-            packed, size, header = _wide(directory[at : at + extra_length], packed, size, header)
+            try:
+                packed, size, header = _wide(directory[at : at + extra_length], packed, size, header)
+            except struct.error:
+                raise BrokenFile(path, f"is a damaged zip: record {name!r} has no proper zip64 sizes") from None
         at += extra_length + comment_length
-        if flags & 1:
+        if flags & _SCRAMBLED:
             raise BrokenFile(path, f"record {name!r} is encrypted", "decrypt the archive first")
+        if disk not in (0, 1):
+            raise BrokenFile(path, f"record {name!r} lies in another part of a zip in several", "join the parts")
+        if size and (name.endswith("/") or attributes & _IS_FOLDER):
+            raise BrokenFile(path, f"record {name!r} is a folder and has {size:,} bytes", "do not use it")
         if method not in (_STORED, _DEFLATED):
             raise BrokenFile(path, f"record {name!r} is packed by method {method}", "repack it with deflate or stored")
         if method == _STORED and packed != size:
@@ -190,18 +258,26 @@ def _entries(path: FilePath, directory: bytes, count: int) -> Iterator[Member]:
 
 
 def _wide(extra: bytes, packed: int, size: int, header: int) -> tuple[int, int, int]:
-    """Take the 64-bit values out of the zip64 field (id 1): size, packed, header, those that are needed."""
+    """Take the 64-bit values out of the first zip64 field (id 1): size, packed, header, those that are needed.
+
+    Raises struct.error when they are not there.
+    """
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
-        values = [value for (value,) in struct.iter_unpack("<Q", extra[at + 4 : at + 4 + length // 8 * 8])]
-        at += 4 + length
+        if at + 4 + length > len(extra):
+            break
         if kind == 1:
-            wide = iter(values)
-            size = next(wide, size) if size == _FULL32 else size
-            packed = next(wide, packed) if packed == _FULL32 else packed
-            header = next(wide, header) if header == _FULL32 else header
-    return packed, size, header
+            values = iter([value for (value,) in struct.iter_unpack("<Q", extra[at + 4 : at + 4 + length // 8 * 8])])
+            try:
+                size = next(values) if size == _FULL32 else size
+                packed = next(values) if packed == _FULL32 else packed
+                header = next(values) if header == _FULL32 else header
+            except StopIteration:
+                break
+            return packed, size, header
+        at += 4 + length
+    raise struct.error("no zip64 field")
 
 
 def _start(path: FilePath, file: BinaryIO, name: str, header: int) -> int:
@@ -265,7 +341,10 @@ def scan_archive(path: FilePath) -> Archive:
                 crc32, packed, size, after = described
             else:
                 extra = data[at + _LOCAL.size + name_length : start]
-                packed, size, _ = _wide(extra, packed, size, 0) if packed == _FULL32 else (packed, size, 0)
+                try:
+                    packed, size, _ = _wide(extra, packed, size, 0) if packed == _FULL32 else (packed, size, 0)
+                except struct.error:
+                    break
                 after = start + packed
             if after > len(data) or method not in (_STORED, _DEFLATED):
                 break
@@ -368,6 +447,8 @@ class Directory:
         return fixed + encoded + extra
 
 
+_SCRAMBLED = 0x2061  # flags: encrypted, a patch, strongly encrypted, its header masked; miniz reads none of these
+_IS_FOLDER = 0x10  # MS-DOS's attribute
 _UTF8 = 0x0800  # flag: names are UTF-8
 _DESCRIBED = 0x0008  # flag: a descriptor behind the bytes tells checksum and sizes
 _DAY_ZERO = 0x21  # 1980-01-01, the first day that a zip can say: outputs do not depend on the clock

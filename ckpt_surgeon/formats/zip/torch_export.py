@@ -12,7 +12,7 @@ from ...errors import BrokenFile
 from ...tensors.dtypes import BY_NAME, DType
 from ...tensors.records import OpaqueTensor, StoredTensor
 from ..contents import Contents
-from ..pickle.machine import Ordered, Value
+from ..pickle.values import Ordered, Value
 from .archive import Archive
 
 CONTAINER = "torch.export"
@@ -28,13 +28,17 @@ _SCALAR_TYPES = {
 
 def holds(archive: Archive) -> bool:
     """Whether a zip is a torch.export archive."""
-    return any(name.endswith(("archive_format", CONFIG)) for name in archive.members)
+    return archive.find(archive.folder + "archive_format") is not None or any(map(_is_config, archive.members))
+
+
+def _is_config(name: str) -> bool:
+    return name.endswith(CONFIG) and "data/weights/" in name
 
 
 def read(archive: Archive, *, salvage: bool = False) -> Contents:
     """Read the weights of an exported program; pickled ones (subclasses) are named only.  Raises BrokenFile."""
     root = Ordered()
-    configs = [name for name in archive.members if name.endswith(CONFIG)]
+    configs = [name for name in archive.members if _is_config(name)]
     if not configs:
         raise BrokenFile(archive.path, "is a torch.export archive without plain weights", "save it with torch >= 2.8")
     try:

@@ -7,10 +7,12 @@ Reading resolves every storage to its place in the file; writing emits the same 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 
 from ...errors import NEW_FILE, BrokenFile, EditError, FileError, NoRoom
 from ...files.journal import Patch
@@ -21,15 +23,19 @@ from ...tensors.extra_state import Device, tensors_in, unknown_in
 from ...tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
 from ...tensors.strides import row_major
 from ..contents import Contents, Reindexed
+from ..payloads import names_in_loads
 from ..pickle import numpy_objects
-from ..pickle.key_opcodes import Place, Spotter
-from ..pickle.machine import Global, Object, PickleError, Unpickler, Value, spelled
+from ..pickle.key_opcodes import KeyUnpickler, Opcode
+from ..pickle.machine import PickleError, Unpickled
 from ..pickle.torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
+from ..pickle.unpickler import Unpickler
+from ..pickle.values import Global, Object, Value, spelled
 from .archive import ALIGNMENT, TRUNCATED, Archive, Directory, Member, checksum_places
 
 CONTAINER = "torch zip"
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 ALL_CONSTRUCTORS = CONSTRUCTORS | numpy_objects.CONSTRUCTORS
+VERSIONS = range(1, 11)  # kMinSupportedFileFormatVersion to kMaxSupportedFileFormatVersion, caffe2/serialize/versions.h
 ROOT = "archive"  # the folder in the archive; torch takes any
 
 
@@ -41,26 +47,61 @@ def holds(archive: Archive) -> bool:
     return any(name == "data.pkl" or name.endswith("/data.pkl") for name in archive.members)
 
 
+def root_pickle(archive: Archive) -> str | None:
+    """The pickle that torch.load reads: ``data.pkl`` in the folder of the first record."""
+    member = archive.find(archive.folder + "data.pkl") if archive.folder else None
+    return None if member is None else member.name
+
+
 def main_pickle(archive: Archive) -> str:
-    """The pickle that torch.load reads: that in the folder of the first record; else the outermost one."""
-    folder = next(iter(archive.members)).partition("/")[0]
-    if f"{folder}/data.pkl" in archive.members:
-        return f"{folder}/data.pkl"
+    """The pickle that torch.load reads; where it would find none (a zip packed again), the outermost one.
+
+    Raises BrokenFile where several lie equally far out.
+    """
+    if found := root_pickle(archive):
+        return found
     names = [name for name in archive.members if name == "data.pkl" or name.endswith("/data.pkl")]
-    return min(names, key=len)
+    if not names:
+        raise BrokenFile(archive.path, "has no data.pkl, where torch keeps what is in a file", "fetch it again")
+    outermost = min(name.count("/") for name in names)
+    found, *others = [name for name in names if name.count("/") == outermost]
+    if others:
+        problem = f"holds {found!r} and {others[0]!r}, and torch reads neither: the first record lies elsewhere"
+        raise BrokenFile(archive.path, problem, "unpack it and give one of them")
+    return found
 
 
 def read(archive: Archive, *, salvage: bool = False) -> Contents:
     """Read the index of a torch zip; with ``salvage``, storages may be missing.  Raises BrokenFile."""
     pickle = main_pickle(archive)
-    folder = pickle.removesuffix("data.pkl")
-    find = storages(archive, folder, folder + "data/{}", salvage=salvage)
-    return _contents(archive, *load(archive, pickle, find))
+    folder = pickle[: -len("data.pkl")]
+    _check_version(archive, folder)
+    find = storages(archive, folder, lambda key: f"{folder}data/{key}", salvage=salvage)
+    return _contents(archive, load(archive, pickle, find))
 
 
-def _contents(archive: Archive, root: Value, names: tuple[Global, ...]) -> Contents:
+def _check_version(archive: Archive, folder: str) -> None:
+    """Raise BrokenFile for a format that is newer than torch's, or that is none.
+
+    A zip without a version is read: torch writes one always and refuses without it, but all else is there.
+    """
+    member = archive.find(f"{folder}.data/version") or archive.find(f"{folder}version")
+    if member is None:
+        return
+    text = archive.read(member.name)
+    found = re.match(rb"\s*\+?([0-9]{1,18})", text)
+    if found is None or not VERSIONS[0] <= int(found[1]) <= VERSIONS[-1]:
+        problem = f"has a format version of {text[:20]!r}; torch reads {VERSIONS[0]} to {VERSIONS[-1]}"
+        raise BrokenFile(archive.path, problem, "save it again with the torch that wrote it, or fetch it again")
+    alignment = archive.find(f"{folder}.storage_alignment")
+    if alignment is not None and not re.fullmatch(rb"\s*[0-9]{1,18}\s*", archive.read(alignment.name)):
+        raise BrokenFile(archive.path, "has a .storage_alignment that is no number", "fetch it again")
+
+
+def _contents(archive: Archive, made: Unpickled) -> Contents:
     notes = () if archive.has_checksums else ("saved without checksums: damage cannot be told",)
-    return Contents(archive.path, CONTAINER, root, notes=notes, globals=names)
+    inside = partial(names_in_loads, archive.path, made.loads)
+    return Contents(archive.path, CONTAINER, made.root, notes=notes, globals=made.globals, globals_inside=inside)
 
 
 def truncated(found: Archive, error: BrokenFile) -> BrokenFile:
@@ -89,56 +130,86 @@ def truncated(found: Archive, error: BrokenFile) -> BrokenFile:
     return BrokenFile(found.path, problem if needed > there else error.problem, TRUNCATED)
 
 
-def load(archive: Archive, pickle: str, find: Callable[[Value], Value]) -> tuple[Value, tuple[Global, ...]]:
+def load(archive: Archive, pickle: str, find: Callable[[Value], Value]) -> Unpickled:
     """The object of one pickle in an archive, and the names that it mentions."""
-    return loaded(archive, pickle, Unpickler(archive.read(pickle), constructors=ALL_CONSTRUCTORS, persistent=find))
+    machine = Unpickler(archive.read(pickle), constructors=ALL_CONSTRUCTORS, persistent=find)
+    return unpickled(archive, pickle, machine)
 
 
-def loaded(archive: Archive, pickle: str, machine: Unpickler) -> tuple[Value, tuple[Global, ...]]:
+def unpickled(archive: Archive, pickle: str, machine: Unpickler) -> Unpickled:
     """What a machine makes of the pickle that it was given, and the names."""
     try:
-        return machine.load(), tuple(machine.globals.values())
+        return machine.unpickled()
     except PickleError as error:
         raise BrokenFile(archive.path, f"its {pickle.rpartition('/')[2]} is damaged: {error}") from error
 
 
-def storages(archive: Archive, folder: str, place: str, *, salvage: bool = False) -> Callable[[Value], Value]:
-    """A function from a persistent id to the storage in the archive; ``place`` is where a key's record lies."""
-    big = folder + "byteorder" in archive.members and archive.read(folder + "byteorder") == b"big"
+def storages(
+    archive: Archive,
+    folder: str,
+    record_of: Callable[[str], str],
+    *,
+    salvage: bool = False,
+    others: Callable[[Value], Value] | None = None,
+) -> Callable[[Value], Value]:
+    """A function from a persistent id to the storage in the archive.
+
+    ``record_of`` gives the name of a storage's record by its key; ``others`` reads persistent ids of other kinds.
+    The function raises ValueError or BrokenFile for an id that torch refuses.
+    """
+    big = _is_big_endian(archive, folder)
     known: dict[str, TypedStorage] = {}
 
     def find(saved: Value) -> Value:
-        if not isinstance(saved, tuple) or len(saved) != 5 or saved[0] != "storage":
-            return unknown_id(saved)
-        _, cls, key, location, numel = saved
-        if type(key) is not str:
-            key = spelled(key)
-        if type(numel) is not int or numel < 0:
-            raise ValueError("a storage without a proper size")
+        if others is not None and isinstance(saved, tuple) and saved and saved[0] not in ("storage", b"storage"):
+            return others(saved)
+        cls, key, location, numel = _fields(saved)
         typed = known.get(key)
-        if typed is None:
-            dtype = storage_dtype(cls)
-            nbytes = numel * dtype.itemsize
-            member = archive.members.get(place.format(key))
-            if member is None and salvage:
-                storage = Storage(None, nbytes, spelled(location))
-            elif member is None:
-                raise BrokenFile(archive.path, f"storage {key!r} is missing: there is no record data/{key}", TRUNCATED)
-            elif member.size != nbytes:
-                raise BrokenFile(
-                    archive.path, f"storage {key!r} should have {nbytes:,} bytes, its record has {member.size:,}"
-                )
-            else:
-                storage = member.storage(archive.path, spelled(location), big, archive.has_checksums)
-            typed = known[key] = TypedStorage(storage, dtype)
+        if typed is not None:  # whatever its class and size are here: torch takes the first as well
+            return typed
+        dtype = storage_dtype(cls)
+        nbytes = numel * dtype.itemsize
+        member = archive.members.get(record_of(key))
+        if member is None and salvage:
+            storage = Storage(None, nbytes, location)
+        elif member is None:
+            raise BrokenFile(archive.path, f"storage {key!r} is missing: there is no record data/{key}", TRUNCATED)
+        elif member.size != nbytes:
+            problem = f"storage {key!r} should have {nbytes:,} bytes, its record has {member.size:,}"
+            raise BrokenFile(archive.path, problem)
+        else:
+            storage = member.storage(archive.path, location, big, archive.has_checksums)
+        typed = TypedStorage(storage, dtype)
+        if nbytes:  # torch keeps no empty storage, so each mention of one has the class that it names
+            known[key] = typed
         return typed
 
     return find
 
 
-def unknown_id(saved: Value) -> Value:
+def _is_big_endian(archive: Archive, folder: str) -> bool:
+    member = archive.find(folder + "byteorder")
+    order = b"little" if member is None else archive.read(member.name)
+    if order not in (b"little", b"big"):
+        raise BrokenFile(archive.path, f"has an unknown byte order, {order[:20]!r}", "fetch it again")
+    return order == b"big"
+
+
+def _fields(saved: Value) -> tuple[Value, str, str, int]:
+    """class, key, location and element count of a storage's persistent id.  Raises ValueError for any other."""
+    if not isinstance(saved, tuple) or len(saved) != 5 or saved[0] not in ("storage", b"storage"):
+        raise ValueError("a tensor without a storage: a persistent id that is no storage")
+    _, cls, key, location, numel = saved
+    if type(key) is not str or "\0" in key:
+        raise ValueError(f"a storage under the key {spelled(key)!r}, which is no text that torch writes")
+    if type(numel) is not int or numel < 0:
+        raise ValueError("a storage without a proper size")
+    return cls, key, spelled(location), numel
+
+
+def package_object(saved: Value) -> Value:
     """A persistent id that is no storage: torch.package has such for its own objects."""
-    if isinstance(saved, tuple) and saved and isinstance(saved[0], str) and saved[0] != "storage":
+    if isinstance(saved, tuple) and saved and isinstance(saved[0], str):
         return Object(Global("persistent", saved[0]), saved[1:])
     raise ValueError("a persistent id that is no storage")
 
@@ -162,10 +233,11 @@ class Index:
         if any(other.start < stop and start < other.start + other.packed for other in self._others()):
             raise BrokenFile(archive.path, "another record shares bytes with its index", "fetch the file again")
         self._raw = archive.read(self._member.name)
-        folder = self._member.name.removesuffix("data.pkl")
-        find = storages(archive, folder, folder + "data/{}")
-        self._machine = Spotter(self._raw, constructors=ALL_CONSTRUCTORS, persistent=find)
-        self.contents = _contents(archive, *loaded(archive, self._member.name, self._machine))
+        folder = self._member.name[: -len("data.pkl")]
+        _check_version(archive, folder)
+        find = storages(archive, folder, lambda key: f"{folder}data/{key}")
+        self._machine = KeyUnpickler(self._raw, constructors=ALL_CONSTRUCTORS, persistent=find)
+        self.contents = _contents(archive, unpickled(archive, self._member.name, self._machine))
 
     def _others(self) -> list[Member]:
         return [member for member in self._archive.members.values() if member is not self._member]
@@ -176,7 +248,7 @@ class Index:
 
     def rewritten(self, texts: Mapping[Hashable, str]) -> Reindexed:
         """The pickle with other keys, and its new checksums.  Raises NoRoom."""
-        places = {place: text for place, text in texts.items() if isinstance(place, Place)}
+        places = {place: text for place, text in texts.items() if isinstance(place, Opcode)}
         room = len(self._raw)
         made = self._machine.rewritten(places)
         if len(made) > room:

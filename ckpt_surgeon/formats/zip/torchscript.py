@@ -7,11 +7,13 @@ The pickle holds attributes; which of them are parameters and buffers stands in 
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from ...errors import BrokenFile
 from ...tensors.records import OpaqueTensor, StoredTensor
 from ..contents import Contents
-from ..pickle.machine import Object, Ordered, Value, spelled
+from ..payloads import names_in_loads
+from ..pickle.values import Object, Ordered, Value, spelled
 from . import torch_zip
 from .archive import Archive
 from .torch_zip import load, main_pickle, storages
@@ -31,20 +33,21 @@ def holds(archive: Archive) -> bool:
 
 
 def _folder(archive: Archive) -> str:
-    return main_pickle(archive).removesuffix("data.pkl")
+    return main_pickle(archive)[: -len("data.pkl")]
 
 
 def read(archive: Archive, *, salvage: bool = False) -> Contents:
     """Read a scripted module's state_dict, names and order as torch's own gives them."""
     folder = _folder(archive)
-    find = storages(archive, folder, folder + "data/{}", salvage=salvage)
-    root, names = load(archive, folder + "data.pkl", find)
+    find = storages(archive, folder, lambda key: f"{folder}data/{key}", salvage=salvage)
+    made = load(archive, main_pickle(archive), find)
     state = _Collected(_declared(archive, folder))
-    state.add(root, "", 0)
+    state.add(made.root, "", 0)
     notes = ("a TorchScript archive: its code stays behind, its parameters and buffers are listed",)
     if state.left < 0:
         raise BrokenFile(archive.path, f"has modules with more than {ENTRIES:,} attributes")
-    return Contents(archive.path, CONTAINER, state.found, notes=notes, globals=names)
+    inside = partial(names_in_loads, archive.path, made.loads)
+    return Contents(archive.path, CONTAINER, state.found, notes=notes, globals=made.globals, globals_inside=inside)
 
 
 def _declared(archive: Archive, folder: str) -> dict[str, tuple[list[str], list[str]]]:
@@ -55,9 +58,9 @@ def _declared(archive: Archive, folder: str) -> dict[str, tuple[list[str], list[
         if name.startswith(code) and name.endswith(".py"):
             module = name.removeprefix(code).removesuffix(".py").replace("/", ".")
             source = archive.read(name).decode("utf-8", "replace")
-            for one in _CLASS.finditer(source):
-                lists = {key: _WORD.findall(words) for key, words in _LIST.findall(one[2])}
-                found[f"{module}.{one[1]}"] = (lists.get("__parameters__", []), lists.get("__buffers__", []))
+            for declared in _CLASS.finditer(source):
+                lists = {key: _WORD.findall(words) for key, words in _LIST.findall(declared[2])}
+                found[f"{module}.{declared[1]}"] = (lists.get("__parameters__", []), lists.get("__buffers__", []))
     return found
 
 

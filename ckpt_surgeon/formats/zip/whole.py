@@ -18,8 +18,9 @@ from ...tensors.records import OpaqueTensor, StoredTensor, Tensor, spans_of
 from ...tensors.strides import row_major
 from ..pickle import graph
 from ..pickle.graph import CallNode, DictNode, ListNode, Node, PersistentNode, SetNode
-from ..pickle.machine import Global, PickleError, Value
+from ..pickle.machine import PickleError
 from ..pickle.torch_objects import CONSTRUCTORS, TypedStorage
+from ..pickle.values import Global, Value
 from . import torch_zip
 from .archive import Archive, Directory, read_archive
 
@@ -69,9 +70,9 @@ def read_whole(path: FilePath) -> Whole:
     if not torch_zip.holds(archive):
         raise FileError(path, "is no file of torch.save", "only those hold more than weights that can be kept")
     pickle = torch_zip.main_pickle(archive)
-    folder = pickle.removesuffix("data.pkl")
+    folder = pickle[: -len("data.pkl")]
     _refuse_big_endian(archive, folder)
-    find = torch_zip.storages(archive, folder, folder + "data/{}")
+    find = torch_zip.storages(archive, folder, lambda key: f"{folder}data/{key}")
     try:
         root = graph.recorded(archive.read(pickle))
     except PickleError as error:

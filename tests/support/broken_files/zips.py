@@ -14,6 +14,12 @@ from broken_files.locating import data_at, end_at, entry_at, header_at, zip_byte
 from broken_files.registry import broken, cut_at, patched, state, written
 
 
+def _wide_end_at(raw: bytes) -> int:
+    """Where the zip64 record begins that torch writes, and reads in place of the 32-bit one."""
+    found: int = struct.unpack_from("<Q", raw, end_at(raw) - 12)[0]
+    return found
+
+
 def _changed_zip(folder: Path, *, change: Callable[[bytes], bytes]) -> Path:
     return written(change(zip_bytes()), "model.pth", folder)
 
@@ -46,13 +52,15 @@ _zip_case("a byte of a storage flipped", lambda raw: _flipped(raw, data_at(raw, 
 _zip_case("directory's first entry overwritten", lambda raw: patched(raw, raw.index(b"PK\1\2"), "<I", 0), "directory")
 _zip_case(
     "more entries announced",
-    lambda raw: patched(raw, end_at(raw) + 8, "<2H", 60, 60),
+    lambda raw: patched(raw, _wide_end_at(raw) + 24, "<2Q", 60, 60),
     "directory breaks off at entry 10 of 60",
 )
 _zip_case(
-    "directory elsewhere", lambda raw: patched(raw, end_at(raw) + 16, "<I", 77), "directory breaks off at entry 1"
+    "directory elsewhere", lambda raw: patched(raw, _wide_end_at(raw) + 48, "<Q", 77), "directory breaks off at entry 1"
 )
-_zip_case("directory beyond the end", lambda raw: patched(raw, end_at(raw) + 12, "<I", 1 << 30), "should end at byte")
+_zip_case(
+    "directory beyond the end", lambda raw: patched(raw, _wide_end_at(raw) + 40, "<Q", 1 << 30), "should end at byte"
+)
 _zip_case("record elsewhere", lambda raw: patched(raw, entry_at(raw, "data/0") + 42, "<I", 5), "not at byte 5")
 _zip_case("record beyond the end", lambda raw: patched(raw, entry_at(raw, "data/0") + 42, "<I", 9999999), "9,999,999")
 _zip_case("record longer than the file",
