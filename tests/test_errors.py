@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from conftest import Run
+from command_line import Run
 
 import ckpt_surgeon
 from ckpt_surgeon import errors

@@ -686,6 +686,7 @@ def pruned(layer: nn.Module) -> nn.Module:
     return prune.l1_unstructured(layer, "weight", amount=0.5)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("kind", REPARAMETRISED)
 def test_a_folded_weight_is_what_torch_makes_of_it(edited: Edited, kind: str, name: str) -> None:

@@ -30,6 +30,7 @@ def test_its_error_says_what_is_wrong(family: str, name: str, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["ls", "convert"])
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_a_command_says_it_in_one_line_and_leaves_nothing(

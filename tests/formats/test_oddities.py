@@ -41,6 +41,7 @@ def test_all_that_is_no_tensor_is_listed_with_its_class_and_value(made: UnusualF
     assert {path: listed.get(path, "")[: len(said)] for path, said in made.objects.items()} == made.objects
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_scan_tells_plain_data_from_the_rest(made: UnusualFile, ckpt: Run) -> None:
     ran = ckpt("scan", made.path)
