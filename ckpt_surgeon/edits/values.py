@@ -2,7 +2,7 @@
 
 They compute nothing when they are called: a Checkpoint gets tensors that know how their bytes will be made, and
 whatever is only another view of stored elements stays stored.  On a state_dict of torch tensors the same plan is
-carried out at once.  torch is imported where numbers are made, not before.
+carried out at once.  Numbers are made by tensors/arithmetic.py.
 
 Keys are named by globs, or, where several keys belong together (concat, split), by templates: ``{n}`` stands for an
 integer and ``*`` for anything, alike in all of them.

@@ -16,7 +16,7 @@ _FORMATS: dict[int, _Format] = {
     2: "H",
     4: "I",
     8: "Q",
-}  # memoryview and array codes by item size  # memoryview and array codes by item size
+}  # memoryview and array codes by item size
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

@@ -61,8 +61,27 @@ def filled(like: Tensor, axis: int, size: int, value: float) -> ComputedTensor:
     return ComputedTensor(like.dtype, shape, (), lambda _: constant(like.dtype, prod(shape), value))
 
 
+class _Stream:
+    """Blocks that are taken in other sizes than they come in."""
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self._blocks = blocks
+        self._left = memoryview(b"")
+
+    def take(self, nbytes: int) -> memoryview:
+        """The next bytes."""
+        found = bytearray()
+        while len(found) < nbytes:
+            if not self._left:
+                self._left = memoryview(next(self._blocks))
+            taken = self._left[: nbytes - len(found)]
+            found += taken
+            self._left = self._left[len(taken) :]
+        return memoryview(found)
+
+
 def concatenated(tensors: Sequence[Tensor], axis: int) -> ComputedTensor:
-    """Tensors joined along one dimension."""
+    """Tensors joined along one dimension; along an inner one they are read slab by slab, a block of memory for each."""
     first = tensors[0]
     shape = (*first.shape[:axis], sum(tensor.shape[axis] for tensor in tensors), *first.shape[axis + 1 :])
     rows = prod(first.shape[:axis])
@@ -72,16 +91,17 @@ def concatenated(tensors: Sequence[Tensor], axis: int) -> ComputedTensor:
             for tensor in inputs:
                 yield from tensor.blocks()
             return
-        wholes = [b"".join(tensor.blocks()) for tensor in inputs]
-        widths = [len(raw) // rows if rows else 0 for raw in wholes]
-        out = bytearray()
-        for row in range(rows):
-            for raw, width in zip(wholes, widths, strict=True):
-                out += memoryview(raw)[row * width : (row + 1) * width]
-            if len(out) >= BLOCK:
-                yield bytes(out)
-                out.clear()
-        yield bytes(out)
+        widths = [tensor.nbytes // rows if rows else 0 for tensor in inputs]
+        streams = [_Stream(tensor.blocks()) for tensor in inputs]
+        slab = max(BLOCK // max(sum(widths), 1), 1)
+        for start in range(0, rows, slab):
+            count = min(slab, rows - start)
+            parts = [stream.take(count * width) for stream, width in zip(streams, widths, strict=True)]
+            yield b"".join(
+                part[row * width : (row + 1) * width]
+                for row in range(count)
+                for part, width in zip(parts, widths, strict=True)
+            )
 
     return ComputedTensor(first.dtype, shape, tuple(tensors), make)
 
