@@ -232,8 +232,10 @@ def _brief_value(value: object) -> str:
     if isinstance(value, (bool, int, float, complex)):
         return repr(value)
     if isinstance(value, Collection):
-        small = len(value) <= 8 and all(isinstance(item, (str, int, float)) for item in value)
-        text = repr(value) if small and not isinstance(value, Mapping) else ""
+        items = value.values() if isinstance(value, dict) else value
+        is_plain = isinstance(value, dict) or not isinstance(value, Mapping)
+        small = is_plain and len(value) <= 8 and all(isinstance(item, (str, int, float)) for item in items)
+        text = repr(value) if small else ""
         return text if 0 < len(text) <= FIELD else f"<{len(value):,}>"
     text = repr(value)
     return text if len(text) <= FIELD else f"<{type(value).__name__}>"

@@ -13,14 +13,15 @@ from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
 from .. import hooks
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
 from ..tensors.checkpoint import Checkpoint, Versions, versions_of
+from ..text import Shown
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 Arguments = ParamSpec("Arguments")
 Patterns = str | Iterable[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Change(Generic[StateDict]):
+@dataclass(frozen=True, slots=True, repr=False)
+class Change(Shown, Generic[StateDict]):
     """What an edit does: the result, the old keys behind each new one, and what is worth saying.
 
     ``origins`` maps each new key to the old keys that it is made of.

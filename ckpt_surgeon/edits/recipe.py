@@ -27,6 +27,7 @@ from typing import TypeVar
 from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
 from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
+from ..text import Shown
 from . import keys, resize, values
 from .change import EDITS, Change, as_state_dict
 from .rename import parse_pairs
@@ -65,8 +66,8 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+@dataclass(frozen=True, slots=True, repr=False)
+class Step(Shown):
     """One edit and its arguments.  Build it with :func:`step`, which checks both."""
 
     name: str
@@ -155,8 +156,8 @@ def _argument_problems(
             yield "", f"{name.replace('_', '-')} needs the argument {argument!r}"
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, slots=True, repr=False)
+class Recipe(Shown):
     """An ordered list of edits.
 
     >>> recipe = Recipe((step("strip_prefix"), step("rename", pairs=["gamma=weight"])))

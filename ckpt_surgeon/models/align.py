@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from ..edits.keys import is_derivable, without_wrappers
 from ..reading.sources import state_dict_of
 from ..tensors.records import Shaped
+from ..text import Shown
 from .targets import expected_of
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ CELLS = 4_000_000  # pairs of keys that the sequence step looks at; beyond, name
 _NUMBER = re.compile(r"(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
+@dataclass(frozen=True, slots=True, repr=False)
+class Proposal(Shown):
     """One key's new name, why, and how sure that is: "certain", "likely", or "other shape" where only the name fits.
 
     ``reshape`` is the target's shape where the elements are the same and the shape is not (Linear to convolution).
@@ -54,8 +55,8 @@ class Proposal:
     reshape: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ambiguity:
+@dataclass(frozen=True, slots=True, repr=False)
+class Ambiguity(Shown):
     """Keys between which nothing decides: any of ``olds`` could become any of ``news``."""
 
     olds: tuple[str, ...]
@@ -63,8 +64,8 @@ class Ambiguity:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Alignment:
+@dataclass(frozen=True, slots=True, repr=False)
+class Alignment(Shown):
     """What :func:`align` found; ``unused`` and ``missing`` are the keys for which there is no proposal."""
 
     proposals: tuple[Proposal, ...]

@@ -6,21 +6,23 @@ A :class:`Diff` is data; :mod:`ckpt_surgeon.report` makes it text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from math import prod
 from typing import TYPE_CHECKING
 
 from ..edits.keys import WRAPPERS, drop, is_derivable, without_wrappers
 from ..errors import TargetError
-from ..reading.sources import state_dict_of
+from ..files.paths import file_path, is_path
+from ..reading.sources import is_module, state_dict_of
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.dtypes import EXTRA_STATE
 from ..tensors.extra_state import is_extra_state, tensors_alone
 from ..tensors.records import Shaped
+from ..text import Shown
 from .align import align
 from .modules import loads_plainly, verdict
-from .targets import expected, target_of, with_shapes
+from .targets import expected, is_model, target_of, with_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from .targets import Target
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
+@dataclass(frozen=True, slots=True, repr=False)
+class Mismatch(Shown):
     """One key with two shapes, or two dtypes."""
 
     key: str
@@ -38,8 +40,8 @@ class Mismatch:
     theirs: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
+@dataclass(frozen=True, slots=True, repr=False)
+class Hint(Shown):
     """An edit of keys that would make more of them match: what to say, what to run, and how many keys then match.
 
     ``command`` is the ``ckpt`` command's name and options.
@@ -50,8 +52,8 @@ class Hint:
     matched: int
 
 
-@dataclass(frozen=True, slots=True)
-class Diff:
+@dataclass(frozen=True, slots=True, repr=False)
+class Diff(Shown):
     """The differences between a checkpoint and a target.
 
     ``missing`` keys are the target's alone, ``unused`` ones the checkpoint's; ``mismatched`` have two shapes;
@@ -71,6 +73,8 @@ class Diff:
     hint: Hint | None = None
     rewritten: tuple[str, ...] = ()
     refused: str = ""
+    names: tuple[str, str] = ("the checkpoint", "the target")  # what a text calls the two
+    has_values: bool = False  # whether the target is a checkpoint too, whose values could be compared
 
     @property
     def loadable(self) -> bool:
@@ -102,8 +106,22 @@ def diff(checkpoint: Source | Mapping[str, Shaped], target: Target, *, hints: bo
     ours, theirs = state_dict_of(checkpoint), target_of(target)
     ours = ours if isinstance(ours, Checkpoint) else with_shapes(ours)
     if isinstance(theirs, Mapping):
-        return _compared(ours, with_shapes(theirs), None, hints=hints)
-    return _compared(ours, expected(theirs, lazy=True), theirs, hints=hints)
+        found = _compared(ours, with_shapes(theirs), None, hints=hints)
+    else:
+        found = _compared(ours, expected(theirs, lazy=True), theirs, hints=hints)
+    names = _name_of(checkpoint, "the checkpoint"), _name_of(target, "the target")
+    return replace(found, names=names, has_values=isinstance(theirs, Checkpoint))
+
+
+def _name_of(side: object, otherwise: str) -> str:
+    """What a text calls one side: a file's name, or a model's."""
+    if isinstance(side, str) and is_model(side):
+        return side.rpartition(":")[2]
+    if is_path(side):
+        return file_path(side).name
+    if isinstance(side, Checkpoint) and side.path is not None:
+        return side.path.name
+    return type(side).__name__ if is_module(side) else otherwise
 
 
 def _compared(

@@ -21,6 +21,7 @@ from ..tensors.dtypes import EXTRA_STATE
 from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
 from ..tensors.extra_state import is_extra_state, tensors_alone, without_extra_states
 from ..tensors.records import ComputedTensor, Tensor
+from ..text import Shown
 from .align import Alignment, align
 from .align_recipe import alignment_recipe
 from .targets import Expected
@@ -41,8 +42,8 @@ HOWS = ("as is", "renamed", "reshaped", "adapted", "initialised", "dropped")
 Values = Callable[[list[str]], Mapping[str, Tensor]]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+@dataclass(frozen=True, slots=True, repr=False)
+class Outcome(Shown):
     """What became of one key: ``how`` is one of :data:`HOWS`, ``source`` the old key ("" for none)."""
 
     key: str
@@ -52,8 +53,8 @@ class Outcome:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
+@dataclass(frozen=True, slots=True, repr=False)
+class Fit(Shown):
     """A checkpoint that fits: the result, what became of every key, the recipe that renamed it.
 
     ``matched`` is the share of the target's elements that come from the checkpoint, 0 to 1.

@@ -110,7 +110,7 @@ def _as_in(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return value.to(value.device if own.is_meta else own.device, own.dtype)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LoadReport(Shown):
     """What :func:`load_into` did; ``str()`` of it is the table that ``ckpt fit`` prints."""
 

@@ -31,6 +31,7 @@ from ..tensors.dtypes import BY_NAME, EXTRA_STATE, DType
 from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
 from ..tensors.extra_state import is_extra_state
 from ..tensors.records import ExtraState, Shaped
+from ..text import Shown
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +50,8 @@ NO_MODEL = "is no model; give a torch.nn.Module, or its spelling package.module:
 _siblings: set[str] = set()
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+@dataclass(frozen=True, slots=True, repr=False)
+class Expected(Shown):
     """One entry of a model's state_dict, without its values."""
 
     dtype: DType  # EXTRA_STATE for a module's extra state, of which torch checks nothing but that it is there

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # -- comparing
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+@dataclass(frozen=True, slots=True, repr=False)
+class Changed(Shown):
     """One key whose values differ: the greatest absolute difference, |a - b| / |a| and the cosine of the two.
 
     ``nan`` and ``inf`` count them on both sides; the measures are over what is finite on both.  ``why`` says what
@@ -45,8 +45,8 @@ class Changed:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ValueDiff:
+@dataclass(frozen=True, slots=True, repr=False)
+class ValueDiff(Shown):
     """What became of the values between two checkpoints; ``changed`` has the most changed first.
 
     ``renamed`` pairs keys with the same bytes under another name, ``close`` holds those within the tolerance.
@@ -183,8 +183,8 @@ def _measured(key: str, ours: Tensor, theirs: Tensor) -> Changed:
 # -- hashing
 
 
-@dataclass(frozen=True, slots=True)
-class Hashes:
+@dataclass(frozen=True, slots=True, repr=False)
+class Hashes(Shown):
     """SHA-256 digests that depend on keys and values only: ``whole``, and one per tensor."""
 
     whole: str
@@ -231,8 +231,8 @@ def tensor_hash(tensor: Tensor) -> str:
 # -- summing up
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+@dataclass(frozen=True, slots=True, repr=False)
+class Stats(Shown):
     """What a tensor's values are like; mean, std (of the population), min and max are over the finite ones."""
 
     mean: float

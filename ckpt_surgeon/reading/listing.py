@@ -14,6 +14,7 @@ from ..files.prefetch import reading_ahead
 from ..formats.contents import Contents
 from ..tensors.checkpoint import Checkpoint, LeftOut
 from ..tensors.records import StoredTensor, Tensor, spans_of
+from ..text import Shown
 from .opening import read
 from .selecting import Candidate, beside, candidates, without_lost
 from .selecting import select as select_state_dict
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 MEMORY = "(memory)"  # what stands for the path of a checkpoint that lies in no file
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+@dataclass(frozen=True, slots=True, repr=False)
+class Part(Shown):
     """One state_dict in a file: its dotted path and totals (ties counted once)."""
 
     path: str
@@ -38,8 +39,8 @@ class Part:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+@dataclass(frozen=True, slots=True, repr=False)
+class Listing(Shown):
     """The result of :func:`ls`.  ``tensors`` is keyed by full dotted path where the file holds several parts."""
 
     path: FilePath

@@ -13,6 +13,7 @@ from ..formats.dcp import metadata
 from ..formats.pickle import numpy_objects, torch_objects
 from ..formats.pickle.values import Global
 from ..tensors.dtypes import BY_NAME, BY_STORAGE
+from ..text import Shown
 from .opening import read
 
 _BUILTINS = ("bytearray", "bytes", "str", "bool", "int", "float", "complex", "tuple", "range", "slice", "object",
@@ -39,8 +40,8 @@ _DATA = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+@dataclass(frozen=True, slots=True, repr=False)
+class Name(Shown):
     """One name in a pickle; ``verdict`` completes "a full torch.load would …"."""
 
     name: str
@@ -51,8 +52,8 @@ class Name:
         return "build plain data" if self.is_data else "import it, and may run it"
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Scan(Shown):
     """Every name that a checkpoint's pickles mention, in order."""
 
     path: FilePath

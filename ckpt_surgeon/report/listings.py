@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..formats.registry import WRITERS
@@ -13,13 +13,24 @@ from ..tensors.records import ExtraState, Storage, StoredTensor, Tensor
 from ..text import as_json, command, long_table, number, plural, size, table, visible
 
 if TYPE_CHECKING:
-    from ..reading.comparing import Stats
+    from ..reading.comparing import Stats, StatsByKey
     from ..reading.listing import Listing
     from ..reading.scanning import Scan
 
 
 def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
     """What ``ckpt ls`` prints."""
+    lines = listing_head(listing)
+    if listing.tensors:
+        lines += ["", _folded_table(listing) if fold_rows else _rows(listing)]
+    if listing.objects:
+        rows = ((one.path, one.kind, one.value) for one in listing.objects)
+        lines += ["", "no tensors:", table(["path", "class", "value"], rows)]
+    return "\n".join(lines)
+
+
+def listing_head(listing: Listing) -> list[str]:
+    """What ``ckpt ls`` prints above the tensors: the file, its state_dicts, what is beside them, notes."""
     lines = [f"{listing.path}: {listing.container}, {size(listing.file_bytes)}"]
     for part in listing.parts:
         where = f"{part.path}: " if part.path else ""
@@ -51,12 +62,7 @@ def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
         )
     if listing.checked is not None:
         lines.append(f"  checked: {size(listing.checked)} read, no damage found")
-    if listing.tensors:
-        lines += ["", _folded_rows(listing) if fold_rows else _rows(listing)]
-    if listing.objects:
-        rows = ((one.path, one.kind, one.value) for one in listing.objects)
-        lines += ["", "no tensors:", table(["path", "class", "value"], rows)]
-    return "\n".join(lines)
+    return lines
 
 
 def slack_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -81,26 +87,44 @@ def _rows(listing: Listing) -> str:
 
 
 def _stats_rows(listing: Listing, stats: Mapping[str, Stats]) -> str:
-    rows = []
-    for key, tensor in listing.tensors.items():
-        one = stats[key]
-        odd = [f"{one.nan:,} NaN"] * bool(one.nan) + [f"{one.inf:,} inf"] * bool(one.inf) + ["all zero"] * one.all_zero
-        measures = (number(value) for value in (one.mean, one.std, one.min, one.max))
-        rows.append((key, tensor.dtype.name, shape(tensor), *measures, ", ".join(odd)))
+    rows = (stats_row(key, tensor, stats[key]) for key, tensor in listing.tensors.items())
     return table(["key", "dtype", "shape", "mean", "std", "min", "max", ""], rows)
 
 
-def _folded_rows(listing: Listing) -> str:
-    rows = []
+def stats_row(key: str, tensor: Tensor, one: Stats) -> Sequence[object]:
+    """One tensor and the measures of its values."""
+    measures = (number(value) for value in (one.mean, one.std, one.min, one.max))
+    return key, tensor.dtype.name, shape(tensor), *measures, _unusual(one)
+
+
+def _unusual(one: Stats) -> str:
+    """What is worth a look in the values of a tensor."""
+    found = [f"{one.nan:,} NaN"] * bool(one.nan) + [f"{one.inf:,} inf"] * bool(one.inf) + ["all zero"] * one.all_zero
+    return ", ".join(found)
+
+
+def stats_text(found: StatsByKey) -> str:
+    """The measures of ``ckpt ls --stats``, tensor by tensor."""
+    rows = ((key, *map(number, (one.mean, one.std, one.min, one.max)), _unusual(one)) for key, one in found.items())
+    return table(["key", "mean", "std", "min", "max", ""], rows)
+
+
+def _folded_table(listing: Listing) -> str:
+    return table(["key", "keys", "dtype", "shape", "bytes"], folded_rows(listing))
+
+
+def folded_rows(listing: Listing) -> list[Sequence[object]]:
+    """A row for each pattern of keys of one dtype and shape, in the order of the first keys."""
+    rows: list[tuple[int, Sequence[object]]] = []
     groups: dict[tuple[str, str], list[str]] = {}
     for key, tensor in listing.tensors.items():
         groups.setdefault((tensor.dtype.name, shape(tensor)), []).append(key)
-    place = {key: index for index, key in enumerate(listing.tensors)}
+    position = {key: index for index, key in enumerate(listing.tensors)}
     for (dtype, dims), keys in groups.items():
         for one in fold(keys):
             nbytes = listing.tensors[keys[0]].nbytes * one.count
-            rows.append((place[keys[one.first]], [one.pattern, one.count, dtype, dims, f"{nbytes:,}"]))
-    return table(["key", "keys", "dtype", "shape", "bytes"], [row for _, row in sorted(rows, key=lambda row: row[0])])
+            rows.append((position[keys[one.first]], [one.pattern, one.count, dtype, dims, f"{nbytes:,}"]))
+    return [row for _, row in sorted(rows, key=lambda row: row[0])]
 
 
 def shape(tensor: Tensor) -> str:

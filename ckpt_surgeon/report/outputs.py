@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from ..edits.change import Change, StateDict
 from ..files import swap
 from ..formats import sharded
 from ..key_patterns import FEW
@@ -14,7 +15,6 @@ from ..writing.write import source_bytes
 from .listings import shape
 
 if TYPE_CHECKING:
-    from ..edits.change import Change
     from ..writing.in_place import InPlace
     from ..writing.write import Plan
 
@@ -30,6 +30,41 @@ def plan_text(plan: Plan, change: Change[Checkpoint]) -> str:
     before = source_bytes(change.before)
     lines.append(f"{size(before)} before, about {size(plan.nbytes)} after; nothing was written (--dry-run)")
     return "\n".join(lines)
+
+
+def plan_line(plan: Plan) -> str:
+    """What ``ckpt convert`` prints of an output that was written; of a plan, what would be written."""
+    checkpoint = plan.checkpoint
+    if plan.written:
+        return summary(plan, Change(checkpoint, checkpoint, {key: (key,) for key in checkpoint}), ())
+    shards = f", {plural(len(plan.files), 'shard')}" if len(plan.files) > 1 else ""
+    what = f"{plural(len(checkpoint), 'tensor')}{shards}, about {size(plan.nbytes)}"
+    return f"would write {plan.index or plan.out}: {what}"
+
+
+def change_text(change: Change[StateDict]) -> str:
+    """What an edit does, key by key, as ``--dry-run`` prints it."""
+    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change))]
+    return "\n".join([*lines, *(f"note: {note}" for note in change.notes)])
+
+
+def change_rows(change: Change[StateDict]) -> Iterator[Sequence[object]]:
+    """A row for each key, new or dropped, of a change of a Checkpoint or of any other state_dict."""
+    if isinstance(change.before, Checkpoint) and isinstance(change.result, Checkpoint):
+        yield from _change_rows(cast("Change[Checkpoint]", change))
+        return
+    for new, olds in change.origins.items():
+        same = olds == (new,)
+        yield " + ".join(olds), "=" if same else "→", "" if same else new, *_described(change.result[new])
+    for old in change.dropped:
+        yield old, "✗", "dropped", *_described(change.before[old])
+
+
+def _described(value: object) -> tuple[str, str, str]:
+    """The dtype, shape and bytes of a torch tensor."""
+    dims, nbytes = getattr(value, "shape", None), getattr(value, "nbytes", None)
+    dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+    return dtype, "" if dims is None else str(list(dims)), "" if nbytes is None else f"{nbytes:,}"
 
 
 def _change_rows(change: Change[Checkpoint]) -> Iterator[Sequence[object]]:
@@ -76,14 +111,19 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
     return "\n".join(lines)
 
 
+def in_place_text(plan: InPlace) -> str:
+    """What the command line prints of a rename in place: that it was done, or what would be."""
+    return in_place_summary(plan) if plan.written else in_place_plan_text(plan)
+
+
 def in_place_plan_text(plan: InPlace) -> str:
     """What ``--dry-run --in-place`` prints: every key, the bytes."""
     lines = [table(["old", "", "new", "dtype", "shape", "bytes"], _change_rows(plan.change)), ""]
     lines += [f"note: {note}" for note in plan.change.notes]
-    told = "no key changes"
+    verdict = "no key changes"
     if plan.patches:
-        told = f"would rewrite {size(plan.nbytes)} of {plan.path}, {plan.spare:,} bytes to spare"
-    return "\n".join([*lines, f"{told}; nothing was written (--dry-run)"])
+        verdict = f"would rewrite {size(plan.nbytes)} of {plan.path}, {plan.spare:,} bytes to spare"
+    return "\n".join([*lines, f"{verdict}; nothing was written (--dry-run)"])
 
 
 def in_place_summary(plan: InPlace) -> str:

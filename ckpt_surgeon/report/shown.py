@@ -1,24 +1,65 @@
-"""Which record has which text: what ``str()`` and notebooks show."""
+"""Which record has which text and which table: what ``str()`` and notebooks show."""
 
 from __future__ import annotations
 
+from ..edits.change import Change
+from ..edits.recipe import Recipe
+from ..models.align import Alignment
+from ..models.diff import Diff
+from ..models.fit import Fit
 from ..models.load_into import LoadReport
+from ..reading.comparing import Hashes, StatsByKey, ValueDiff
+from ..reading.listing import Listing, ls
+from ..reading.scanning import Scan
 from ..runs.describe import Training
 from ..runs.resume_check import ResumeCheck
-from ..text import look
+from ..tensors.checkpoint import Checkpoint
+from ..text import command, look
 from ..training.freezing import Trainable
 from ..training.grouping import ParamGroups
 from ..training.initializing import Initialized
-from .alignments import fit_text
+from ..writing.in_place import InPlace
+from ..writing.write import Plan
+from . import notebook
+from .alignments import alignment_text, fit_text
+from .differences import diff_text, hashes_text, values_text
+from .listings import listing_text, scan_text, stats_text
+from .outputs import change_rows, change_text, in_place_text, plan_line
 from .training_plans import groups_html, groups_text, initialized_html, initialized_text, trainable_html, trainable_text
 from .trainings import resume_html, resume_text, training_html, training_text
 
 
 def register() -> None:
     """Give every record that has a text its text and its table."""
-    look(LoadReport, lambda report: fit_text(report.fit))
+    _register_what_reads()
+    _register_what_writes()
+    look(Alignment, alignment_text, notebook.alignment_html)
+    look(Fit, fit_text, notebook.fit_html)
+    look(LoadReport, lambda report: fit_text(report.fit), notebook.load_html)
     look(Trainable, trainable_text, trainable_html)
     look(ParamGroups, groups_text, groups_html)
     look(Initialized, initialized_text, initialized_html)
     look(Training, training_text, training_html)
     look(ResumeCheck, resume_text, resume_html)
+
+
+def _register_what_reads() -> None:
+    look(Checkpoint, lambda one: listing_text(ls(one)), lambda one: notebook.listing_html(ls(one)))
+    look(Listing, listing_text, notebook.listing_html)
+    look(Scan, scan_text, notebook.scan_html)
+    look(Diff, _diff_text, notebook.diff_html)
+    look(ValueDiff, values_text, notebook.values_html)
+    look(Hashes, hashes_text, notebook.hashes_html)
+    look(StatsByKey, stats_text, notebook.stats_html)
+
+
+def _register_what_writes() -> None:
+    look(Plan, plan_line, lambda plan: notebook.plan_html(plan, plan_line(plan)))
+    look(InPlace, in_place_text, lambda plan: notebook.change_html(plan.change, change_rows(plan.change)))
+    look(Change, change_text, lambda change: notebook.change_html(change, change_rows(change)))
+    look(Recipe, Recipe.dumps)
+
+
+def _diff_text(found: Diff) -> str:
+    hint = command(*found.hint.command) if found.hint is not None else ""
+    return diff_text(found, *found.names, hint=hint, has_values=found.has_values)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .. import hooks
 from ..errors import NothingMatched
 from ..files.paths import FilePath
+from ..text import Shown
 from .records import Tensor
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 Versions = Mapping[str, Mapping[str, object]]  # torch's _metadata: module path -> {"version": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
+@dataclass(frozen=True, slots=True, repr=False)
+class LeftOut(Shown):
     """Something in the file beside the tensors that were selected: its path, what it is, and how big."""
 
     path: str
@@ -27,8 +28,8 @@ class LeftOut:
     nbytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Checkpoint(Mapping[str, Tensor]):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Checkpoint(Shown, Mapping[str, Tensor]):
     """An ordered mapping from key to tensor; reading it reads no tensor data.
 
     ``selected`` is the dotted path of the state_dict inside its file ("" for the whole file), ``metadata`` the

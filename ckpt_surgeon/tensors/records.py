@@ -21,6 +21,7 @@ from .. import hooks
 from ..errors import BrokenFile, EditError
 from ..files.paths import FilePath
 from ..files.spans import BLOCK, Block, ByteSpan
+from ..text import Shown
 from .dtypes import EXTRA_STATE, DType
 from .strides import gather, row_major, swapped
 
@@ -33,8 +34,8 @@ ELEMENTS = (1 << 63) - 1  # torch counts them in 64 bits
 _FLIP_SIGN = bytes(value ^ 0x80 for value in range(256))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Storage:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Storage(Shown):
     """The bytes behind one or more tensors; two tensors share storage when this is the same object.
 
     ``nbytes`` counts the bytes once they are unpacked; ``span`` is where they lie (packed, if ``deflated``),
@@ -105,10 +106,26 @@ class Storage:
                 yield mapped
 
 
-class Loadable:
+class Described(Protocol):
+    """What one line says of a tensor."""
+
+    @property
+    def dtype(self) -> DType: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Loadable(Shown):
     """A tensor that torch can have."""
 
     __slots__ = ()
+
+    def __repr__(self: Described) -> str:
+        return f"<{type(self).__name__} {self.dtype} {list(self.shape)}, {self.nbytes:,} bytes>"
 
     def load(self) -> torch.Tensor:
         """The tensor as torch's, mapped where it can be.  Raises EditError for one that is more than its elements.
@@ -121,7 +138,7 @@ class Loadable:
         return cast("torch.Tensor", hooks.answer("load tensor")(self))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StoredTensor(Loadable):
     """A tensor whose elements lie in a storage.
 
@@ -274,7 +291,7 @@ class Outcome:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ComputedTensor(Loadable):
     """A tensor whose bytes are made from ``inputs`` when they are written, block by block.
 
@@ -317,7 +334,7 @@ class ComputedTensor(Loadable):
         return StoredTensor(self.dtype, self.shape, row_major(self.shape), 0, storage)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class OpaqueTensor(Loadable):
     """A tensor that is more than elements in a storage: named and counted, never copied.
 

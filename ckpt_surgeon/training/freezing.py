@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 NORMS = ("eval", "train")
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleState:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModuleState(Shown):
     """One module with parameters or running statistics of its own: how many of its parameters are trained or frozen.
 
     ``norm`` is "" without running statistics, else "eval" (they stay, whatever ``model.train()`` says), "train"
@@ -46,7 +46,7 @@ class ModuleState:
         return "trainable" if self.trainable else "frozen" if self.frozen else ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Trainable(Shown):
     """What of a model is trained: keys, and one record per module; ``str()`` of it is a table, a notebook shows one.
 

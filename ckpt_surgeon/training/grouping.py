@@ -30,8 +30,8 @@ OVERLAPS = ("error", "first", "last", "combine")
 _MULTIPLE = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*[x×*]\s*")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rule:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Rule(Shown):
     """One named group: what it catches (see :mod:`.selectors`), its learning rate and weight decay.
 
     None takes the base value; ``options`` are further entries for the optimizer (``momentum``, ``betas`` …).
@@ -47,8 +47,8 @@ class Rule:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class GroupSummary:
+@dataclass(frozen=True, slots=True, repr=False)
+class GroupSummary(Shown):
     """What one group holds: names of parameters (every name of a tied one), elements, learning rate, weight decay."""
 
     name: str
@@ -73,8 +73,8 @@ class ParamGroups(Shown, list[dict[str, object]]):
         return f"<ParamGroups: {', '.join(f'{one.name} ({len(one.keys):,})' for one in self.summary)}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+@dataclass(frozen=True, slots=True, repr=False)
+class Rules(Shown):
     """All that :func:`param_groups` is asked, as it is kept in a TOML file.
 
     >>> rules = Rules.loads('''

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Initialized(Shown):
     """What :func:`initialize` touched, key by key, and how; ``str()`` of it is a table."""
 

@@ -9,7 +9,7 @@ reader would then find is compared with what was asked for, before :mod:`ckpt_su
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from ..reading.tree import CONTAINERS, TENSORS, Step, Trail, children, followed,
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import digest, is_extra_state
 from ..tensors.records import ExtraState, OpaqueTensor, StoredTensor
+from ..text import Shown
 
 Holder = tuple[Value, str]  # a dict and one of its names
 
@@ -38,14 +39,15 @@ class Edit(Protocol):
     def plan(self, state_dict: Checkpoint, /) -> Change[Checkpoint]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class InPlace:
+@dataclass(frozen=True, slots=True, repr=False)
+class InPlace(Shown):
     """What a renaming in place will do: the change, the bytes to rewrite, and how many bytes of room are left then."""
 
     path: Path
     change: Change[Checkpoint]
     patches: tuple[Patch, ...]
     spare: int
+    written: bool = False  # whether it was carried out
 
     @property
     def nbytes(self) -> int:
@@ -102,7 +104,7 @@ def rename_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -> 
     """
     planned = plan_in_place(path, edit, select=select)
     carry_out(planned)
-    return planned
+    return replace(planned, written=True)
 
 
 def _local(path: FilePath) -> LocalPath:

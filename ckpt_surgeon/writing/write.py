@@ -27,6 +27,7 @@ from ..reading.sources import checkpoint_of
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import without_extra_states
 from ..tensors.records import StoredTensor, Tensor, outcomes
+from ..text import Shown
 
 if TYPE_CHECKING:
     from ..reading.sources import Source
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 THREADS = 8  # more at once than these wait for one another on most disks
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedFile:
+@dataclass(frozen=True, slots=True, repr=False)
+class PlannedFile(Shown):
     """One file (or folder) of an output, the tensors that go into it, and where in the file they will lie."""
 
     path: FilePath
@@ -43,8 +44,8 @@ class PlannedFile:
     selected: str = "."
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Shown):
     """What a write will do: its files, the index beside them (for shards), and the checkpoint they come from.
 
     Where the output is a folder, it is the one file, and ``max_shard_size`` that of the files in it.
@@ -56,6 +57,7 @@ class Plan:
     writer: Writer | FolderWriter
     index: FilePath | None = None
     max_shard_size: int | None = None
+    written: bool = False  # whether it was carried out
 
     @property
     def nbytes(self) -> int:
@@ -179,7 +181,7 @@ def save(
     """
     planned = plan(checkpoint_of(state_dict), out, force=force, max_shard_size=max_shard_size)
     write(planned, progress=progress, metadata=metadata)
-    return planned
+    return replace(planned, written=True)
 
 
 def convert(
