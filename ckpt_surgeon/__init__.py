@@ -205,12 +205,14 @@ _provide("value at", lambda: _import_module(".reading.values", __name__).value_a
 _provide("load tensor", lambda: _import_module(".tensors.torch_bridge", __name__).load_tensor)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(_import_module(f".{_HOME_OF[name]}", __name__), name)
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # to a type checker, a name that is not imported above is none
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found: object = getattr(_import_module(f".{_HOME_OF[name]}", __name__), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:
