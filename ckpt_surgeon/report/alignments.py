@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..key_patterns import FEW, folded
-from ..text import as_json, percent, plural, table
+from ..text import as_json, percent, plural, table, visible
 
 if TYPE_CHECKING:
     from ..models.align import Alignment
@@ -26,7 +26,7 @@ def alignment_text(found: Alignment, *, full: bool = False) -> str:
     lines = [table(["target's keys", "keys", "certainty", "why"], rows)] if rows else ["nothing could be aligned"]
     for choice in found.ambiguous:
         olds, news = (", ".join(pattern for pattern, _ in folded(keys, limit=4)) for keys in (choice.olds, choice.news))
-        lines += ["", f"open: {olds} → {news}", f"  {choice.reason}"]
+        lines += ["", visible(f"open: {olds} → {news}"), visible(f"  {choice.reason}")]
     for title, keys in (("missing in the checkpoint", found.missing), ("unused", found.unused)):
         if keys:
             lines += ["", f"{title}: {plural(len(keys), 'key')}"]
@@ -69,12 +69,12 @@ def fit_text(found: Fit, *, full: bool = False) -> str:
         if one.how == "initialised" or (full and one.how == "dropped"):
             details.setdefault(f"{one.how}: {one.detail}" if one.detail else one.how, []).append(one.key)
     for title, keys in details.items():
-        lines += ["", title]
+        lines += ["", visible(title)]
         lines += [
             f"  {line}" for line in table(["key", "keys"], folded(keys, limit=None if full else FEW)).splitlines()[1:]
         ]
     for note in found.change.notes:
-        lines.append(f"note: {note}")
+        lines.append(visible(f"note: {note}"))
     return "\n".join([*lines, "", f"{percent(found.matched)} of the target's parameters come from the checkpoint"])
 
 

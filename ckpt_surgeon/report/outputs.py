@@ -45,7 +45,7 @@ def plan_line(plan: Plan) -> str:
 def change_text(change: Change[StateDict]) -> str:
     """What an edit does, key by key, as ``--dry-run`` prints it."""
     lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change))]
-    return "\n".join([*lines, *(f"note: {note}" for note in change.notes)])
+    return "\n".join([*lines, *(visible(f"note: {note}") for note in change.notes)])
 
 
 def change_rows(change: Change[StateDict]) -> Iterator[Sequence[object]]:

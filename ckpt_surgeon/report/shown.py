@@ -14,7 +14,7 @@ from ..reading.scanning import Scan
 from ..runs.describe import Training
 from ..runs.resume_check import ResumeCheck
 from ..tensors.checkpoint import Checkpoint
-from ..text import command, look
+from ..text import command, look, visible
 from ..training.freezing import Trainable
 from ..training.grouping import ParamGroups
 from ..training.initializing import Initialized
@@ -57,7 +57,7 @@ def _register_what_writes() -> None:
     look(Plan, plan_line, lambda plan: notebook.plan_html(plan, plan_line(plan)))
     look(InPlace, in_place_text, lambda plan: notebook.change_html(plan.change, change_rows(plan.change)))
     look(Change, change_text, lambda change: notebook.change_html(change, change_rows(change)))
-    look(Recipe, Recipe.dumps)
+    look(Recipe, lambda recipe: "\n".join(map(visible, recipe.dumps().split("\n"))))
 
 
 def _diff_text(found: Diff) -> str:
