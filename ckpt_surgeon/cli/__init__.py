@@ -20,32 +20,13 @@ from ..text import visible
 from . import torchrun
 from .spelling import spelled
 
-# Each command's module is imported when it is called for; the order is that of `ckpt --help`.
+# Each command's module is imported when it is called for; the order is that of `ckpt --help`.  The commands of edits,
+# which stand before "convert", are not listed here: an edit declares its own.
 COMMANDS = {
     "ls": "looking",
     "diff": "looking",
     "hash": "looking",
     "scan": "looking",
-    "strip-prefix": "editing",
-    "add-prefix": "editing",
-    "rename": "editing",
-    "keep": "editing",
-    "drop": "editing",
-    "select": "editing",
-    "cast": "editing",
-    "reshape": "editing",
-    "transpose": "editing",
-    "slice": "editing",
-    "pad": "editing",
-    "concat": "editing",
-    "split": "editing",
-    "scale": "editing",
-    "fold": "editing",
-    "resize-rows": "editing",
-    "map-classes": "editing",
-    "resize-channels": "editing",
-    "resize-grid": "editing",
-    "resize-bias-table": "editing",
     "convert": "editing",
     "recover": "editing",
     "align": "fitting",
@@ -64,13 +45,15 @@ class Commands(click.Group):
     called: click.Command | None = None  # the command that is run
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        from . import editing
+
+        first, *_ = [index for index, module in enumerate(COMMANDS.values()) if module == "editing"]
+        own = list(COMMANDS)
+        return [*own[:first], *editing.names(), *own[first:]]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module = import_module(f".{COMMANDS[cmd_name]}", __name__)
-        found: click.Command = module.COMMANDS[cmd_name]
+        module = import_module(f".{COMMANDS.get(cmd_name, 'editing')}", __name__)
+        found: click.Command | None = module.command_of(cmd_name)
         return found
 
     def resolve_command(

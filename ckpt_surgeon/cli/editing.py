@@ -1,15 +1,16 @@
-"""One command per edit, made from the edit itself: its name, arguments and help are the edit's."""
+"""One command for each edit, made from what the edit declares; and convert and recover."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from typing import cast
 
 import click
 
 from ..edits import change, recipe
+from ..edits.arguments import PAIRS, PATTERNS, TRUTH, Argument, Kind
+from ..edits.change import Edit
 from ..errors import FileError
 from ..files import journal
 from ..files.paths import FilePath, LocalPath
@@ -19,140 +20,64 @@ from ..writing import in_place
 from . import torchrun
 from .options import FILE_PATH, OPTIONAL_OUT, OUT, SOURCE, STAY, opened, output, output_options
 
-# What only renames and so can be done in place, too.
-IN_PLACE = ("strip_prefix", "add_prefix", "rename")
-
-# What a new user can paste, after `ckpt NAME `.
-EXAMPLES = {
-    "strip_prefix": (
-        "parallel.pth clean.pth",
-        "compiled.pth clean.safetensors --wrappers",
-        "--in-place training.ckpt",
-    ),
-    "add_prefix": ("backbone.pth wrapped.pth --prefix model.",),
-    "rename": (
-        "old.pth new.pth 'layers.{n}=blocks.{n+1}' 'gamma$=weight'",
-        r"old.pth new.pth --regex '(.*)\.attn\.(\w+)=\1.attention.\2'",
-    ),
-    "keep": ("model.pth backbone.pth 'layer*.*' 'conv1.*'",),
-    "drop": ("model.pth headless.pth 'fc.*' --derivable",),
-    "select": ("moco.pth encoder.pth --prefix encoder_q.",),
-    "cast": ("model.safetensors half.safetensors --dtype bf16 --except '*norm*'",),
-    "reshape": ("vgg.pth fcn.pth 'classifier.0.weight' --shape 4096,512,7,7",),
-    "transpose": ("gpt2.pth linear.pth '*.c_attn.weight'",),
-    "slice": ("model.pth cut.pth 'fc.*' --start 0 --stop 10",),
-    "pad": ("model.pth padded.pth 'embed.weight' --after 2",),
-    "concat": ("model.pth fused.pth --sources 'l.{n}.q,l.{n}.k,l.{n}.v' --into 'l.{n}.qkv'",),
-    "split": ("model.pth parts.pth --source 'l.{n}.qkv' --into 'l.{n}.q,l.{n}.k,l.{n}.v'",),
-    "scale": ("model.pth scaled.pth 'logit_scale' --factor 0.5",),
-    "fold": ("vocoder.pth plain.pth",),
-    "resize_rows": ("llm.pth grown.pth 'embed_tokens.weight' 'lm_head.weight' --rows 32002 --fill mean",),
-    "map_classes": ("model.pth mapped.pth 'fc.*' --old cat,dog,bird --new dog,fish --fill zero",),
-    "resize_channels": ("rgb.pth grey.pth 'conv1.weight' --channels 1 --mode sum",),
-    "resize_grid": ("vit.pth large.pth 'pos_embed' --grid 14x14:24x24 --prefix-tokens 1",),
-    "resize_bias_table": ("swin.pth large.pth '*relative_position_bias_table' --window 7x7:12x12",),
-}
-
-# What `ckpt --help` says of each.
-SAID = {
-    "strip_prefix": "Take module. and other prefixes off the keys.",
-    "add_prefix": "Put a prefix in front of the keys.",
-    "rename": "Rename keys by components, indices, patterns.",
-    "keep": "Keep some keys only.",
-    "drop": "Drop some keys.",
-    "select": "Take one sub-tree, its prefix stripped.",
-    "cast": "Convert to another dtype.",
-    "reshape": "Give tensors another shape.",
-    "transpose": "Permute dimensions.",
-    "slice": "Take some indices of a dimension.",
-    "pad": "Add indices to a dimension.",
-    "concat": "Join tensors (q, k, v into qkv).",
-    "split": "Take tensors apart (qkv into q, k, v).",
-    "scale": "Multiply by a factor.",
-    "fold": "Fold weight norm, spectral norm, masks.",
-    "resize_rows": "Cut or pad rows (vocabularies, class heads).",
-    "map_classes": "Reorder a head's rows by class name.",
-    "resize_channels": "Change the input channels of convolutions.",
-    "resize_grid": "Interpolate position embeddings.",
-    "resize_bias_table": "Interpolate relative-position tables.",
-}
-
-OPTION_HELP = {
-    "allow_unmatched": "A pattern or prefix that no key answers to is no error.",
-    "on_collision": "Which key stays when two become one: error (default), first, last.",
-    "wrappers": "Peel every known wrapper (module, _orig_mod …), anywhere in the keys.",
-    "regex": "OLD is a regular expression for whole keys, NEW may have its groups.",
-    "derivable": "Also drop the buffers that models make themselves (num_batches_tracked …).",
-    "integers": "Cast integer and bool tensors too.",
-    "statistics": "Cast running means and variances to float16 too.",
-    "allow_inf": "Values that become inf are no error.",
-    "only": "Only keys that match this glob (repeatable).",
-    "except": "No key that matches this glob (repeatable).",
-    "groups": "Interleave in so many groups (attention heads).  [default: 1]",
-    "dim": "The dimension.  [default: 0]",
-    "dims": "The new order of the dimensions, as 0,2,1.  [default: swap the two of a matrix]",
-    "shape": "The new shape, as 4096,512,7,7; one size may be -1.",
-    "sizes": "The parts' sizes, as 64,64,128.  [default: equal]",
-    "fill": "What new rows get: zero, mean, normal.",
-    "rows": "How many rows there should be.",
-    "old": "The class names in the order of the rows, comma-separated.",
-    "new": "The class names in the order that is wanted.",
-    "mode": "resize-channels: sum, mean, repeat, copy; resize-grid: bicubic, bilinear.",
-    "grid": "OLD:NEW, as 14x14:32x32.",
-    "window": "OLD:NEW, as 7x7:12x12.",
-    "prefix_tokens": "Class tokens in front of the grid.  [default: 0]",
-    "seed": "Of the random fill.  [default: 0]",
-    "dtype": "bf16, fp16, fp32 or any torch dtype.",
-}
+POSITIONAL = ("patterns", "pairs")  # arguments that stand behind IN and OUT, not behind a flag
+ALSO = {("resize_channels", "channels"): "--in-chans"}  # a second spelling of a flag
 
 
-def _integers(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int] | None:
-    if value is None:
-        return None
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of integers; write it like 64,3,7,7") from None
+class Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """An argument of an edit, as its kind reads it from text."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.name = kind.title
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.kind.from_text(value)
+        except ValueError as error:
+            self.fail(str(error) or f"{value!r} is not {self.kind.title}", param, ctx)
 
 
-def _names(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
-    return value.split(",") if value is not None else None
+def metavar_of(argument: Argument) -> str:
+    """What stands for an argument's value in a help text."""
+    return (
+        argument.name.upper() if argument.kind.metavar == "TEXT" or argument.name == "prefix" else argument.kind.metavar
+    )
 
 
-def _option(name: str, parameter: inspect.Parameter) -> click.Parameter:
-    """The option or arguments for one parameter of an edit."""
-    kind = parameter.annotation
-    required = parameter.default is inspect.Parameter.empty
-    said = OPTION_HELP.get(name)
-    flag = "--" + name.replace("_", "-")
-    if name in ("patterns", "pairs"):
-        return click.Argument([name], nargs=-1, metavar="[OLD=NEW]..." if name == "pairs" else "[PATTERN]...")
-    if kind == "bool":
-        return click.Option([flag, name], is_flag=True, help=said)
-    if kind == "Patterns":
-        shown = f"[default: {parameter.default}]" if parameter.default else ""
-        return click.Option([flag, name], multiple=True, metavar=name.upper(), help=said or f"Repeatable.  {shown}")
-    if kind == "Sequence[int]":
-        return click.Option([flag, name], metavar="N,N", callback=_integers, required=required, help=said)
-    if kind == "Sequence[str]":
-        return click.Option([flag, name], metavar="KEY,KEY", callback=_names, required=required, help=said)
-    types: dict[str, click.ParamType | type] = {"int": int, "float": float, "str": str}  # type: ignore[type-arg,unused-ignore]
-    return click.Option([flag, name], type=types[kind], required=required, help=said)
+def option_of(edit: Edit[...], argument: Argument) -> click.Parameter:
+    """The option or the positional argument for one argument of an edit."""
+    name, kind, said = argument.name, argument.kind, argument.help
+    if name in POSITIONAL:
+        return click.Argument([name], nargs=-1, metavar="[OLD=NEW]..." if kind is PAIRS else "[PATTERN]...")
+    also = ALSO.get((edit.__name__, name))
+    flags = ["--" + name.replace("_", "-"), *([also] if also else []), name]
+    if kind is TRUTH:
+        return click.Option(flags, is_flag=True, help=said)
+    if not argument.is_required and argument.default not in ((), ""):
+        said += f"  [default: {argument.default}]"
+    if kind is PATTERNS:
+        return click.Option(
+            flags, multiple=True, metavar=metavar_of(argument), help=said.replace(".", " (repeatable).", 1)
+        )
+    if kind.choices:
+        return click.Option(flags, type=click.Choice(kind.choices), required=argument.is_required, help=said)
+    return click.Option(flags, type=Text(kind), metavar=metavar_of(argument), required=argument.is_required, help=said)
 
 
 def _command(name: str) -> click.Command:
     """The command for one edit."""
     found = change.EDITS[name]
-    parameters = recipe.parameters(name)
-    takes_lists = bool({"patterns", "pairs"} & set(parameters))
-    options = [_option(argument, parameter) for argument, parameter in parameters.items()]
+    options = [option_of(found, argument) for argument in found.arguments.values()]
     arguments = [one for one in options if isinstance(one, click.Argument)]
     others = [one for one in options if isinstance(one, click.Option)]
-    if takes_lists:
+    if arguments:
         others.insert(0, click.Option(["--from", "from_file"], type=FILE_PATH, metavar="FILE",
                                       help="Read more of them from a file, one a line."))  # fmt: skip
 
-    can_stay = name in IN_PLACE
+    can_stay = found.declaration.only_renames
 
     def run(from_file: FilePath | None = None, in_place: bool = False, **values: object) -> None:
         if from_file is not None:
@@ -165,9 +90,9 @@ def _command(name: str) -> click.Command:
         written, checkpoint = output(values), opened(values)
         written.write(_step(name, values).plan(checkpoint))
 
-    shown = "\n".join(f"  ckpt {name.replace('_', '-')} {example}" for example in EXAMPLES[name])
+    shown = "\n".join(f"  ckpt {found.name} {example}" for example in found.declaration.examples)
     return click.Command(
-        name.replace("_", "-"),
+        found.name,
         params=[
             SOURCE,
             OUT if not can_stay else OPTIONAL_OUT,
@@ -177,8 +102,8 @@ def _command(name: str) -> click.Command:
             *output_options(),
         ],
         callback=run,
-        short_help=SAID[name],
-        help=f"{_summary(found)}\n\n\b\nExample:\n{shown}",
+        short_help=found.declaration.short_help,
+        help=f"{description(found)}\n\n\b\nExample:\n{shown}",
     )
 
 
@@ -224,11 +149,25 @@ def _extend(values: dict[str, object], path: FilePath) -> None:
     values[name] = (*given, *listed)
 
 
-def _summary(found: Callable[..., object]) -> str:
-    """The docstring without its examples, its errors and its markup, as Click wraps it."""
-    text = inspect.cleandoc(found.__doc__ or "").partition(">>>")[0]
-    text = re.sub(r"Raises [^.]*\.", "", text)
-    return re.sub(r"``|:\w+:|`", "", text).strip()
+def description(edit: Edit[...]) -> str:
+    """An edit's docstring as a command's help: without examples and errors, and with flags for arguments."""
+    text = inspect.cleandoc(edit.__doc__ or "").partition(">>>")[0]
+    text = re.sub(r"\s*Raises (?:[^.`]|``[^`]*``)*\.", "", text)
+    names = {name: argument.name for name, argument in edit.arguments.items()}
+    scope = inspect.unwrap(edit).__globals__
+
+    def worded(found: re.Match[str]) -> str:
+        role, code = found[1], found[2]
+        if role == "data":
+            return ", ".join(scope[code])
+        if role == "func":
+            return f"ckpt {code.removesuffix('_').replace('_', '-')}"
+        name = names.get(code.partition("=")[0], "")
+        if not name or name in POSITIONAL:
+            return {"patterns": "PATTERN", "pairs": "OLD=NEW"}.get(name, code)
+        return f"--{name.replace('_', '-')}"
+
+    return re.sub(r"(?::(\w+):)?``?([^`]+)``?", worded, text).strip()
 
 
 def _convert() -> click.Command:
@@ -273,7 +212,14 @@ def recover(path: LocalPath, roll_back: bool) -> None:
     click.echo(f"{path}: {said[outcome] if outcome else 'nothing to recover'}")
 
 
-COMMANDS = {name.replace("_", "-"): _command(name) for name in EXAMPLES} | {
-    "convert": _convert(),
-    "recover": recover,
-}
+def command_of(name: str) -> click.Command | None:
+    """The command of this name: an edit's, convert or recover."""
+    if name in ("convert", "recover"):
+        return _convert() if name == "convert" else recover
+    normal = name.replace("-", "_")
+    return _command(normal) if normal in change.EDITS and "_" not in name else None
+
+
+def names() -> list[str]:
+    """The commands that are made of edits."""
+    return [edit.name for edit in change.EDITS.values()]

@@ -187,4 +187,4 @@ Example:
 )  # fmt: skip
 align.params.append(SELECT)
 
-COMMANDS = {"align": align, "fit": fit}
+command_of = {"align": align, "fit": fit}.get

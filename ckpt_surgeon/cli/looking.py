@@ -216,4 +216,4 @@ def scan(context: click.Context, path: FilePath, as_json: bool) -> None:
 for _command in (ls, diff, hash):
     _command.params.append(SELECT)
 
-COMMANDS = {"ls": ls, "diff": diff, "hash": hash, "scan": scan}
+command_of = {"ls": ls, "diff": diff, "hash": hash, "scan": scan}.get

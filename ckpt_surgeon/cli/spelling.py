@@ -10,8 +10,8 @@ from ..errors import Argument, Call, Part
 def spelled(part: Part, command: click.Command | None) -> str:
     """A part of a message in the words of the command that was run, as far as it has words for it.
 
-    An argument is the command's option or positional argument of that name; one that the command does not have
-    is an entry of a recipe.
+    An argument is the command's option or positional argument of that name; one that the command does not have is
+    part of an option of ``ckpt edit``, or an entry of a recipe.
 
     >>> import click
     >>> force = click.Command("convert", params=[click.Option(["--force", "-f"], is_flag=True)])
@@ -34,6 +34,8 @@ def _argument(argument: Argument, command: click.Command | None) -> str:
             return _flag(argument, max(parameter.opts, key=len))
         if parameter.name == argument.name:
             return str(parameter.metavar or argument.name.upper())
+    if command is not None and command.name == "edit":
+        return argument.name if argument.value is None else f"{argument.name}={_plain(argument.value)}"
     return _entry(argument)
 
 
@@ -47,4 +49,8 @@ def _entry(argument: Argument) -> str:
     name = argument.name.removesuffix("_")
     if argument.value is None:
         return name
-    return f"{name} = {str(argument.value).lower() if isinstance(argument.value, bool) else repr(argument.value)}"
+    return f"{name} = {_plain(argument.value) if isinstance(argument.value, bool) else repr(argument.value)}"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -99,4 +99,4 @@ def groups(
     click.echo(training_plans.groups_json(found) if as_json else str(found))
 
 
-COMMANDS = {"freeze-plan": freeze_plan, "groups": groups}
+command_of = {"freeze-plan": freeze_plan, "groups": groups}.get

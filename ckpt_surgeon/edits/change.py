@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from itertools import takewhile
-from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
+from typing import Annotated, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast
 
 from .. import hooks
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
 from ..tensors.checkpoint import Checkpoint, Versions, versions_of
 from ..text import Shown
+from . import arguments as declarations
+from .arguments import Patterns as Patterns
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 Arguments = ParamSpec("Arguments")
-Patterns = str | Iterable[str]
+
+# Arguments that several edits have.
+AllowUnmatched = Annotated[bool, "A pattern or prefix that no key answers to is no error."]
+OnCollision = Annotated[Literal["error", "first", "last"], "Which key stays when two become one; error refuses."]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -54,30 +60,121 @@ def as_state_dict(source: StateDict) -> StateDict:
     return source if isinstance(source, Mapping) else cast(StateDict, hooks.answer("state_dict of")(source))
 
 
-class Edit(Generic[Arguments]):
-    """A function that edits a state_dict; ``plan`` takes the same arguments and returns the :class:`Change`."""
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """How ``ckpt edit`` takes an edit and its main arguments as one option.
 
-    def __init__(self, function: Callable[Concatenate[StateDict, Arguments], Change[StateDict]]) -> None:
+    ``form`` is the option's value with the arguments in braces (``{patterns}={shape}``), "" for a flag; the other
+    arguments follow it as ``NAME=VALUE``.  ``option`` is the option's name where that is not the edit's, ``fixed`` are
+    arguments that it sets.
+    """
+
+    form: str
+    option: str = ""
+    fixed: tuple[tuple[str, object], ...] = ()
+    help: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What an edit says of itself beside its arguments: a recipe, ``ckpt NAME`` and ``ckpt edit`` are made from it."""
+
+    short_help: str  # what `ckpt --help` says
+    examples: tuple[str, ...]  # what a new user can paste, after `ckpt NAME `
+    only_renames: bool = False  # every tensor stays, so that it can be done in place
+    changes_values: bool = False
+    inline: tuple[Inline, ...] = ()
+
+
+class Edit(Generic[Arguments]):
+    """A function that edits a state_dict; ``plan`` takes the same arguments and returns the :class:`Change`.
+
+    ``declaration`` and ``arguments`` are what it says of itself.
+    """
+
+    def __init__(
+        self, function: Callable[Concatenate[StateDict, Arguments], Change[StateDict]], declaration: Declaration
+    ) -> None:
         self._function = function
+        self.declaration = declaration
         self.__name__ = function.__name__
         update_wrapper(cast(Callable[..., object], self), function)
 
     def __call__(self, state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> StateDict:
         return self.plan(state_dict, *args, **kwargs).result
 
+    def __get__(self, instance: object, owner: type | None = None) -> Edit[Arguments]:
+        return self  # an edit is a routine, and help() shows it as one
+
     def plan(self, state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Change[StateDict]:
-        """What the edit would do, with the same arguments."""
+        """What the edit would do, with the same arguments.  Raises EditError for an argument of another type."""
         function = cast(Callable[..., Change[StateDict]], self._function)
-        return function(as_state_dict(state_dict), *args, **kwargs)
+        try:
+            return function(as_state_dict(state_dict), **self._plain(args, kwargs))
+        except NothingMatched as error:
+            if not error.remedy and "allow_unmatched" in self.arguments:
+                error.remedy = Phrase(Argument("allow_unmatched", True), " lets it pass")
+            raise
+
+    @property
+    def name(self) -> str:
+        """Its name in recipes and on the command line, with dashes."""
+        return self.__name__.removesuffix("_").replace("_", "-")
+
+    @cached_property
+    def arguments(self) -> Mapping[str, declarations.Argument]:
+        """What it takes beside the state_dict, by the names of Python's parameters."""
+        return declarations.declared(inspect.unwrap(self._function))
+
+    @cached_property
+    def __signature__(self) -> inspect.Signature:
+        """What calling it takes and returns."""
+        first, *others = inspect.signature(inspect.unwrap(self._function)).parameters.values()
+        state_dict = first.replace(kind=inspect.Parameter.POSITIONAL_ONLY, annotation=StateDict)
+        typed = [other.replace(annotation=self.arguments[other.name].hint) for other in others]
+        return inspect.Signature([state_dict, *typed], return_annotation=StateDict)
+
+    def _plain(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
+        """The arguments by name, each in the one type that the edit is written for."""
+        bound = self.__signature__.bind({}, *args, **kwargs).arguments
+        given = list(bound.items())[1:]
+        problems: list[str] = []
+        plain: dict[str, object] = {}
+        for name, value in given:
+            argument = self.arguments[name]
+            if value is argument.default:
+                continue
+            try:
+                plain[name] = argument.plain(value)
+            except ValueError as error:
+                problems.append(declarations.problem_of(self.name, argument.name, error))
+        if problems:
+            raise EditError(problems)
+        return plain
 
 
 EDITS: dict[str, Edit[...]] = {}  # every edit by its name, as recipes and the command line find them
 
 
-def edit(function: Callable[Concatenate[StateDict, Arguments], Change[StateDict]]) -> Edit[Arguments]:
-    """Make a planning function an :class:`Edit` and give it a place in :data:`EDITS`."""
-    made: Edit[Arguments] = Edit(function)
-    EDITS[function.__name__.removesuffix("_")] = made
+def edit(
+    short_help: str,
+    *examples: str,
+    only_renames: bool = False,
+    changes_values: bool = False,
+    inline: Iterable[Inline] = (),
+) -> Callable[[Callable[Concatenate[StateDict, Arguments], Change[StateDict]]], Edit[Arguments]]:
+    """Make a planning function an :class:`Edit` and give it a place in :data:`EDITS`.
+
+    Its parameters after the state_dict declare its arguments: ``name: Annotated[TYPE, "Help."] = DEFAULT``, with the
+    types of :mod:`ckpt_surgeon.edits.arguments`.  ``examples`` are command lines, after ``ckpt NAME``.
+    """
+
+    def made(function: Callable[Concatenate[StateDict, Arguments], Change[StateDict]]) -> Edit[Arguments]:
+        declaration = Declaration(short_help, examples, only_renames, changes_values, tuple(inline))
+        found: Edit[Arguments] = Edit(function, declaration)
+        EDITS[function.__name__.removesuffix("_")] = found
+        return found
+
     return made
 
 

@@ -8,10 +8,11 @@ those of the recipe step and of the command.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 from ..errors import EditError, NothingMatched
-from .change import Change, Patterns, StateDict, edit, listed_patterns, matching, rekeyed
+from .arguments import Pairs, Patterns
+from .change import AllowUnmatched, Change, Inline, OnCollision, StateDict, edit, listed_patterns, matching, rekeyed
 from .rename import Rules, parse_pairs
 
 # What wrappers put in front of the keys of the module that they wrap.
@@ -40,14 +41,24 @@ DERIVABLE = (
 # -- the edits
 
 
-@edit
+@edit(
+    "Take module. and other prefixes off the keys.",
+    "parallel.pth clean.pth",
+    "compiled.pth clean.safetensors --wrappers",
+    "--in-place training.ckpt",
+    only_renames=True,
+    inline=[
+        Inline("{prefix}", help="Take a prefix off the keys."),
+        Inline("", "strip-wrappers", (("wrappers", True),), "Peel every known wrapper."),
+    ],
+)
 def strip_prefix(
     state_dict: StateDict,
-    prefix: Patterns = "module.",
+    prefix: Annotated[Patterns, "A prefix of whole path components."] = "module.",
     *,
-    wrappers: bool = False,
-    allow_unmatched: bool = False,
-    on_collision: str = "error",
+    wrappers: Annotated[bool, "Peel every known wrapper (module, _orig_mod …), anywhere in the keys."] = False,
+    allow_unmatched: AllowUnmatched = False,
+    on_collision: OnCollision = "error",
 ) -> Change[StateDict]:
     """Take prefixes off the keys, as often as they repeat; keys without them stay as they are.
 
@@ -99,8 +110,10 @@ def without_wrappers(key: str) -> str:
     return ".".join([*(part for part in path if part not in WRAPPERS), leaf])
 
 
-@edit
-def add_prefix(state_dict: StateDict, prefix: str) -> Change[StateDict]:
+@edit("Put a prefix in front of the keys.", "backbone.pth wrapped.pth --prefix model.", only_renames=True)
+def add_prefix(
+    state_dict: StateDict, prefix: Annotated[str, "The prefix, whole path components."]
+) -> Change[StateDict]:
     """Put a prefix, whole path components, in front of every key.
 
     >>> add_prefix({"conv.weight": 1}, "backbone.")
@@ -112,14 +125,23 @@ def add_prefix(state_dict: StateDict, prefix: str) -> Change[StateDict]:
     return rekeyed(state_dict, {key: whole + key for key in state_dict})
 
 
-@edit
+@edit(
+    "Rename keys by components, indices, patterns.",
+    "old.pth new.pth 'layers.{n}=blocks.{n+1}' 'gamma$=weight'",
+    r"old.pth new.pth --regex '(.*)\.attn\.(\w+)=\1.attention.\2'",
+    only_renames=True,
+    inline=[
+        Inline("{pairs}", help="Rename components."),
+        Inline("{pairs}", "rename-regex", (("regex", True),), "Rename by a regular expression."),
+    ],
+)
 def rename(
     state_dict: StateDict,
-    pairs: Mapping[str, str] | Iterable[str] | Iterable[tuple[str, str]],
+    pairs: Annotated[Pairs, "Old and new names."],
     *,
-    regex: bool = False,
-    allow_unmatched: bool = False,
-    on_collision: str = "error",
+    regex: Annotated[bool, "OLD is a regular expression for whole keys, NEW may have its groups."] = False,
+    allow_unmatched: AllowUnmatched = False,
+    on_collision: OnCollision = "error",
 ) -> Change[StateDict]:
     """Rename keys by pairs of old and new: a mapping, ``(old, new)`` tuples, or strings ``OLD=NEW``.
 
@@ -142,8 +164,10 @@ def rename(
     return rekeyed(state_dict, new, on_collision=on_collision)
 
 
-@edit
-def keep(state_dict: StateDict, patterns: Patterns, *, allow_unmatched: bool = False) -> Change[StateDict]:
+@edit("Keep some keys only.", "model.pth backbone.pth 'layer*.*' 'conv1.*'")
+def keep(
+    state_dict: StateDict, patterns: Annotated[Patterns, "Globs on keys."], *, allow_unmatched: AllowUnmatched = False
+) -> Change[StateDict]:
     """Keep the keys that match one of the globs (``*``, ``?``, ``[…]``, on whole keys), drop all others.
 
     Raises NothingMatched for a pattern without a key.
@@ -155,9 +179,20 @@ def keep(state_dict: StateDict, patterns: Patterns, *, allow_unmatched: bool = F
     return rekeyed(state_dict, {key: key for key in state_dict if key in matched})
 
 
-@edit
+@edit(
+    "Drop some keys.",
+    "model.pth headless.pth 'fc.*' --derivable",
+    inline=[
+        Inline("{patterns}"),
+        Inline("", "drop-derivable", (("derivable", True),), "Drop the buffers that models make themselves."),
+    ],
+)
 def drop(
-    state_dict: StateDict, patterns: Patterns = (), *, derivable: bool = False, allow_unmatched: bool = False
+    state_dict: StateDict,
+    patterns: Annotated[Patterns, "Globs on keys."] = (),
+    *,
+    derivable: Annotated[bool, "Also drop the buffers that models make themselves (num_batches_tracked …)."] = False,
+    allow_unmatched: AllowUnmatched = False,
 ) -> Change[StateDict]:
     """Drop the keys that match one of the globs, and with ``derivable`` the buffers that models make themselves.
 
@@ -186,8 +221,14 @@ def is_derivable(key: str) -> bool:
     return key.rpartition(".")[2] in DERIVABLE
 
 
-@edit
-def select(state_dict: StateDict, prefix: str) -> Change[StateDict]:
+@edit(
+    "Take one sub-tree, its prefix stripped.",
+    "moco.pth encoder.pth --prefix encoder_q.",
+    inline=[Inline("{prefix}", "select-prefix")],
+)
+def select(
+    state_dict: StateDict, prefix: Annotated[str, "Where the sub-tree begins, whole path components."]
+) -> Change[StateDict]:
     """Take one sub-tree: the keys below ``prefix``, without it; the others are left out and counted.
 
     >>> select({"encoder_q.conv.weight": 1, "encoder_k.conv.weight": 2, "queue": 3}, "encoder_q.")

@@ -9,18 +9,17 @@
     regex = true
     pairs = [['layers\\.(?P<n>\\d+)\\.(.*)', 'blocks.{n+1}.\\2']]
 
-A step's name and arguments are those of the edit (:data:`ckpt_surgeon.edits.keys.EDITS`), dashes for underscores
+A step's name and arguments are those of the edit (:data:`ckpt_surgeon.edits.change.EDITS`), dashes for underscores
 allowed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,41 +28,13 @@ from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
 from ..text import Shown
 from . import keys, resize, values
+from .arguments import PAIRS, Argument, problem_of, recipe_name
 from .change import EDITS, Change, as_state_dict
 from .rename import parse_pairs
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 
-REGISTERED = (keys, resize, values)  # modules whose edits a recipe can name
-
-
-def _strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _integers(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
-
-
-def _pairs(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, str) or (_strings(item) and len(item) == 2) for item in value
-    )
-
-
-_PAIRS = "Mapping[str, str] | Iterable[str] | Iterable[tuple[str, str]]"
-
-# What an argument may be, by the annotation of the edit's parameter.
-_KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "str": ("a string", lambda value: isinstance(value, str)),
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "int": ("an integer", lambda value: type(value) is int),
-    "float": ("a number", lambda value: type(value) in (int, float)),
-    "Patterns": ("a string or a list of strings", lambda value: isinstance(value, str) or _strings(value)),
-    "Sequence[str]": ("a list of strings", _strings),
-    "Sequence[int]": ("a list of integers", _integers),
-    _PAIRS: ("a list of [old, new] pairs", _pairs),
-}
+REGISTERED = (keys, values, resize)  # modules whose edits a recipe can name
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -75,8 +46,9 @@ class Step(Shown):
 
     def plan(self, state_dict: StateDict) -> Change[StateDict]:
         """What this step does to a state_dict."""
-        arguments = {_python_name(name): value for name, value in self.arguments.items()}
-        return EDITS[self.name].plan(state_dict, **arguments)
+        edit = EDITS[self.name]
+        given = {name: self.arguments[one.name] for name, one in edit.arguments.items() if one.name in self.arguments}
+        return edit.plan(state_dict, **given)
 
 
 def step(name: str, /, **arguments: object) -> Step:
@@ -89,44 +61,32 @@ def step(name: str, /, **arguments: object) -> Step:
     problems = list(_step_problems(normal, {key.replace("-", "_"): value for key, value in arguments.items()}))
     if problems:
         raise EditError([problem for _, problem in problems])
-    return Step(normal, {_recipe_name(key.replace("-", "_")): _plain(value) for key, value in arguments.items()})
+    return _checked(normal, arguments)
 
 
-def _python_name(name: str) -> str:
-    return "except_" if name == "except" else name
+def _checked(name: str, arguments: Mapping[str, object]) -> Step:
+    """A step of arguments that fit, each as a file holds it."""
+    expected = arguments_of(name)
+    given = {recipe_name(key.replace("-", "_")): value for key, value in arguments.items()}
+    return Step(name, {key: expected[key].plain(value) for key, value in given.items()})
 
 
-def _recipe_name(name: str) -> str:
-    return "except" if name == "except_" else name
-
-
-def _plain(value: object) -> object:
-    """Tuples as lists and mappings as lists of pairs: what a file can hold."""
-    if isinstance(value, Mapping):
-        return [[old, new] for old, new in value.items()]
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def parameters(name: str) -> dict[str, inspect.Parameter]:
+def arguments_of(name: str) -> dict[str, Argument]:
     """The arguments of an edit, by the names that recipes use."""
-    signature = inspect.signature(inspect.unwrap(EDITS[name]))
-    rest = list(signature.parameters.values())[1:]
-    return {_recipe_name(parameter.name): parameter for parameter in rest}
+    return {argument.name: argument for argument in EDITS[name].arguments.values()}
 
 
 def _step_problems(name: str, arguments: Mapping[str, object]) -> Iterable[tuple[str, str]]:
     """Pairs of the argument (or "") and what is wrong with it."""
     if name not in EDITS:
-        known = ", ".join(edit.replace("_", "-") for edit in EDITS)
+        known = ", ".join(edit.name for edit in EDITS.values())
         yield "do", f"no edit is called {name.replace('_', '-')!r}; known are {known}"
         return
-    expected = parameters(name)
+    expected = arguments_of(name)
     found = list(_argument_problems(name, arguments, expected))
     if not found and "allow_unmatched" in expected:
         arguments = {**arguments, "allow_unmatched": True}
-    yield from found or _wrong_whatever_the_keys(Step(name, {key: _plain(value) for key, value in arguments.items()}))
+    yield from found or _wrong_whatever_the_keys(_checked(name, arguments))
 
 
 def _wrong_whatever_the_keys(one: Step) -> Iterable[tuple[str, str]]:
@@ -140,20 +100,22 @@ def _wrong_whatever_the_keys(one: Step) -> Iterable[tuple[str, str]]:
 
 
 def _argument_problems(
-    name: str, arguments: Mapping[str, object], expected: Mapping[str, inspect.Parameter]
+    name: str, arguments: Mapping[str, object], expected: Mapping[str, Argument]
 ) -> Iterable[tuple[str, str]]:
-    for argument, value in arguments.items():
-        parameter = expected.get(_recipe_name(argument))
-        if parameter is None:
-            yield argument, f"{name.replace('_', '-')} has no argument {argument!r}; it takes {', '.join(expected)}"
+    edit = EDITS[name].name
+    for given, value in arguments.items():
+        argument = expected.get(recipe_name(given))
+        if argument is None:
+            yield given, f"{edit} has no argument {given!r}; it takes {', '.join(expected)}"
             continue
-        said, fits = _KINDS[parameter.annotation]
-        if not fits(_plain(value)):
-            yield argument, f"{argument} of {name.replace('_', '-')} should be {said}, not {value!r}"
-    given = {_recipe_name(argument) for argument in arguments}
-    for argument, parameter in expected.items():
-        if parameter.default is inspect.Parameter.empty and argument not in given:
-            yield "", f"{name.replace('_', '-')} needs the argument {argument!r}"
+        try:
+            argument.plain(value)
+        except ValueError as error:
+            yield given, problem_of(edit, argument.name, error)
+    there = {recipe_name(given) for given in arguments}
+    for argument in expected.values():
+        if argument.is_required and argument.name not in there:
+            yield "", f"{edit} needs the argument {argument.name!r}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -218,7 +180,7 @@ class Recipe(Shown):
             return Recipe(tuple(reversed(undone)))
         state: Mapping[str, str] = {key: key for key in keys}
         for number, one in enumerate(self.steps, 1):
-            if one.name not in _KEY_EDITS:
+            if EDITS[one.name].declaration.changes_values:
                 raise _cannot_undo(number, one, "it changes values")
             change = one.plan(state)
             if change.dropped:
@@ -276,9 +238,6 @@ class Recipe(Shown):
         return cls.loads(text, path=where)
 
 
-_KEY_EDITS = frozenset({"strip_prefix", "add_prefix", "rename", "keep", "drop", "select"})
-
-
 def _cannot_undo(number: int, one: Step, why: str) -> EditError:
     return EditError([f"step {number} ({one.name.replace('_', '-')}) cannot be undone: {why}"])
 
@@ -302,22 +261,20 @@ def _is_nameable(*keys: str) -> bool:
 
 def _normal(one: Step) -> dict[str, object]:
     """The arguments in one spelling, without those that are as they are by default."""
-    expected = parameters(one.name)
     regex = one.arguments.get("regex") is True
 
-    def spelled(name: str, value: object) -> object:
-        kind = expected[name].annotation
-        if kind == _PAIRS:
-            return [list(pair) for pair in parse_pairs(value, regex=regex)]  # type: ignore[arg-type]
-        if kind == "Patterns" and isinstance(value, str):
-            return [value]
-        return float(str(value)) if kind == "float" else _plain(value)
+    def spelled(argument: Argument, value: object) -> object:
+        plain = argument.plain(value)
+        if argument.kind is PAIRS:
+            return [list(pair) for pair in parse_pairs(plain, regex=regex)]  # type: ignore[arg-type]
+        return argument.kind.normal(plain)
 
+    expected = arguments_of(one.name)
     return {
-        name: spelled(name, value)
+        name: spelled(expected[name], value)
         for name, value in one.arguments.items()
-        if expected[name].default is inspect.Parameter.empty
-        or spelled(name, value) != spelled(name, expected[name].default)
+        if expected[name].is_required
+        or spelled(expected[name], value) != spelled(expected[name], expected[name].default)
     }
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from ..errors import EditError
 from ..tensors.arithmetic import by_torch
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ComputedTensor, Tensor
 from ..tensors.views import axis_of, concatenated, filled, sliced
-from .change import Change, Patterns, matching
+from .arguments import Patterns
+from .change import Change, Inline, matching
 from .values import each, value_edit
 
 if TYPE_CHECKING:
@@ -25,17 +26,29 @@ if TYPE_CHECKING:
 FILLS = ("error", "zero", "mean", "normal")
 CHANNEL_MODES = ("sum", "mean", "repeat", "copy")
 
+Fill = Annotated[Literal["error", "zero", "mean", "normal"], "What new rows get; error refuses to make any."]
+Seed = Annotated[int, "The seed of the random fill."]
+ChannelMode = Annotated[
+    Literal["error", "sum", "mean", "repeat", "copy"],
+    "How: sum or mean of the old channels (to fewer), repeat them, copy them with zeros behind.",
+]
+GridMode = Annotated[Literal["bicubic", "bilinear"], "How values between those of the old grid are found."]
 
-@value_edit
+
+@value_edit(
+    "Cut or pad rows (vocabularies, class heads).",
+    "llm.pth grown.pth 'embed_tokens.weight' 'lm_head.weight' --rows 32002 --fill mean",
+    inline=[Inline("{patterns}={rows}")],
+)
 def resize_rows(
     state_dict: Checkpoint,
-    patterns: Patterns,
-    rows: int,
+    patterns: Annotated[Patterns, "Globs on keys."],
+    rows: Annotated[int, "How many rows there should be."],
     *,
-    old: int = 0,
-    fill: str = "error",
-    dim: int = 0,
-    seed: int = 0,
+    old: Annotated[int, "How many rows there have to be now; 0 takes any number."] = 0,
+    fill: Fill = "error",
+    dim: Annotated[int, "The dimension of the rows."] = 0,
+    seed: Seed = 0,
 ) -> Change[Checkpoint]:
     """Cut tensors to their first ``rows`` indices of a dimension, or pad them: vocabularies, class heads.
 
@@ -86,15 +99,18 @@ def _filling(values: torch.Tensor, axis: int, count: int, fill: str, seed: int) 
     return (mean + noise * wide.std(axis, keepdim=True, correction=0)).to(values.dtype)
 
 
-@value_edit
+@value_edit(
+    "Reorder a head's rows by class name.",
+    "model.pth mapped.pth 'fc.*' --old cat,dog,bird --new dog,fish --fill zero",
+)
 def map_classes(
     state_dict: Checkpoint,
-    patterns: Patterns,
-    old: Sequence[str],
-    new: Sequence[str],
+    patterns: Annotated[Patterns, "Globs on keys."],
+    old: Annotated[Sequence[str], "The class names in the order of the rows now."],
+    new: Annotated[Sequence[str], "The class names in the order that is wanted."],
     *,
-    fill: str = "error",
-    seed: int = 0,
+    fill: Fill = "error",
+    seed: Seed = 0,
 ) -> Change[Checkpoint]:
     """Reorder a class head's rows by class name: ``old`` and ``new`` list the names in the order of the rows.
 
@@ -133,9 +149,17 @@ def map_classes(
     return each(state_dict, matching(state_dict, patterns), mapped)
 
 
-@value_edit
+@value_edit(
+    "Change the input channels of convolutions.",
+    "rgb.pth grey.pth 'conv1.weight' --channels 1 --mode sum",
+    inline=[Inline("{patterns}={channels}")],
+)
 def resize_channels(
-    state_dict: Checkpoint, patterns: Patterns, channels: int, *, mode: str = "error"
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."],
+    channels: Annotated[int, "How many input channels there should be."],
+    *,
+    mode: ChannelMode = "error",
 ) -> Change[Checkpoint]:
     """Change the input channels of convolutions (dimension 1), keeping the scale of their activations.
 
@@ -171,9 +195,18 @@ def resize_channels(
     return each(state_dict, matching(state_dict, patterns), resized)
 
 
-@value_edit
+@value_edit(
+    "Interpolate position embeddings.",
+    "vit.pth large.pth 'pos_embed' --grid 14x14:24x24 --prefix-tokens 1",
+    inline=[Inline("{patterns}={grid}")],
+)
 def resize_grid(
-    state_dict: Checkpoint, patterns: Patterns, grid: str, *, prefix_tokens: int = 0, mode: str = "bicubic"
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."],
+    grid: Annotated[str, "The old and the new grid, as 14x14:32x32."],
+    *,
+    prefix_tokens: Annotated[int, "How many class tokens stand in front of the grid."] = 0,
+    mode: GridMode = "bicubic",
 ) -> Change[Checkpoint]:
     """Interpolate position embeddings from one grid to another: ``grid`` is OLD:NEW, as ``14x14:32x32``.
 
@@ -209,9 +242,17 @@ def resize_grid(
     return each(state_dict, matching(state_dict, patterns), resized)
 
 
-@value_edit
+@value_edit(
+    "Interpolate relative-position tables.",
+    "swin.pth large.pth '*relative_position_bias_table' --window 7x7:12x12",
+    inline=[Inline("{patterns}={window}")],
+)
 def resize_bias_table(
-    state_dict: Checkpoint, patterns: Patterns, window: str, *, mode: str = "bicubic"
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."],
+    window: Annotated[str, "The old and the new window, as 7x7:12x12."],
+    *,
+    mode: GridMode = "bicubic",
 ) -> Change[Checkpoint]:
     """Interpolate relative-position tables from one window to another: ``window`` is OLD:NEW, as ``7x7:12x12``.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Annotated, Concatenate, ParamSpec, TypeVar
 
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
 from ..files.spans import Block
@@ -22,7 +22,8 @@ from ..tensors.dtypes import DType
 from ..tensors.dtypes import parse as parse_dtype
 from ..tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Outcome, Tensor, outcomes
 from ..tensors.views import axis_of, concatenated, filled, interleaved, parts_of, reshaped, restrided, sliced, viewed
-from .change import Change, Edit, Patterns, edit, listed_patterns, matching, rebuilt, rename_versions
+from .arguments import DTypeLike, Patterns
+from .change import AllowUnmatched, Change, Edit, Inline, edit, listed_patterns, matching, rebuilt, rename_versions
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 Arguments = ParamSpec("Arguments")
@@ -32,21 +33,27 @@ STATISTICS = ("running_mean", "running_var")
 
 
 def value_edit(
-    function: Callable[Concatenate[Checkpoint, Arguments], Change[Checkpoint]],
-) -> Edit[Arguments]:
-    """An edit of values, written for a Checkpoint; a state_dict of torch tensors goes there and back."""
+    short_help: str, *examples: str, inline: Iterable[Inline] = ()
+) -> Callable[[Callable[Concatenate[Checkpoint, Arguments], Change[Checkpoint]]], Edit[Arguments]]:
+    """An edit of values, written for a Checkpoint; a state_dict of torch tensors goes there and back.
 
-    def plan(state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Change[StateDict]:
-        if isinstance(state_dict, Checkpoint):
-            return function(state_dict, *args, **kwargs)  # type: ignore[return-value]
-        from ..tensors.torch_bridge import from_torch
+    It is declared as by :func:`~ckpt_surgeon.edits.change.edit`.
+    """
 
-        records = from_torch(state_dict)
-        return _carried_out(state_dict, records, function(records, *args, **kwargs))
+    def made(function: Callable[Concatenate[Checkpoint, Arguments], Change[Checkpoint]]) -> Edit[Arguments]:
+        def plan(state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Change[StateDict]:
+            if isinstance(state_dict, Checkpoint):
+                return function(state_dict, *args, **kwargs)  # type: ignore[return-value]
+            from ..tensors.torch_bridge import from_torch
 
-    plan.__name__, plan.__doc__, plan.__module__ = function.__name__, function.__doc__, function.__module__
-    plan.__wrapped__ = function  # type: ignore[attr-defined]
-    made: Edit[Arguments] = edit(plan)
+            records = from_torch(state_dict)
+            return _carried_out(state_dict, records, function(records, *args, **kwargs))
+
+        plan.__name__, plan.__doc__, plan.__module__ = function.__name__, function.__doc__, function.__module__
+        plan.__wrapped__ = function  # type: ignore[attr-defined]
+        found: Edit[Arguments] = edit(short_help, *examples, changes_values=True, inline=inline)(plan)
+        return found
+
     return made
 
 
@@ -71,17 +78,21 @@ def _carried_out(state_dict: StateDict, records: Checkpoint, change: Change[Chec
 # -- one tensor at a time
 
 
-@value_edit
+@value_edit(
+    "Convert to another dtype.",
+    "model.safetensors half.safetensors --dtype bf16 --except '*norm*'",
+    inline=[Inline("{dtype}")],
+)
 def cast(
     state_dict: Checkpoint,
-    dtype: str,
+    dtype: Annotated[DTypeLike, "The dtype: bf16, fp16, fp32 or any name of torch."],
     *,
-    only: Patterns = (),
-    except_: Patterns = (),
-    integers: bool = False,
-    statistics: bool = False,
-    allow_inf: bool = False,
-    allow_unmatched: bool = False,
+    only: Annotated[Patterns, "Cast only keys that match this glob."] = (),
+    except_: Annotated[Patterns, "Cast no key that matches this glob."] = (),
+    integers: Annotated[bool, "Cast integer and bool tensors too."] = False,
+    statistics: Annotated[bool, "Cast running means and variances to float16 too."] = False,
+    allow_inf: Annotated[bool, "Values that become inf are no error."] = False,
+    allow_unmatched: AllowUnmatched = False,
 ) -> Change[Checkpoint]:
     """Convert floating-point tensors to another dtype (``bf16``, ``fp16``, ``float32`` …).
 
@@ -125,7 +136,7 @@ def cast(
     return Change(change.before, change.result, change.origins, tuple(notes))
 
 
-def _dtype(spelling: str) -> DType:
+def _dtype(spelling: DTypeLike) -> DType:
     try:
         return parse_dtype(spelling)
     except ValueError as error:
@@ -152,8 +163,14 @@ def _cast(key: str, tensor: Tensor, wanted: DType, *, elements: int, allow_inf: 
     return ComputedTensor(wanted, tensor.shape, (tensor,), make, outcome)
 
 
-@value_edit
-def scale(state_dict: Checkpoint, patterns: Patterns, factor: float) -> Change[Checkpoint]:
+@value_edit(
+    "Multiply by a factor.", "model.pth scaled.pth 'logit_scale' --factor 0.5", inline=[Inline("{patterns}={factor}")]
+)
+def scale(
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."],
+    factor: Annotated[float, "What every value is multiplied by."],
+) -> Change[Checkpoint]:
     """Multiply floating-point tensors by a factor, in their own dtype.  Raises NothingMatched, EditError.
 
     >>> import torch
@@ -176,8 +193,16 @@ def scale(state_dict: Checkpoint, patterns: Patterns, factor: float) -> Change[C
     return each(state_dict, chosen, scaled)
 
 
-@value_edit
-def reshape(state_dict: Checkpoint, patterns: Patterns, shape: Sequence[int]) -> Change[Checkpoint]:
+@value_edit(
+    "Give tensors another shape.",
+    "vgg.pth fcn.pth 'classifier.0.weight' --shape 4096,512,7,7",
+    inline=[Inline("{patterns}={shape}")],
+)
+def reshape(
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."],
+    shape: Annotated[Sequence[int], "The new shape, as 4096,512,7,7; one size may be -1."],
+) -> Change[Checkpoint]:
     """Give tensors another shape, elements in row-major order; one size may be -1.
 
     A Linear's weight becomes that of a convolution and back.  Raises NothingMatched, EditError naming every tensor
@@ -190,8 +215,14 @@ def reshape(state_dict: Checkpoint, patterns: Patterns, shape: Sequence[int]) ->
     return each(state_dict, matching(state_dict, patterns), lambda key, tensor: reshaped(key, tensor, tuple(shape)))
 
 
-@value_edit
-def transpose(state_dict: Checkpoint, patterns: Patterns, dims: Sequence[int] = ()) -> Change[Checkpoint]:
+@value_edit("Permute dimensions.", "gpt2.pth linear.pth '*.c_attn.weight'")
+def transpose(
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."],
+    dims: Annotated[
+        Sequence[int], "The new order of the dimensions, as 0,2,1; without it, the two of a matrix are swapped."
+    ] = (),
+) -> Change[Checkpoint]:
     """Permute dimensions; without ``dims``, swap the two of a matrix.  Raises NothingMatched, EditError.
 
     >>> import torch
@@ -210,9 +241,19 @@ def transpose(state_dict: Checkpoint, patterns: Patterns, dims: Sequence[int] = 
     return each(state_dict, matching(state_dict, patterns), permuted)
 
 
-@value_edit
+@value_edit(
+    "Take some indices of a dimension.",
+    "model.pth cut.pth 'fc.*' --start 0 --stop 10",
+    inline=[Inline("{patterns}={start}:{stop}")],
+)
 def slice_(
-    state_dict: Checkpoint, patterns: Patterns, start: int, stop: int, *, dim: int = 0, step: int = 1
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."],
+    start: Annotated[int, "The first index that is taken, from 0."],
+    stop: Annotated[int, "The index behind the last one that is taken."],
+    *,
+    dim: Annotated[int, "The dimension."] = 0,
+    step: Annotated[int, "Take every STEP-th index."] = 1,
 ) -> Change[Checkpoint]:
     """Take indices ``start`` to ``stop`` (exclusive) of one dimension.  Raises NothingMatched, EditError.
 
@@ -231,9 +272,15 @@ def slice_(
     return each(state_dict, matching(state_dict, patterns), cut)
 
 
-@value_edit
+@value_edit("Add indices to a dimension.", "model.pth padded.pth 'embed.weight' --after 2")
 def pad(
-    state_dict: Checkpoint, patterns: Patterns, *, before: int = 0, after: int = 0, dim: int = 0, value: float = 0.0
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."],
+    *,
+    before: Annotated[int, "How many indices are added in front."] = 0,
+    after: Annotated[int, "How many indices are added behind."] = 0,
+    dim: Annotated[int, "The dimension."] = 0,
+    value: Annotated[float, "What the new indices hold."] = 0.0,
 ) -> Change[Checkpoint]:
     """Add indices before and after in one dimension, filled with ``value``.  Raises NothingMatched, EditError.
 
@@ -258,9 +305,18 @@ def pad(
 # -- several tensors that belong together
 
 
-@value_edit
+@value_edit(
+    "Join tensors (q, k, v into qkv).",
+    "model.pth fused.pth --sources 'l.{n}.q,l.{n}.k,l.{n}.v' --into 'l.{n}.qkv'",
+    inline=[Inline("{sources}={into}")],
+)
 def concat(
-    state_dict: Checkpoint, sources: Sequence[str], into: str, *, dim: int = 0, groups: int = 1
+    state_dict: Checkpoint,
+    sources: Annotated[Sequence[str], "Templates of the keys that are joined, in this order."],
+    into: Annotated[str, "The template of the new key."],
+    *,
+    dim: Annotated[int, "The dimension."] = 0,
+    groups: Annotated[int, "Interleave in so many groups (attention heads)."] = 1,
 ) -> Change[Checkpoint]:
     """Join tensors along one dimension, for every set of keys that the templates name.
 
@@ -291,15 +347,19 @@ def concat(
     return _regrouped(state_dict, sets)
 
 
-@value_edit
+@value_edit(
+    "Take tensors apart (qkv into q, k, v).",
+    "model.pth parts.pth --source 'l.{n}.qkv' --into 'l.{n}.q,l.{n}.k,l.{n}.v'",
+    inline=[Inline("{source}={into}")],
+)
 def split(
     state_dict: Checkpoint,
-    source: str,
-    into: Sequence[str],
+    source: Annotated[str, "The template of the keys that are taken apart."],
+    into: Annotated[Sequence[str], "Templates of the new keys, in this order."],
     *,
-    dim: int = 0,
-    sizes: Sequence[int] = (),
-    groups: int = 1,
+    dim: Annotated[int, "The dimension."] = 0,
+    sizes: Annotated[Sequence[int], "The sizes of the parts, as 64,64,128; equal without it."] = (),
+    groups: Annotated[int, "The parts are interleaved in so many groups (attention heads)."] = 1,
 ) -> Change[Checkpoint]:
     """Take tensors apart along one dimension, for every key that the template ``source`` names.
 
@@ -326,8 +386,17 @@ def split(
     return _regrouped(state_dict, sets)
 
 
-@value_edit
-def fold(state_dict: Checkpoint, patterns: Patterns = "*", *, allow_unmatched: bool = False) -> Change[Checkpoint]:
+@value_edit(
+    "Fold weight norm, spectral norm, masks.",
+    "vocoder.pth plain.pth",
+    inline=[Inline("", help="Fold weight norm, spectral norm, masks.")],
+)
+def fold(
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."] = "*",
+    *,
+    allow_unmatched: AllowUnmatched = False,
+) -> Change[Checkpoint]:
     """Fold reparametrised weights into plain ones: weight norm, spectral norm and pruning masks.
 
     Both spellings are known: ``weight_g``/``weight_v``, ``weight_orig``/``weight_u``, ``weight_orig``/

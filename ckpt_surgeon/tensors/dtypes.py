@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 _NO_NUMBERS = re.compile(r"bits\w+|float4\w+|bcomplex32|u?int[1-7]|qu?int\w+")
 
@@ -116,16 +117,36 @@ ALIASES = {
 }
 
 
-def parse(spelling: str) -> DType:
-    """Find a dtype by torch's name, with or without ``torch.``, or by a usual short name.
+def parse(dtype: object) -> DType:
+    """Find a dtype by torch's name, with or without ``torch.``, by a usual short name, or by torch's or numpy's own.
 
-    Raises ValueError for a name that no dtype has.
+    Raises ValueError for a name that no dtype has, TypeError for what is no dtype at all.
 
     >>> parse("bf16").name, parse("torch.float32").name
     ('bfloat16', 'float32')
+    >>> import torch
+    >>> parse(torch.bfloat16).name
+    'bfloat16'
     """
+    spelling = _name_of(dtype)
     name = spelling.removeprefix("torch.")
     try:
         return BY_NAME[ALIASES.get(name, name)]
     except KeyError:
-        raise ValueError(f"no dtype is called {spelling!r}; known are {', '.join(BY_NAME)}") from None
+        close = get_close_matches(name, [*BY_NAME, *ALIASES], n=3)
+        known = f"did you mean {' or '.join(close)}?" if close else "usual are bf16, fp16, fp32, int8, float8_e4m3fn"
+        raise ValueError(f"no dtype is called {spelling!r}; {known}") from None
+
+
+def _name_of(dtype: object) -> str:
+    """The name of a dtype: this module's, torch's, numpy's, or a scalar type of numpy or ml_dtypes."""
+    if isinstance(dtype, str):
+        return dtype
+    if isinstance(dtype, DType):
+        return dtype.name
+    kind = dtype if isinstance(dtype, type) else type(dtype)
+    if kind.__module__.partition(".")[0] not in ("torch", "numpy", "ml_dtypes"):
+        raise TypeError(f"{dtype!r} is no dtype")
+    if isinstance(dtype, type):
+        return dtype.__name__.rstrip("_")
+    return str(getattr(dtype, "name", dtype))

@@ -143,7 +143,7 @@ def test_two_keys_that_would_become_one_are_an_error_that_names_both(ckpt: Run, 
     path = save_zip(state, tmp_path)
     ran = ckpt("strip-prefix", path, tmp_path / "out.pth")
     assert (ran.status, ran.out) == (2, "")
-    assert ran.err == "ckpt: 'module.a', 'a' all become 'a'\n"
+    assert ran.err == "ckpt: 'module.a', 'a' all become 'a'; choose with --on-collision first or last\n"
     assert not (tmp_path / "out.pth").exists()
 
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ from ckpt_surgeon import (
     step,
 )
 from ckpt_surgeon.cli import cli
+from ckpt_surgeon.edits.arguments import Pairs, Patterns
 from ckpt_surgeon.edits.change import EDITS
 
 Kind = TypeVar("Kind", bound=Mapping)  # type: ignore[type-arg]
@@ -62,15 +63,15 @@ AWKWARD = st.sampled_from(
 )
 STRINGS = st.lists(TEXT | AWKWARD, min_size=1, max_size=3).map("".join)
 PLAIN = st.lists(st.sampled_from("abc."), min_size=1, max_size=4).map(lambda parts: f"x{''.join(parts)}x")
-ARGUMENTS: dict[str, st.SearchStrategy[object]] = {
-    "str": STRINGS,
-    "bool": st.booleans(),
-    "int": st.integers(-(2**40), 2**40),
-    "float": st.floats(allow_nan=False) | st.integers(-1000, 1000),
-    "Patterns": STRINGS | st.lists(STRINGS, max_size=3),
-    "Sequence[str]": st.lists(STRINGS, max_size=3),
-    "Sequence[int]": st.lists(st.integers(-100, 100), max_size=4),
-    "Mapping[str, str] | Iterable[str] | Iterable[tuple[str, str]]": st.lists(
+ARGUMENTS: dict[object, st.SearchStrategy[object]] = {
+    str: STRINGS,
+    bool: st.booleans(),
+    int: st.integers(-(2**40), 2**40),
+    float: st.floats(allow_nan=False) | st.integers(-1000, 1000),
+    Patterns: STRINGS | st.lists(STRINGS, max_size=3),
+    Sequence[str]: st.lists(STRINGS, max_size=3),
+    Sequence[int]: st.lists(st.integers(-100, 100), max_size=4),
+    Pairs: st.lists(
         st.tuples(PLAIN | STRINGS.map(lambda text: f"x{text}x".replace("{", "")), PLAIN).map(list)
         | PLAIN.map(lambda text: f"{text}={text}"),
         max_size=3,
@@ -86,7 +87,7 @@ FIXED: dict[tuple[str, str], st.SearchStrategy[object]] = {  # what is looked at
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:
     """The arguments of an edit, as Python has them."""
-    signature = inspect.signature(inspect.unwrap(EDITS[name]))
+    signature = inspect.signature(EDITS[name])
     return dict(list(signature.parameters.items())[1:])
 
 
@@ -97,7 +98,8 @@ def steps(draw: st.DrawFn) -> Step:
     for argument, parameter in parameters(name).items():
         needed = parameter.default is inspect.Parameter.empty or (name, argument) == ("drop", "derivable")
         if needed or draw(st.booleans()):
-            arguments[argument] = draw(FIXED.get((name, argument), ARGUMENTS[parameter.annotation]))
+            fixed = (name, argument) in FIXED
+            arguments[argument] = draw(FIXED[name, argument] if fixed else ARGUMENTS[parameter.annotation])
     if name in ("add_prefix", "select"):
         arguments["prefix"] = f"x{arguments['prefix']}"
     return step(name, **arguments)
@@ -406,7 +408,7 @@ def test_a_checkpoint_and_a_dict_agree(keys: list[str], made: list[Step]) -> Non
         ("[[edit]]\ndo = 'keep\n", ["line 2:"]),
         ("[[edit]]\ndo = 'keep'\npatterns = [\n'a',\n", ["line 4: "]),
         ("[[edit]]\ndo = 'keep'\ndo = 'drop'\n", ["line 3:"]),
-        ("[[edit]]\ndo = 'cast'\ndtype = 'bf17'\n", ["line 1: no dtype is called 'bf17'"]),
+        ("[[edit]]\ndo = 'cast'\ndtype = 'bf17'\n", ["line 3: no dtype is called 'bf17'"]),
         (
             "\n\n[[edit]]\ndo = 'rename'\npairs = [['(', 'x'], ['a', '{n}']]\nregex = true\n",
             ["line 3: rename 1", "line 3: rename 2"],

@@ -299,7 +299,7 @@ def test_on_collision_says_which_key_stays_and_the_others_are_counted() -> None:
     assert change.dropped == ("a.w",)
     assert change.notes == ("1 collisions: the last key stays",)
     with pytest.raises(EditError, match="error, first or last"):
-        rename(state, ["a=b"], on_collision="both")
+        rename(state, ["a=b"], on_collision="both")  # type: ignore[arg-type]
 
 
 # -- on random keys and rules
