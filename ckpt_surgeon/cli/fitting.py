@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ..edits.recipe import Recipe, Step, step
+from ..edits.resize import CHANNEL_MODES, FILLS
 from ..errors import FileError, OutputExists
 from ..files.paths import FilePath, file_path
 from ..models.align import align as align_checkpoint
@@ -159,9 +160,12 @@ fit = click.Command(
         click.Option(["--rows"], type=(str, str), multiple=True, metavar="GLOB [OLD:]NEW", help="Cut or pad rows."),
         click.Option(["--class-map"], type=(str, str), multiple=True, metavar="GLOB OLD.txt:NEW.txt",
                      help="Reorder a head's rows by class name."),
-        click.Option(["--fill"], default="error", metavar="HOW", help="New rows: zero, mean, normal."),
-        click.Option(["--in-chans"], type=(str, int), multiple=True, metavar="GLOB N", help="Change input channels."),
-        click.Option(["--mode"], default="error", metavar="HOW", help="Channels: sum, mean, repeat, copy."),
+        click.Option(["--fill"], type=click.Choice(FILLS), default="error", show_default=True,
+                     help="What new rows get; error refuses to make any."),
+        click.Option(["--channels", "--in-chans", "in_chans"], type=(str, int), multiple=True, metavar="GLOB N",
+                     help="Change input channels."),
+        click.Option(["--mode"], type=click.Choice(("error", *CHANNEL_MODES)), default="error", show_default=True,
+                     help="How --channels makes the new ones."),
         click.Option(["--grid"], type=(str, str), multiple=True, metavar="GLOB 14x14:32x32",
                      help="Interpolate position embeddings."),
         click.Option(["--prefix-tokens"], type=int, default=0, help="Class tokens in front of the grid."),

@@ -113,7 +113,7 @@ Example:
 
 @click.group()
 def recipe() -> None:
-    """Check, invert and hash recipe files."""
+    """Check recipe files (which prints their hash), or invert them."""
 
 
 @recipe.command()

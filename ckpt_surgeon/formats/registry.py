@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..errors import NEW_FILE, BrokenFile, FileError, NotACheckpoint
 from ..files.paths import FilePath, LocalPath
@@ -71,14 +71,23 @@ class Reader(Protocol):
     def __call__(self, path: FilePath, *, salvage: bool = False) -> Contents: ...
 
 
-READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
-    (zip_archive.matches, lambda path, salvage=False: read_zip(path, salvage=salvage)),
-    (safetensors.matches, safetensors.read),
-    (torch_tar.matches, torch_tar.read),
-    (torch_legacy.matches, torch_legacy.read),
-    (sharded.matches, lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage)),
-    (dcp.matches, lambda path, salvage=False: read_distributed(path, salvage=salvage)),
-    (plain_pickle.matches, plain_pickle.read),
+class Container(NamedTuple):
+    """One container: whether a file begins as it does, what reads it and, where anybody needs it, what writes it."""
+
+    matches: Callable[[bytes], bool]
+    read: Reader
+    writer: Writer | FolderWriter | None = None
+
+
+# Every container, in the order in which files are tried.
+CONTAINERS: tuple[Container, ...] = (
+    Container(zip_archive.matches, lambda path, salvage=False: read_zip(path, salvage=salvage), torch_zip),
+    Container(safetensors.matches, safetensors.read, safetensors),
+    Container(torch_tar.matches, torch_tar.read),
+    Container(torch_legacy.matches, torch_legacy.read),
+    Container(sharded.matches, lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage)),
+    Container(dcp.matches, lambda path, salvage=False: read_distributed(path, salvage=salvage), dcp),
+    Container(plain_pickle.matches, plain_pickle.read),
 )
 
 
@@ -93,9 +102,10 @@ class ZipKind(Protocol):
 # What a zip may be, told by its members.
 ZIPS: tuple[ZipKind, ...] = (torch_export, torch_package, torchscript, torch_zip)
 
-WRITERS: dict[str, Writer | FolderWriter] = {
-    suffix: writer for writer in (torch_zip, safetensors, dcp) for suffix in writer.SUFFIXES
-}
+
+def writers() -> dict[str, Writer | FolderWriter]:
+    """What writes each container, by the extensions of its outputs."""
+    return {suffix: one.writer for one in CONTAINERS if one.writer for suffix in one.writer.SUFFIXES}
 
 
 def read(path: FilePath, *, salvage: bool = False) -> Contents:
@@ -113,9 +123,9 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
         if path.name == dcp.METADATA:
             return read_distributed(path, salvage=salvage)
         head = _head(path)
-        for matches, reader in READERS:
-            if matches(head):
-                return _read_by(reader, path, salvage)
+        for container in CONTAINERS:
+            if container.matches(head):
+                return _read_by(container.read, path, salvage)
     except OSError as error:
         raise path.failure(error) from error
     raise foreign.refuse(path, head, safetensors.broken(path, head))
@@ -247,8 +257,8 @@ def _zip_kind(archive: zip_archive.Archive) -> ZipKind | None:
 def writer_for(path: FilePath) -> Writer | FolderWriter:
     """The writer for an output's extension.  Raises NotACheckpoint for one that names no container."""
     try:
-        return WRITERS[path.suffix.lower()]
+        return writers()[path.suffix.lower()]
     except KeyError:
-        known = ", ".join(WRITERS)
+        known = ", ".join(writers())
         what = "has an extension that names no container to write" if path.suffix else "has no extension"
         raise NotACheckpoint(path, what, f"the container is chosen by it: {known}") from None

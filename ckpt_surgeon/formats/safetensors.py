@@ -30,7 +30,7 @@ from .pickle.values import Value
 from .zip.archive import PAGE, PAGE_WORTH, TRUNCATED
 
 CONTAINER = "safetensors"
-SUFFIXES = (".safetensors",)
+SUFFIXES: tuple[str, ...] = (".safetensors",)
 METADATA = "__metadata__"
 SHARDING = "DCP_SHARDING_INFO"  # where torch.distributed.checkpoint says which pieces of tensors a file has
 SHOWN = 100  # characters of an odd value that a message repeats

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..formats.registry import WRITERS
+from ..formats.registry import writers
 from ..key_patterns import FEW, fold
 from ..tensors.checkpoint import LeftOut
 from ..tensors.records import ExtraState, Storage, StoredTensor, Tensor
@@ -45,7 +45,7 @@ def listing_head(listing: Listing) -> list[str]:
     if len(listing.beside) > FEW:
         lines.append(f"  beside: {len(listing.beside) - FEW:,} more entries")
     if listing.prefix == "module.":
-        suffix = listing.path.suffix if listing.path.suffix.lower() in WRITERS else ".pth"
+        suffix = listing.path.suffix if listing.path.suffix.lower() in writers() else ".pth"
         name = f"clean{suffix}"
         local = listing.path.local
         out = name if local is None else local.parent / name

@@ -38,7 +38,7 @@ from . import torch_io
 from .pieces import Piece, Pieced, Sizes, flaw
 
 CONTAINER = "torch distributed"
-SUFFIXES = (".dcp",)
+SUFFIXES: tuple[str, ...] = (".dcp",)
 HOLDS_EXTRA_STATES = True
 METADATA = ".metadata"
 DATA_SUFFIX = ".distcp"

@@ -33,7 +33,7 @@ from ..pickle.values import Global, Object, Value, spelled
 from .archive import ALIGNMENT, TRUNCATED, Archive, Directory, Member, checksum_places
 
 CONTAINER = "torch zip"
-SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES: tuple[str, ...] = (".pth", ".pt", ".bin", ".ckpt")
 ALL_CONSTRUCTORS = CONSTRUCTORS | numpy_objects.CONSTRUCTORS
 VERSIONS = range(1, 11)  # kMinSupportedFileFormatVersion to kMaxSupportedFileFormatVersion, caffe2/serialize/versions.h
 ROOT = "archive"  # the folder in the archive; torch takes any

@@ -1,0 +1,163 @@
+"""Help: every option says what it does, and every example of a help text can be pasted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from command_line import Run
+from safetensors.torch import save_file
+
+from ckpt_surgeon.cli import cli
+from ckpt_surgeon.edits.change import EDITS
+
+StateDict = dict[str, torch.Tensor]
+
+
+def commands() -> list[click.Command]:
+    """Every command, those of groups too."""
+    context = cli.make_context("ckpt", ["ls"], resilient_parsing=True)
+
+    def inside(command: click.Command) -> Iterator[click.Command]:
+        if not isinstance(command, click.Group):
+            yield command
+            return
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from inside(found)
+
+    return list(inside(cli))
+
+
+COMMANDS = commands()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.name))
+def test_every_option_of_every_command_has_help(command: click.Command) -> None:
+    options = [one for one in command.get_params(click.Context(command)) if isinstance(one, click.Option)]
+    assert [option.opts for option in options if not option.help] == []
+    assert command.help
+    assert "``" not in command.help  # Python's markup
+    assert not re.search(r":\w+:", command.help.replace(":resnet18", ""))
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_command_says_of_each_argument_what_the_edit_declares(name: str) -> None:
+    command = next(one for one in COMMANDS if one.name == EDITS[name].name)
+    said = {option.name: option.help for option in command.params if isinstance(option, click.Option)}
+    for argument in EDITS[name].arguments.values():
+        if argument.name in said:
+            assert str(said[argument.name]).startswith(argument.help.rstrip("."))
+
+
+# -- examples
+
+
+def layers(*names: str, count: int = 2) -> StateDict:
+    return {f"l.{index}.{name}": torch.ones(4, 4) for index in range(count) for name in names}
+
+
+def model() -> StateDict:
+    return {
+        "conv1.weight": torch.ones(2, 3, 1, 1),
+        "layer1.bias": torch.ones(2),
+        "bn.num_batches_tracked": torch.tensor(1),
+        "norm.weight": torch.ones(2),
+        "logit_scale": torch.ones(()),
+        "fc.weight": torch.ones(3, 4),
+        "fc.bias": torch.ones(3),
+        "embed.weight": torch.ones(5, 4),
+    }
+
+
+def small() -> StateDict:
+    return {"layers.0.gamma": torch.ones(2), "layers.0.attn.q": torch.ones(2)}
+
+
+# What the example of a command finds, by the name of the file.
+FILES: dict[str, Callable[[], object]] = {
+    "parallel.pth": lambda: {"module.fc.weight": torch.ones(2, 2)},
+    "compiled.pth": lambda: {"_orig_mod.fc.weight": torch.ones(2, 2)},
+    "training.ckpt": lambda: {"state_dict": {"module.fc.weight": torch.ones(2, 2)}, "epoch": 3},
+    "backbone.pth": small,
+    "old.pth": small,
+    "before.pth": small,
+    "after.pth": small,
+    "big.pth": small,
+    "downloaded.pth": small,
+    "model.pth": model,
+    "moco.pth": lambda: {"encoder_q.w": torch.ones(2), "encoder_k.w": torch.ones(2)},
+    "vgg.pth": lambda: {"classifier.0.weight": torch.ones(2, 8)},
+    "gpt2.pth": lambda: {"h.0.c_attn.weight": torch.ones(2, 6)},
+    "vocoder.pth": lambda: torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2)).state_dict(),
+    "llm.pth": lambda: {"embed_tokens.weight": torch.ones(5, 4), "lm_head.weight": torch.ones(5, 4)},
+    "rgb.pth": lambda: {"conv1.weight": torch.ones(2, 3, 2, 2)},
+    "vit.pth": lambda: {"pos_embed": torch.ones(1, 197, 8)},
+    "swin.pth": lambda: {"a.relative_position_bias_table": torch.ones(169, 2)},
+    "resnet50.pth": lambda: {"stem.weight": torch.ones(3, 2), "head.weight": torch.ones(4, 3)},
+    "imagenet.pth": lambda: {"weight": torch.ones(2, 3), "bias": torch.ones(4)},
+}
+INSTEAD = {  # smaller numbers and models of the same kind
+    "4096,512,7,7": "2,2,2,2",
+    "torchvision.models:resnet18(num_classes=10)": "torch.nn:Linear(3, 2)",
+    "torchvision.models:resnet18()": "models.py:Net()",
+    "torchvision.models:vit_b_16()": "models.py:Net()",
+}
+SPECIAL: dict[str, dict[str, Callable[[], object]]] = {
+    "concat": {"model.pth": lambda: layers("q", "k", "v")},
+    "split": {"model.pth": lambda: {f"l.{index}.qkv": torch.ones(6, 2) for index in range(2)}},
+    "slice": {"model.pth": lambda: {"fc.weight": torch.ones(12, 4), "fc.bias": torch.ones(12)}},
+    "edit": {"parallel.pth": lambda: {"module.fc.weight": torch.ones(2), "module.conv.weight": torch.ones(2)}},
+}
+MODELS_PY = """
+import torch
+class Regrouped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 4, bias=False)
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm2d(3), torch.nn.Linear(3, 3))
+        self.fc = torch.nn.Linear(3, 4)
+def vit_384():
+    model = torch.nn.Module()
+    model.pos_embed = torch.nn.Parameter(torch.zeros(1, 577, 8))
+    return model
+"""
+RECIPE = "[[edit]]\ndo = 'rename'\npairs = [['layers', 'blocks']]\n"
+RULES = "lr = 0.01\n[[group]]\nname = 'head'\nmatch = 'fc.*'\nlr = '10x'\n"
+
+
+def examples() -> list[str]:
+    """Every line of every example."""
+    texts = [(command.help or "").partition("Example:")[2] for command in COMMANDS]
+    return [line.strip() for text in texts for line in text.splitlines() if line.strip().startswith("ckpt ")]
+
+
+@pytest.mark.parametrize("example", examples())
+def test_the_example_of_a_help_text_runs(
+    example: str, ckpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, command, *words = (INSTEAD.get(word, word) for word in shlex.split(example))
+    inputs = words if command in ("diff", "apply", "recipe", "strip-prefix") else words[:1]
+    for name, make in (FILES | SPECIAL.get(command, {})).items():
+        if name in inputs:
+            torch.save(make(), name)
+    for name in ("model.safetensors", "old.safetensors", *(["new.safetensors"] if command == "diff" else [])):
+        if name in inputs:
+            save_file(model(), name)
+    Path("models.py").write_text(MODELS_PY)
+    Path("rules.toml").write_text(RULES)
+    if command != "align":
+        Path("recipe.toml").write_text(RECIPE.replace("layers", "stem") if "resnet50.pth" in words else RECIPE)
+    ran = ckpt(command, *words)
+    assert "Usage" not in ran.err
+    assert ran.status in ((0, 1) if command in ("diff", "align") else (0,)), ran.err
