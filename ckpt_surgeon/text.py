@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from . import hooks
 
+WIDEST = 240  # columns that are kept free for the longest cell of a column; longer ones push the rest to the right
 _RIGHT = {"bytes", "modules", "parameters", "keys", "count", "share", "tensors"}
 
 
@@ -104,9 +105,12 @@ def long_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """
     texts = _cells(rows)
     columns = zip(*texts, strict=True) if texts else ((),) * len(headers)
-    form = "  ".join(
-        f"{{:{'>' if header in _RIGHT else '<'}{max(len(header) + 2, *map(len, column), 0)}}}"  # as tabulate does
+    widths = [
+        max(len(header) + 2, min(max(map(len, column), default=0), WIDEST))  # two more, as tabulate does
         for header, column in zip(headers, columns, strict=True)
+    ]
+    form = "  ".join(
+        f"{{:{'>' if header in _RIGHT else '<'}{width}}}" for header, width in zip(headers, widths, strict=True)
     ).format
     return "\n".join(form(*row).rstrip() for row in [list(headers), *texts])
 

@@ -8,7 +8,10 @@ layers.{n}=blocks.{n+1}     an integer component, and arithmetic (+, -, *, // wi
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from ..errors import EditError
 
@@ -16,6 +19,7 @@ Pair = tuple[str, str]
 
 _INDEX = re.compile(r"\{([A-Za-z]\w*)\}")
 _SUM = re.compile(r"\{([A-Za-z]\w*)\s*(?:(\+|-|\*|//)\s*([0-9]{1,18}))?\}")
+SECONDS = 10.0  # that one regular expression may take for all keys together
 _NOTHING = re.compile("")
 _NUMBER = re.compile("[0-9]{1,18}")  # digits; Python refuses to compute with thousands of them
 
@@ -59,6 +63,7 @@ class Rules:
         self._pairs = pairs
         self._regex = regex
         self._used: set[int] = set()
+        self._searching = (0, "")  # the rule and the key that are being tried
         problems = []
         self._exact: dict[str, int] = {}  # whole keys, which are many where a recipe was inverted
         self._patterns: dict[int, re.Pattern[str]] = {}
@@ -86,19 +91,30 @@ class Rules:
         """The new name of each key.  Raises EditError naming all keys that cannot have one."""
         new: dict[str, str] = {}
         problems: list[str] = []
-        for key in keys:
-            try:
-                new[key] = self.new_name(key)
-            except EditError as error:
-                problems += error.problems
+        try:
+            with time_limit(SECONDS * max(len(self._patterns), 1) if self._regex else 0):
+                for key in keys:
+                    try:
+                        new[key] = self.new_name(key)
+                    except EditError as error:
+                        problems += error.problems
+        except TimeoutError:
+            raise self._endless() from None
         if problems:
             raise EditError(problems)
         return new
+
+    def _endless(self) -> EditError:
+        """The error for rules whose search takes longer than SECONDS for each of them."""
+        index, key = self._searching
+        problem = f"rename {index + 1} ({self._pairs[index][0]!r}) searches without end in the key {key[:80]!r}"
+        return EditError([problem], remedy="write it without one repetition inside of another")
 
     def new_name(self, key: str) -> str:
         """The new name of a key; its own, where no rule fits."""
         if self._regex:
             for index, pattern in self._patterns.items():
+                self._searching = (index, key)
                 found = pattern.fullmatch(key)
                 if found:
                     self._used.add(index)
@@ -137,6 +153,30 @@ class Rules:
         if not pieces:
             raise _to_nothing(key)
         return ".".join(pieces)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a block that takes longer (0: without a limit): re looks for signals while it searches.
+
+    Only the main thread hears of signals, and not on Windows; elsewhere there is no limit.  A timer that runs
+    already, the caller's own, is left alone.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not seconds or not is_main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _to_nothing(key: str) -> EditError:

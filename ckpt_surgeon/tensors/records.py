@@ -13,7 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias, cast
 
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 DIMENSIONS = 64  # more than any tensor has
 ELEMENTS = (1 << 63) - 1  # torch counts them in 64 bits
+
+EXPANDED = 1 << 30  # bytes that a tensor may have whose elements lie over each other, beside ...
+EXPANSION = 64  # ... this many times those of its storage
+UNPACKED = 1 << 28  # bytes of a packed storage that are unpacked into memory for elements that do not lie in order
+CHECKED = 1 << 30  # bytes of a storage whose checksum is compared before any part of it is used
+SHARE = 4  # a part of at least one in so many has its storage's checksum compared, however large that is
 
 _FLIP_SIGN = bytes(value ^ 0x80 for value in range(256))
 
@@ -50,6 +56,18 @@ class Storage(Shown):
     big_endian: bool = False
     memory: memoryview | None = None
     source: ComputedTensor | None = None  # makes the bytes when they are asked for
+    _checked: list[bool] = field(default_factory=list, repr=False)  # True once the checksum was compared
+
+    def check(self, used: int | None = None) -> None:
+        """Compare the checksum, once, where there is one; ``used`` says how many bytes are to be used.
+
+        A small part of a large storage is used unchecked.  Raises BrokenFile when the checksum does not match.
+        """
+        if self.crc32 is None or self._checked or self.deflated:
+            return
+        if used is None or self.nbytes <= max(CHECKED, used * SHARE):
+            for _ in self.blocks():
+                pass
 
     @property
     def is_lost(self) -> bool:
@@ -91,6 +109,7 @@ class Storage(Shown):
         if crc32 != self.crc32:
             place = f"bytes {self.span.start:,} to {self.span.stop:,}"
             raise BrokenFile(self.span.path, f"is damaged: the CRC of {place} does not match", "fetch it again")
+        self._checked.append(True)
 
     @contextmanager
     def opened(self) -> Iterator[tuple[memoryview, Callable[[], None]]]:
@@ -243,9 +262,15 @@ class StoredTensor(Loadable):
         return self.storage.crc32 if covers else None
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the elements in row-major order, little-endian, in pieces of about BLOCK bytes."""
+        """Yield the elements in row-major order, little-endian, in pieces of about BLOCK bytes.
+
+        Raises EditError for a tensor that is far larger than its storage, BrokenFile where a checksum does not match.
+        """
         if self.nbytes == 0:
             return
+        if self.nbytes > max(EXPANDED, self.storage.nbytes * EXPANSION):
+            what = f"a tensor of shape {list(self.shape)} over a storage of {self.storage.nbytes:,} bytes"
+            raise EditError([f"{what} would make {self.nbytes:,} bytes"], remedy="leave it out by pattern")
         pieces = self._contiguous_blocks() if self.is_contiguous else self._gathered_blocks()
         for piece in pieces:
             yield self._finished(piece)
@@ -256,7 +281,11 @@ class StoredTensor(Loadable):
         if self.nbytes == self.storage.nbytes:
             yield from self.storage.blocks()
             return
-        if whole is not None and not self.storage.deflated:
+        if self.storage.deflated or self.storage.source is not None:
+            yield from _uncut(_part(self.storage.blocks(), start, start + self.nbytes))
+            return
+        self.storage.check(self.nbytes)
+        if whole is not None:
             yield from ByteSpan(whole.path, whole.start + start, whole.start + start + self.nbytes).blocks()
             return
         with self.storage.opened() as (view, _):
@@ -264,10 +293,24 @@ class StoredTensor(Loadable):
                 yield bytes(view[low : min(low + BLOCK, start + self.nbytes)])
 
     def _gathered_blocks(self) -> Iterator[bytes]:
+        if self.storage.deflated or self.storage.source is not None:
+            yield from self._gathered_from_stream()
+            return
+        self.storage.check(self.nbytes)
         with self.storage.opened() as (view, forget):
             for piece in gather(view, self.dtype.itemsize, self.shape, self.stride, self.offset):
                 yield piece
                 forget()
+
+    def _gathered_from_stream(self) -> Iterator[bytes]:
+        """Elements of a storage that is unpacked or computed: only the bytes from the first to the last are kept."""
+        last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        start, stop = (at * self.dtype.itemsize for at in (self.offset, self.offset + last + 1))
+        if self.storage.deflated and stop - start > max(UNPACKED, self.nbytes * SHARE):
+            what = f"a tensor of {self.nbytes:,} bytes lies scattered over {stop - start:,} bytes of a packed record"
+            raise EditError([what], remedy="leave it out by pattern, or repack the zip without compression")
+        raw = b"".join(_part(self.storage.blocks(), start, stop))
+        yield from gather(memoryview(raw), self.dtype.itemsize, self.shape, self.stride, 0)
 
     def _finished(self, piece: bytes) -> bytes:
         part = self.dtype.part
@@ -455,6 +498,16 @@ def _inflated(span: ByteSpan, nbytes: int) -> Iterator[bytes]:
         raise BrokenFile(span.path, f"a packed record unpacks to {nbytes - left:,} of its {nbytes:,} bytes")
     if tail:
         yield tail
+
+
+def _part(pieces: Iterator[bytes], start: int, stop: int) -> Iterator[bytes]:
+    """The bytes from ``start`` to ``stop`` of a stream, which is read to its end: there its checksum is compared."""
+    at = 0
+    for piece in pieces:
+        part = piece[max(start - at, 0) : max(stop - at, 0)]
+        at += len(piece)
+        if part:
+            yield part
 
 
 def _uncut(pieces: Iterator[bytes]) -> Iterator[bytes]:

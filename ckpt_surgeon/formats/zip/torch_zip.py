@@ -36,6 +36,7 @@ CONTAINER = "torch zip"
 SUFFIXES: tuple[str, ...] = (".pth", ".pt", ".bin", ".ckpt")
 ALL_CONSTRUCTORS = CONSTRUCTORS | numpy_objects.CONSTRUCTORS
 VERSIONS = range(1, 11)  # kMinSupportedFileFormatVersion to kMaxSupportedFileFormatVersion, caffe2/serialize/versions.h
+METADATA_DEPTH = 100  # how deep what is in ``_metadata`` may be nested
 ROOT = "archive"  # the folder in the archive; torch takes any
 
 
@@ -342,7 +343,8 @@ def _pickled(
     versions: Mapping[str, Mapping[str, Value]] | None,
 ) -> bytes:
     """The pickle of an OrderedDict of tensors, in protocol 2 as torch.save writes it."""
-    out = _Pickle()
+    modules = {module: dict(version) for module, version in (versions or {}).items()}  # held: the memo goes by identity
+    out = _Pickle(_shared(modules))
     out.raw(b"\x80\x02")
     out.ordered_dict()
     if tensors:
@@ -358,23 +360,40 @@ def _pickled(
         out.raw(b"}")
         out.text("_metadata")
         out.ordered_dict()
-        if versions:
+        if modules:
             out.raw(b"(")
-            for module, version in versions.items():
+            for module, version in modules.items():
                 out.text(module)
-                out.plain(dict(version))
+                out.plain(version)
             out.raw(b"u")
         out.raw(b"sb")
     out.raw(b".")
     return bytes(out.buffer)
 
 
+def _shared(root: Value) -> frozenset[int]:
+    """The identities of the dicts, lists and tuples that stand in several places below a value, or in themselves."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    ahead = [root]
+    while ahead:
+        node = ahead.pop()
+        if isinstance(node, (dict, list, tuple)):
+            if id(node) in seen:
+                shared.add(id(node))
+                continue
+            seen.add(id(node))
+            ahead.extend([part for pair in node.items() for part in pair] if isinstance(node, dict) else node)
+    return frozenset(shared)
+
+
 class _Pickle:
     """Just enough of a pickler for a state_dict; globals and repeated words go through the memo."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: frozenset[int] = frozenset()) -> None:
         self.buffer = bytearray()
         self._memo: dict[str, bytes] = {}
+        self._shared = shared  # the identities of containers that stand in several places
 
     def raw(self, opcodes: bytes) -> None:
         self.buffer += opcodes
@@ -426,7 +445,7 @@ class _Pickle:
             self.found("torch", dtype.name)
         self.buffer += b"tR"
 
-    def plain(self, value: Value) -> None:
+    def plain(self, value: Value, depth: int = 0) -> None:
         """A value of torch's ``_metadata``: nested dicts, lists and tuples of numbers, strings, None."""
         if value is None or isinstance(value, bool):
             self.buffer += {None: b"N", True: b"\x88", False: b"\x89"}[value]
@@ -436,19 +455,35 @@ class _Pickle:
             self.buffer += b"G" + struct.pack(">d", value)
         elif isinstance(value, str):
             self.text(value)
-        elif isinstance(value, dict):
-            self.buffer += b"}("
-            for key, item in value.items():
-                self.plain(key)
-                self.plain(item)
-            self.buffer += b"u"
-        elif isinstance(value, (list, tuple)):
-            self.buffer += b"](" if isinstance(value, list) else b"("
-            for item in value:
-                self.plain(item)
-            self.buffer += b"e" if isinstance(value, list) else b"t"
+        elif isinstance(value, (dict, list, tuple)):
+            self._plain_container(value, depth)
         else:
             self.buffer += b"N"  # an object of some class: torch's own readers of _metadata look at versions only
+
+    def _plain_container(self, value: dict[Value, Value] | list[Value] | tuple[Value, ...], depth: int) -> None:
+        """A container; one that stands in several places, or in itself, is written once."""
+        name = f"#{id(value)}"
+        if name in self._memo:
+            self.buffer += self._memo[name]
+            return
+        if depth > METADATA_DEPTH:
+            raise EditError(["its _metadata is nested too deeply to be written"], remedy="write .safetensors")
+        is_shared = id(value) in self._shared
+        if not isinstance(value, tuple):
+            empty = b"}" if isinstance(value, dict) else b"]"
+            if is_shared:
+                self._once(name, empty)
+            else:
+                self.buffer += empty
+        self.buffer += b"("
+        items = [part for pair in value.items() for part in pair] if isinstance(value, dict) else value
+        for item in items:
+            self.plain(item, depth + 1)
+        closing = b"u" if isinstance(value, dict) else b"e" if isinstance(value, list) else b"t"
+        if isinstance(value, tuple) and is_shared:
+            self._once(name, closing)
+        else:
+            self.buffer += closing
 
     # -- extra states
 
@@ -534,4 +569,7 @@ def _integer(value: int) -> bytes:
     if -(1 << 31) <= value < 1 << 31:
         return b"J" + struct.pack("<i", value)
     encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    if len(encoded) > 255:
+        problem = f"an integer of {len(encoded):,} bytes, beside the weights, is longer than torch.load takes"
+        raise EditError([problem], remedy="write .safetensors")
     return b"\x8a" + bytes((len(encoded),)) + encoded
