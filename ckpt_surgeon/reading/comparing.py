@@ -15,7 +15,7 @@ from ..files.spans import Block
 from ..tensors.arithmetic import distance, summed
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import digest
-from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
+from ..tensors.records import ExtraState, OpaqueTensor, StoredTensor, Tensor, spans_of
 from ..text import Shown
 from .sources import checkpoint_of, is_tensor
 
@@ -119,7 +119,10 @@ def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
         return digest(ours.value) == digest(theirs.value)
     if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
         return False
-    if ours.span is not None and theirs.span is not None and ours.crc32 is None and theirs.crc32 is None:
+    if ours.span is not None and theirs.span is not None:
+        for tensor in (ours, theirs) if ours.span != theirs.span else ():
+            if isinstance(tensor, StoredTensor):
+                tensor.storage.check(tensor.nbytes)
         return ours.span.same_bytes(theirs.span)
     return all(mine == other for mine, other in _aligned(ours.blocks(), theirs.blocks()))
 

@@ -45,9 +45,14 @@ class Piece:
 
 
 def pieces(tensor: Tensor, nbytes: int = PIECE) -> Iterator[Piece]:
-    """A tensor's elements in row-major order, little-endian, in pieces of at most ``nbytes`` (up to :data:`PIECE`)."""
+    """A tensor's elements in row-major order, little-endian, in pieces of at most ``nbytes`` (up to :data:`PIECE`).
+
+    Raises BrokenFile, before the first, where the checksum of the bytes does not match.
+    """
     span = tensor.span if isinstance(tensor, StoredTensor) else None
     if span is not None and isinstance(span.path, Path):
+        if isinstance(tensor, StoredTensor):
+            tensor.storage.check(tensor.nbytes)
         for start in range(span.start, span.stop, nbytes):
             stop = min(start + nbytes, span.stop)
             yield Piece(stop - start, partial(_read, span.path, start, stop))

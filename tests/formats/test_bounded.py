@@ -36,7 +36,7 @@ def test_one_long_key_among_thousands_costs_what_it_is_long(tmp_path: Path) -> N
     state = {f"layer.{index}.w": ramp(1) for index in range(4000)} | {"x" * 1_000_000: ramp(1)}
     path = save_zip(state, tmp_path)
     before = memory()
-    shown = listings.listing_text(ckpt_surgeon.ls(path), full=True)
+    shown = listings.listing_text(ckpt_surgeon.ls(path))
     assert len(shown) < 4_000_000
     assert memory() - before < MEMORY
 
@@ -125,7 +125,7 @@ def test_a_packed_record_far_larger_than_its_tensor_costs_no_memory(tmp_path: Pa
     before = memory()
     found = {key: np.frombuffer(b"".join(opened[key].blocks()), "<f4").tolist() for key in ("few", "last", "apart")}
     assert found == {"few": [1, 0, 0, 0], "last": [0, 0, 0, 4], "apart": [2, 3]}
-    assert b"".join(opened["scattered"].blocks()) == np.array([1, 4], "<f4").tobytes() or True
+    assert b"".join(opened["scattered"].blocks()) == np.array([1, 4], "<f4").tobytes()
     assert memory() - before < 400_000
 
 
@@ -162,14 +162,13 @@ def test_a_flipped_bit_is_told_where_values_are_read(key: str, tmp_path: Path) -
         tensor_of = ckpt_surgeon.open(path)[key]
         with pytest.raises(BrokenFile, match="CRC"):
             use(tensor_of)
-    opened = ckpt_surgeon.open(path)
+    other = save(path.read_bytes(), tmp_path, "copy.pth")
     with pytest.raises(BrokenFile, match="CRC"):
-        comparing.same_bytes(opened[key], ckpt_surgeon.open(path)[key])
+        comparing.same_bytes(ckpt_surgeon.open(path)[key], ckpt_surgeon.open(other)[key])
 
 
 def test_what_is_copied_keeps_its_checksum_so_that_damage_shows(tmp_path: Path) -> None:
     path = damaged(tmp_path)
-    ckpt_surgeon.convert(ckpt_surgeon.keep(ckpt_surgeon.open(path), ["w"]), tmp_path / "out.pth") if False else None
     ckpt_surgeon.save(ckpt_surgeon.keep(ckpt_surgeon.open(path), ["w"]), tmp_path / "out.pth")
     with pytest.raises(BrokenFile, match="CRC"):
         ckpt_surgeon.ls(tmp_path / "out.pth", check=True)
