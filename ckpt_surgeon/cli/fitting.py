@@ -8,6 +8,7 @@ from ..edits.recipe import Recipe, Step, step
 from ..edits.resize import CHANNEL_MODES, FILLS
 from ..errors import FileError, OutputExists
 from ..files.paths import FilePath, file_path
+from ..models.align import CERTAINTIES
 from ..models.align import align as align_checkpoint
 from ..models.align_recipe import alignment_recipe, commented
 from ..models.fit import INITIALISATIONS, POLICIES
@@ -26,6 +27,13 @@ from .options import FILE_PATH, OUT, SELECT, SOURCE, opened, output, output_opti
 @click.argument("target")
 @click.option("--out", "-o", type=FILE_PATH, metavar="RECIPE", help="Write the recipe to a file.")
 @click.option("--force", "-f", is_flag=True, help="Replace an existing recipe.")
+@click.option(
+    "--min-certainty",
+    type=click.Choice(CERTAINTIES),
+    default="likely",
+    show_default=True,
+    help="The least certainty of what the recipe renames.",
+)
 @click.option("--full", is_flag=True, help="List every key, however many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -36,13 +44,15 @@ def align(
     select: str | None,
     out: FilePath | None,
     force: bool,
+    min_certainty: str,
     full: bool,
     as_json: bool,
 ) -> None:
     """Propose the renames that turn a checkpoint's keys into those of a model or of another checkpoint.
 
-    Every proposal has its reason and its certainty; where several keys fit equally well, the choice is left open and
-    said to be.  The recipe is what ckpt apply runs: review it first.
+    Every proposal has its reason and its certainty: certain where names say so and nothing else fits, likely where
+    order and structure fit all round, possible where only the shape does.  Where several keys fit equally well, the
+    choice is left open.  The recipe is what ckpt apply runs: review it first.
 
     Exit status: 0 when every key of the target is settled, 1 when some are open or missing, 2 on trouble.
 
@@ -55,7 +65,7 @@ def align(
         raise OutputExists(out)
     ours = open_checkpoint(checkpoint, select=select)
     theirs: dict[str, Shaped] = dict(resolve(target)) if is_model(target) else dict(open_checkpoint(target))
-    found = align_checkpoint(ours, theirs)
+    found = align_checkpoint(ours, theirs).at_least(min_certainty)
     click.echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
     if out is not None:
         recipe = alignment_recipe(found, ours)
@@ -111,6 +121,8 @@ def _lines(path: str) -> list[str]:
 def _fit(
     target: str,
     recipe: FilePath | None,
+    no_align: bool,
+    min_certainty: str,
     on_mismatch: str,
     allow_missing: tuple[str, ...],
     min_match: float,
@@ -135,6 +147,8 @@ def _fit(
         adapt=_adaptations(
             rows, class_map, in_chans, grid, bias_table, fill=fill, mode=mode, prefix_tokens=prefix_tokens
         ),
+        align=not no_align,
+        min_certainty=min_certainty,
         on_mismatch=on_mismatch,
         allow_missing=allow_missing,
         min_match=min_match,
@@ -152,6 +166,9 @@ fit = click.Command(
         click.Argument(["target"]),
         OUT,
         click.Option(["--recipe"], type=FILE_PATH, metavar="FILE", help="Renames; instead of align."),
+        click.Option(["--min-certainty"], type=click.Choice(CERTAINTIES), default="certain", show_default=True,
+                     help="The least certainty of a rename that is done."),
+        click.Option(["--no-align"], is_flag=True, help="Rename nothing: the keys are the model's already."),
         click.Option(["--on-mismatch"], type=click.Choice([*POLICIES, *INITIALISATIONS]), default="error",
                      show_default=True, help="Keys of another shape: drop keeps the model's own initialisation."),
         click.Option(["--allow-missing"], multiple=True, metavar="GLOB", help="Keys that may be missing (repeatable)."),

@@ -135,9 +135,10 @@ def _pasteable(hint: tuple[str, ...], checkpoint: FilePath, target: str, select:
     name, *options = hint
     chosen = ["--select", select] if select else []
     if name == "align":
-        return command(name, checkpoint, target, "-o", "recipe.toml", *chosen)
+        return command(name, checkpoint, target, "-o", "recipe.toml", "--min-certainty", "certain", *chosen)
     stem = "clean" if checkpoint.stem != "clean" else "cleaner"
-    return command(name, checkpoint, f"{stem}{checkpoint.suffix or '.safetensors'}", *options, *chosen)
+    suffix = ".pth" if checkpoint.suffix == ".tar" else checkpoint.suffix or ".safetensors"
+    return command(name, checkpoint, stem + suffix, *options, *chosen)
 
 
 def _stripped(ours: Checkpoint, theirs: Mapping[str, Shaped], prefix: str) -> tuple[Checkpoint, Mapping[str, Shaped]]:

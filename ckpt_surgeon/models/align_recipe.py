@@ -79,6 +79,28 @@ def rename_rules(pairs: Mapping[str, str], keys: Iterable[str]) -> list[Pair]:
     return [(f"^{old}$", new) for old, new in changed.items()]
 
 
+def folded_pairs(pairs: Mapping[str, str]) -> list[tuple[str, str, int]]:
+    """Pairs of keys as few lines: what is old, what is new, and how many keys that is.
+
+    >>> folded_pairs({f"layers.{i}.fc.weight": f"blocks.{i + 1}.fc.weight" for i in range(3)})
+    [('layers.{n}', 'blocks.{n+1}', 3)]
+    """
+    trimmed: dict[Pair, list[Pair]] = {}
+    for old, new in pairs.items():
+        trimmed.setdefault(_trimmed(old, new), []).append((old, new))
+    templates: dict[Pair, list[Pair]] = {}
+    for rule in trimmed:
+        templates.setdefault((_DIGITS.sub("#", rule[0]), _DIGITS.sub("#", rule[1])), []).append(rule)
+    found = []
+    for group in templates.values():
+        rules = _one_rule(group) or group
+        counts = (
+            [sum(len(trimmed[rule]) for rule in group)] if len(rules) == 1 else [len(trimmed[one]) for one in rules]
+        )
+        found += [(old.strip("^$"), new, count) for (old, new), count in zip(rules, counts, strict=True)]
+    return found
+
+
 def _length(rule: Pair) -> tuple[int, Pair]:
     """Longer rules first: they are the exceptions of the shorter ones."""
     return -rule[0].count("."), rule

@@ -20,7 +20,7 @@ from ..tensors.dtypes import EXTRA_STATE
 from ..tensors.extra_state import is_extra_state, tensors_alone
 from ..tensors.records import Shaped
 from ..text import Shown
-from .align import align
+from .align import OTHER_SHAPE, align
 from .modules import loads_plainly, verdict
 from .targets import expected, is_model, target_of, with_shapes
 
@@ -202,7 +202,8 @@ def _dtype(tensor: Shaped) -> str:
 def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], now: int) -> Hint | None:
     """What would make most keys match in name and shape, if anything makes more match than ``now``.
 
-    A change of prefixes, since that is one command; else what :func:`ckpt_surgeon.align` finds.
+    A change of prefixes, since that is one command; where none explains the whole target, what
+    :func:`ckpt_surgeon.align` is certain of.
     """
     unused = [key for key in checkpoint if key not in target]
     missing = {key for key in target if key not in checkpoint}
@@ -221,14 +222,35 @@ def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], no
         matches = sum(_fits(checkpoint[key], target.get(new)) for key, new in new_names.items())
         if matches > max(now, best[0] if best else 0):
             best = (matches, said, command)
-    found = align(tensors_alone(checkpoint), tensors_alone(target))
-    aligned = sum(one.certainty != "other shape" for one in found.proposals)
+    if best is not None and best[0] == len(target):
+        return _hint(best, _without_rest(best, checkpoint), checkpoint, target)
+    found = align(tensors_alone(checkpoint), tensors_alone(target)).at_least("certain")
+    aligned = sum(one.certainty != OTHER_SHAPE for one in found.proposals)
     if aligned > max(now, best[0] if best else 0, len(target) // 2):
         return Hint(f"renaming makes {aligned:,} of {len(target):,} match", ("align",), aligned)
-    if best is None:
-        return None
-    count = f"all {best[0]:,}" if best[0] == len(target) == len(checkpoint) else f"{best[0]:,} of {len(target):,}"
-    return Hint(f"{best[1]} makes {count} match", best[2], best[0])
+    return None if best is None else _hint(best, best[2], checkpoint, target)
+
+
+def _hint(
+    best: tuple[int, str, tuple[str, ...]],
+    command: tuple[str, ...],
+    checkpoint: Mapping[str, Shaped],
+    target: Mapping[str, Shaped],
+) -> Hint:
+    is_all = best[0] == len(target) and (command[0] == "select" or best[0] == len(checkpoint))
+    count = f"all {best[0]:,}" if is_all else f"{best[0]:,} of {len(target):,}"
+    said = f"taking {command[-1]!r} alone" if command[0] == "select" else best[1]
+    return Hint(f"{said} makes {count} match", command, best[0])
+
+
+def _without_rest(best: tuple[int, str, tuple[str, ...]], checkpoint: Mapping[str, Shaped]) -> tuple[str, ...]:
+    """A command that strips a prefix, as the one that leaves out what does not carry it, where something does not."""
+    matches, _, command = best
+    if command[0] != "strip-prefix" or "--wrappers" in command or matches == len(checkpoint):
+        return command
+    prefix = command[-1] if len(command) > 1 else "module."
+    under = sum(key.startswith(prefix) for key in checkpoint)
+    return ("select", "--prefix", prefix) if under == matches < len(checkpoint) else command
 
 
 def _strip_command(prefix: str) -> tuple[str, ...]:

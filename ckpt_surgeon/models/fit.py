@@ -7,7 +7,7 @@ values that only the target has (its own initialisation) are asked for by key.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..edits.change import Change, matching
@@ -22,7 +22,8 @@ from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
 from ..tensors.extra_state import is_extra_state, tensors_alone, without_extra_states
 from ..tensors.records import ComputedTensor, Tensor
 from ..text import Shown
-from .align import Alignment, align
+from .align import Alignment, Proposal
+from .align import align as find_alignment
 from .align_recipe import alignment_recipe
 from .targets import Expected
 
@@ -44,13 +45,20 @@ Values = Callable[[list[str]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Outcome(Shown):
-    """What became of one key: ``how`` is one of :data:`HOWS`, ``source`` the old key ("" for none)."""
+    """What became of one key: ``how`` is one of :data:`HOWS`, ``source`` the old key ("" for none).
+
+    ``reason`` and ``certainty`` say why the old key is this one, where the alignment found it.  ``possible`` is what
+    might be this key and was not taken, since that was not sure enough.
+    """
 
     key: str
     how: str
     source: str
     numel: int
     detail: str = ""
+    reason: str = ""
+    certainty: str = ""
+    possible: Proposal | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -90,6 +98,8 @@ def plan_fit(
     *,
     recipe: Recipe | None = None,
     adapt: Recipe | None = None,
+    align: bool = True,
+    min_certainty: str = "certain",
     on_mismatch: str = "error",
     allow_missing: Iterable[str] = (),
     min_match: float = 0.0,
@@ -98,20 +108,23 @@ def plan_fit(
 ) -> Fit:
     """Settle every key of a checkpoint against a target.
 
-    ``recipe`` takes the place of the alignment; ``adapt`` has edits for the shapes (see :mod:`ckpt_surgeon.adapt`),
-    in the target's keys.  Keys of another shape after that are an "error", or "drop"ped for the target's own
-    initialisation, or initialised by name (:data:`INITIALISATIONS`).  Missing keys have to be allowed by pattern;
-    buffers that models derive themselves always are.  ``values`` gives the target's own initialisation, ``ties`` the
-    keys that are one parameter: files may hold only one of them.  Raises EditError with all problems at once.
+    Keys are renamed where that is at least as sure as ``min_certainty`` ("certain", "likely" or "possible"), never
+    with ``align=False``, and by ``recipe`` where there is one.  ``adapt`` has edits for the shapes (see
+    :mod:`ckpt_surgeon.edits.resize`), in the target's keys.  Keys of another shape after that are an "error", or
+    "drop"ped for the target's own initialisation, or initialised by name (:data:`INITIALISATIONS`).  Missing keys
+    have to be allowed by pattern; buffers that models derive themselves always are.  ``values`` gives the target's
+    own initialisation, ``ties`` the keys that are one parameter: files may hold only one of them.  Raises EditError
+    with all problems at once.
     """
     if on_mismatch not in (*POLICIES, *INITIALISATIONS):
         known = ", ".join((*POLICIES, *INITIALISATIONS))
         raise EditError(Phrase(Argument("on_mismatch"), f" is one of {known}, not {on_mismatch!r}"))
     alignment = None
-    if recipe is None:
-        alignment = align(tensors_alone(checkpoint), tensors_alone(target))
+    if recipe is None and align:
+        alignment = find_alignment(tensors_alone(checkpoint), tensors_alone(target)).at_least(min_certainty)
         recipe = alignment_recipe(alignment, without_extra_states(checkpoint))
         recipe = _with_extra_states(recipe, checkpoint, target)
+    recipe = recipe or Recipe(())
     renamed = recipe.plan(checkpoint)
     adapted = adapt.plan(renamed.result) if adapt else None
     edited = adapted.result if adapted else renamed.result
@@ -123,12 +136,14 @@ def plan_fit(
     _raise_unless_settled(edited, target, mismatched if on_mismatch == "error" else [], refused, alignment)
     fresh = _initialised(target, mismatched, on_mismatch, seed) if on_mismatch in INITIALISATIONS else {}
     own = values([key for key in (*missing, *mismatched) if key not in fresh])
+    unfilled = {*missing, *mismatched}
     rows = [
         _filled(key, wanted, on_mismatch if key in fresh else "", key in edited)
-        if key in {*missing, *mismatched}
+        if key in unfilled
         else _taken(key, wanted, renamed, adapted, twins.get(key, ""))
         for key, wanted in target.items()
     ]
+    rows = rows if alignment is None else _explained(rows, alignment)
     used = {row.source for row in rows}
     dropped = [Outcome(key, "dropped", key, tensor.numel) for key, tensor in checkpoint.items() if key not in used]
     supplied: dict[str, Tensor] = {**fresh, **own}
@@ -142,6 +157,19 @@ def plan_fit(
     if found.matched < min_match or not found.loaded:
         asked = f", less than the {min_match:.1%} asked for" if found.loaded else ": nothing matches"
         raise EditError([f"only {found.matched:.1%} of the target's parameters come from the checkpoint{asked}"])
+    return found
+
+
+def _explained(rows: Iterable[Outcome], alignment: Alignment) -> list[Outcome]:
+    """The outcomes with what the alignment knows: why a key was renamed, and what was possible and not taken."""
+    taken = {one.old: one for one in alignment.proposals}
+    left = {one.new: one for one in alignment.possible}
+    found = []
+    for row in rows:
+        why = taken.get(row.source)
+        if why is not None and row.source != row.key:
+            row = replace(row, reason=why.reason, certainty=why.certainty)
+        found.append(replace(row, possible=left[row.key]) if not row.source and row.key in left else row)
     return found
 
 
@@ -219,6 +247,10 @@ def _raise_unless_settled(
         problems.append(f"{len(missing):,} keys of the target are missing: {listed(missing)}")
         remedies.append(Phrase("allow missing keys by pattern: ", Argument("allow_missing")))
     if problems and alignment is not None:
+        left = [one for one in alignment.possible if one.new in missing]
+        problems += [f"{one.certainty}: {one.old!r} to {one.new!r}: {one.reason}" for one in left[:3]]
+        if left:
+            remedies.append(Phrase("take what is not certain by ", Argument("min_certainty"), f" {left[0].certainty}"))
         problems += [
             f"open: {listed(one.olds, 3)} to {listed(one.news, 3)}: {one.reason}; say so in a recipe"
             for one in alignment.ambiguous[:3]
@@ -261,6 +293,8 @@ def fit(
     select: str | None = None,
     recipe: Recipe | None = None,
     adapt: Recipe | None = None,
+    align: bool = True,
+    min_certainty: str = "certain",
     on_mismatch: str = "error",
     allow_missing: Iterable[str] = (),
     min_match: float = 0.0,
@@ -288,6 +322,8 @@ def fit(
         lambda keys: own_values(target, keys),
         recipe=recipe,
         adapt=adapt,
+        align=align,
+        min_certainty=min_certainty,
         on_mismatch=on_mismatch,
         allow_missing=allow_missing,
         min_match=min_match,

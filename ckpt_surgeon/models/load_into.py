@@ -30,6 +30,8 @@ def load_into(
     select: str | None = None,
     recipe: Recipe | None = None,
     adapt: Recipe | None = None,
+    align: bool = True,
+    min_certainty: str = "certain",
     on_mismatch: str = "error",
     allow_missing: Iterable[str] = (),
     min_match: float = 0.0,
@@ -38,7 +40,8 @@ def load_into(
 ) -> LoadReport:
     """Load a checkpoint into a model, all or nothing, and report what became of every key.
 
-    Keys are found, shapes settled and missing keys allowed as in :func:`ckpt_surgeon.fit`; what is not loaded keeps
+    Keys are renamed where that is certain (``min_certainty``), shapes settled and missing keys allowed as in
+    :func:`ckpt_surgeon.fit`; what is not loaded keeps
     the model's own values.  Parameters keep requires_grad, dtype and device.  ``assign`` puts the file's mapped
     memory in place of the parameters instead of copying into them; without it, that is done exactly for a model on
     the meta device.  Wrapped (DataParallel, DDP) and compiled models are loaded inside.  Raises what ``fit`` raises,
@@ -60,8 +63,8 @@ def load_into(
     on_meta = {key for key, value in own.items() if getattr(value, "is_meta", False)}
     found = plan_fit(
         checkpoint, expected(inner), lambda keys: own_values(inner, [key for key in keys if key in on_meta]),
-        recipe=recipe, adapt=adapt, on_mismatch=on_mismatch, allow_missing=allow_missing, min_match=min_match,
-        seed=seed, ties=modules.tied(inner),
+        recipe=recipe, adapt=adapt, align=align, min_certainty=min_certainty, on_mismatch=on_mismatch,
+        allow_missing=allow_missing, min_match=min_match, seed=seed, ties=modules.tied(inner),
     )  # fmt: skip
     proof = None if modules.loads_plainly(inner) else modules.verdict(inner, {**expected(inner), **found.result})
     if proof is not None and not proof.accepted:

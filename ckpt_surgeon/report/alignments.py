@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..key_patterns import FEW, folded
 from ..text import as_json, percent, plural, table, visible
 
 if TYPE_CHECKING:
-    from ..models.align import Alignment
+    from ..models.align import Alignment, Proposal
     from ..models.fit import Fit
 
 
@@ -24,6 +25,8 @@ def alignment_text(found: Alignment, *, full: bool = False) -> str:
         for pattern, count in folded(keys, limit=limit)
     ]
     lines = [table(["target's keys", "keys", "certainty", "why"], rows)] if rows else ["nothing could be aligned"]
+    if found.possible:
+        lines += ["", f"not taken: {plural(len(found.possible), 'key')}", *_indented(_renames(found.possible, limit))]
     for choice in found.ambiguous:
         olds, news = (", ".join(pattern for pattern, _ in folded(keys, limit=4)) for keys in (choice.olds, choice.news))
         lines += ["", visible(f"open: {olds} → {news}"), visible(f"  {choice.reason}")]
@@ -31,29 +34,55 @@ def alignment_text(found: Alignment, *, full: bool = False) -> str:
         if keys:
             lines += ["", f"{title}: {plural(len(keys), 'key')}"]
             lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
+    lines += [f"note: {note}" for note in found.notes]
     return "\n".join(lines)
+
+
+def _renames(proposals: Iterable[Proposal], limit: int | None) -> str:
+    """Old names and new ones, folded, with certainty and reason."""
+    from ..models.align_recipe import folded_pairs
+
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for one in proposals:
+        groups.setdefault((one.certainty, one.reason), {})[one.old] = one.new
+    rows = [
+        (old, "→", new, f"{count:,}", certainty, reason)
+        for (certainty, reason), pairs in groups.items()
+        for old, new, count in folded_pairs(pairs)
+    ]
+    left = len(rows) - limit if limit and len(rows) > limit else 0
+    text = table(["old", "", "new", "keys", "certainty", "why"], rows[:limit])
+    return text + (f"\n… {left:,} more (--full lists all)" if left else "")
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]
 
 
 def alignment_json(found: Alignment) -> str:
     """What ``ckpt align --json`` prints."""
     return as_json(
         {
-            "proposals": [
-                {"old": one.old, "new": one.new, "reason": one.reason, "certainty": one.certainty}
-                | ({"reshape": list(one.reshape)} if one.reshape else {})
-                for one in found.proposals
-            ],
+            "proposals": [_proposal_json(one) for one in found.proposals],
+            "possible": [_proposal_json(one) for one in found.possible],
             "ambiguous": [
                 {"olds": list(one.olds), "news": list(one.news), "reason": one.reason} for one in found.ambiguous
             ],
             "unused": list(found.unused),
             "missing": list(found.missing),
+            "notes": list(found.notes),
         }
     )
 
 
+def _proposal_json(one: Proposal) -> dict[str, object]:
+    found: dict[str, object] = {"old": one.old, "new": one.new, "reason": one.reason, "certainty": one.certainty}
+    return found | ({"reshape": list(one.reshape)} if one.reshape else {})
+
+
 def fit_text(found: Fit, *, full: bool = False) -> str:
     """What became of every key: counts and shares first, then those that did not come as they were."""
+    from ..models.align import Proposal
     from ..models.fit import HOWS
 
     rows = []
@@ -63,7 +92,15 @@ def fit_text(found: Fit, *, full: bool = False) -> str:
             numel = sum(one.numel for one in ones)
             share = "" if how == "dropped" else percent(numel / found.target_numel if found.target_numel else 1.0)
             rows.append((how, f"{len(ones):,}", f"{numel:,}", share))
+    limit = None if full else FEW
     lines = [table(["outcome", "keys", "parameters", "share"], rows)]
+    renamed = [
+        Proposal(one.source, one.key, one.reason or "the recipe says so", one.certainty)
+        for one in found.outcomes
+        if one.source not in ("", one.key) and not one.detail
+    ]
+    if renamed:
+        lines += ["", "renamed", *_indented(_renames(renamed, limit))]
     details: dict[str, list[str]] = {}
     for one in found.outcomes:
         if one.how == "initialised" or (full and one.how == "dropped"):
@@ -73,6 +110,9 @@ def fit_text(found: Fit, *, full: bool = False) -> str:
         lines += [
             f"  {line}" for line in table(["key", "keys"], folded(keys, limit=None if full else FEW)).splitlines()[1:]
         ]
+    possible = [one.possible for one in found.outcomes if one.possible is not None]
+    if possible:
+        lines += ["", "possible, and not taken (--min-certainty takes it):", *_indented(_renames(possible, limit))]
     for note in found.change.notes:
         lines.append(visible(f"note: {note}"))
     return "\n".join([*lines, "", f"{percent(found.matched)} of the target's parameters come from the checkpoint"])
@@ -82,6 +122,8 @@ def fit_json(found: Fit) -> str:
     """What ``ckpt fit --json`` prints."""
     outcomes = [
         {"name": one.key, "how": one.how, "source": one.source, "parameters": one.numel, "detail": one.detail}
+        | ({"reason": one.reason, "certainty": one.certainty} if one.reason else {})
+        | ({"possible": _proposal_json(one.possible)} if one.possible is not None else {})
         for one in found.outcomes
     ]
     return as_json({"matched": found.matched, "outcomes": outcomes, "recipe": found.recipe.dumps()})

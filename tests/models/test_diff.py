@@ -147,8 +147,8 @@ HINTS: dict[str, tuple[Callable[[State], State], Callable[[State], State], str, 
     "a counter beside": (
         lambda state: {"n_averaged": torch.tensor(1), **prefixed(state, "module.")},
         dict,
-        "stripping 'module.' makes 122 of 122 match",
-        ("strip-prefix",),
+        "taking 'module.' alone makes all 122 match",
+        ("select", "--prefix", "module."),
     ),
     "another head": (
         lambda state: prefixed(resnet(1000), "module."),

@@ -1,0 +1,66 @@
+"""Proposes the renames that turn a checkpoint's keys into a target's, and says where it does not know.
+
+Evidence is taken in this order, the strongest first, each kind in its own module; what one settles the next build on:
+
+1. *numbering*: numbered parts that are the same but for where the numbers begin;
+2. *names*: the same key, and known spellings of it (``conventions``); then *prefixes*: the same keys behind another
+   path; *values*: the same bytes under another name, where both sides have values;
+3. *order*: the longest sequence of equal shapes that runs through both sides, where names or numbers tell apart what
+   could change places;
+4. *siblings*: when the weight of a module is settled, so are its bias and statistics;
+5. *shapes*: two keys that are the only ones of their shape, and one name with two shapes.
+
+*structure* then says how sure the third to fifth kinds are.  The result is data: :class:`Alignment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ...reading.sources import state_dict_of
+from ...tensors.records import Shaped
+from ..targets import expected_of
+from .names import same_names
+from .numbering import renumbered
+from .order import sequence
+from .prefixes import prefixes, unwrapped
+from .results import CERTAINTIES, OTHER_SHAPE, Alignment, Ambiguity, Proposal
+from .shapes import only_ones, other_shapes
+from .siblings import siblings
+from .state import State
+from .structure import judged
+
+if TYPE_CHECKING:
+    from ...reading.sources import Source
+    from ..targets import Target
+
+__all__ = ["CERTAINTIES", "OTHER_SHAPE", "Alignment", "Ambiguity", "Proposal", "align"]
+
+
+def align(source: Source | Mapping[str, Shaped], target: Target) -> Alignment:
+    """Propose which key of ``source`` becomes which of ``target``.
+
+    Both are paths or URLs, opened Checkpoints, state_dicts, models, or mappings from keys to anything with a shape;
+    ``target`` may be the spelling of a model too.
+
+    >>> from ckpt_surgeon.tensors.dtypes import parse
+    >>> from ckpt_surgeon.models.targets import Expected
+    >>> def tensors(**shapes): return {key: Expected(parse("float32"), shape, True) for key, shape in shapes.items()}
+    >>> found = align(tensors(a=(3, 2), b=(3,)), tensors(weight=(3, 2), bias=(3,)))
+    >>> found.pairs
+    {'a': 'weight', 'b': 'bias'}
+    """
+    state = State.of(state_dict_of(source), expected_of(target))
+    renumbered(state)
+    same_names(state)
+    unwrapped(state)
+    prefixes(state)
+    siblings(state)
+    # A bias goes with its weight, where there is one; twice, for the parts that come in another order.
+    for kinds in (("weight", ""), ("weight", ""), ("weight", "", "bias")):
+        sequence(state, kinds)
+        siblings(state)
+    only_ones(state)
+    other_shapes(state)
+    return judged(state)

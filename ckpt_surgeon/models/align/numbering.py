@@ -1,0 +1,141 @@
+"""Evidence of numbers: whether a number means the same part on both sides, and parts counted from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .parts import is_name, number, parts
+
+if TYPE_CHECKING:
+    from .state import State
+
+_NEVER = 1 << 62
+_Part = frozenset[tuple[str, tuple[int, ...]]]  # what a numbered part holds: the rest of each key, and its shape
+_Families = dict[str, dict[int, _Part]]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The numbers below each path of both sides."""
+
+    ours: Mapping[str, frozenset[int]]
+    theirs: Mapping[str, frozenset[int]]
+    _apart: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: Iterable[str], target: Iterable[str]) -> Counted:
+        return cls(_numbers(source), _numbers(target))
+
+    def alike(self, old: str, new: str) -> bool:
+        """Whether the numbers that both keys end alike with are counted from the same beginning on both sides.
+
+        A part's number says nothing where the two sides have other numbers below it: the parts may have moved up.
+        """
+        olds, news = parts(old), parts(new)
+        for back in range(2, 1 + min(len(olds), len(news))):
+            if olds[-back] != news[-back]:
+                return True
+            value = number(olds[-back])
+            if value is not None and value > self._same_until(".".join(olds[:-back]), ".".join(news[:-back])):
+                return False
+        return True
+
+    def _same_until(self, ours: str, theirs: str) -> int:
+        """The first number that only one of two paths has."""
+        found = self._apart.get((ours, theirs))
+        if found is None:
+            found = min(self.ours[ours] ^ self.theirs[theirs], default=_NEVER)
+            self._apart[ours, theirs] = found
+        return found
+
+    def in_turn(self, before: str, after: str) -> bool:
+        """Whether two numbered prefixes (``blocks.1.``) come after as many others on both sides."""
+        ours, theirs = before.split(".")[:-1], after.split(".")[:-1]
+        numbers = number(ours[-1]) if ours else None, number(theirs[-1]) if theirs else None
+        if numbers[0] is None or numbers[1] is None:
+            return True
+        earlier = sum(one < numbers[0] for one in self.ours[".".join(ours[:-1])])
+        return earlier == sum(one < numbers[1] for one in self.theirs[".".join(theirs[:-1])])
+
+
+def _numbers(keys: Iterable[str]) -> dict[str, frozenset[int]]:
+    found: dict[str, set[int]] = {}
+    for key in keys:
+        split = parts(key)
+        for depth, part in enumerate(split[:-1]):
+            value = number(part)
+            if value is not None:
+                found.setdefault(".".join(split[:depth]), set()).add(value)
+    return {path: frozenset(numbers) for path, numbers in found.items()}
+
+
+def renumbered(state: State) -> None:
+    """Settle numbered parts (``blocks.0`` to ``blocks.11``) that the target counts from elsewhere.
+
+    Certain where the parts hold several named modules: numbers alone, of parts without names in them, are likely.
+    """
+    ours, theirs = _families(state.spelling, state.source), _families(state.wanted_spelling, state.target)
+    under: dict[str, list[str]] = {}
+    for key in state.olds:
+        split = parts(state.spelling[key])
+        for depth, part in enumerate(split[:-1]):
+            if number(part) is not None:
+                under.setdefault(".".join(split[: depth + 1]) + ".", []).append(key)
+    counterparts = _counterparts(state, ours, theirs)
+    for path, other in counterparts.items():
+        numbers, wanted = sorted(ours[path]), sorted(theirs[other])
+        if wanted == numbers or len({new - old for old, new in zip(numbers, wanted, strict=True)}) != 1:
+            continue
+        reason = f"{path}{numbers[0]} to {numbers[-1]} are {other}{wanted[0]} to {wanted[-1]}"
+        certainty = "certain" if _is_named(ours[path]) else "likely"
+        for old, new in zip(numbers, wanted, strict=True):
+            before = f"{path}{old}."
+            for key in under.get(before, ()):
+                renamed = state.by_spelling.get(f"{other}{new}.{state.spelling[key].removeprefix(before)}")
+                if key in state.olds and renamed in state.news:
+                    state.settle(key, renamed, reason, certainty)
+
+
+def _is_named(family: Mapping[int, _Part]) -> bool:
+    """Whether numbered parts hold at least two modules with names."""
+    found = {rest.rpartition(".")[0] for held in family.values() for rest, _ in held}
+    return sum(any(is_name(part) for part in parts(path)) for path in found if path) >= 2
+
+
+def _counterparts(state: State, ours: _Families, theirs: _Families) -> dict[str, str]:
+    """The path of the target whose numbered parts hold the same in the same order, where there is only one."""
+    sources, targets = _by_content(ours), _by_content(theirs)
+    found = {}
+    for held, paths in sources.items():
+        others = targets.get(held, [])
+        for path in paths:
+            if len(ours[path]) < 2:
+                continue
+            if path in others and state.counted.alike(f"{path}0", f"{path}0"):
+                found[path] = path
+            elif len(others) == len(paths) == 1:
+                found[path] = others[0]
+    return found
+
+
+def _by_content(families: _Families) -> dict[tuple[_Part, ...], list[str]]:
+    found: dict[tuple[_Part, ...], list[str]] = {}
+    for path, held in families.items():
+        found.setdefault(tuple(held[one] for one in sorted(held)), []).append(path)
+    return found
+
+
+def _families(names: Mapping[str, str], tensors: Mapping[str, object]) -> _Families:
+    """The numbered parts of a model: path in front of the number, number, and what the part holds."""
+    found: dict[str, dict[int, list[tuple[str, tuple[int, ...]]]]] = {}
+    for key, name in names.items():
+        split = parts(name)
+        shape = tuple(getattr(tensors[key], "shape", ()))
+        for depth, part in enumerate(split[:-1]):
+            value = number(part)
+            if value is not None:
+                path, rest = ".".join(split[:depth]), ".".join(split[depth + 1 :])
+                found.setdefault(f"{path}." if path else "", {}).setdefault(value, []).append((rest, shape))
+    return {path: {one: frozenset(held) for one, held in numbers.items()} for path, numbers in found.items()}

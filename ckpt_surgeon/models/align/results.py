@@ -1,0 +1,92 @@
+"""What an alignment says: proposals with reason and certainty, choices that stay open, keys without a counterpart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...errors import EditError
+from ...text import Shown
+
+# From the weakest to the strongest.  "certain": names or values say so and nothing else fits.  "likely": order and
+# structure fit all round.  "possible": the shape fits.  "proven": both models gave the same outputs.
+CERTAINTIES = ("possible", "likely", "certain", "proven")
+OTHER_SHAPE = "other shape"  # the names say that two keys are one parameter, and the shapes differ
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Proposal(Shown):
+    """One key's new name, why, and how sure that is: one of :data:`CERTAINTIES`, or :data:`OTHER_SHAPE`.
+
+    ``reshape`` is the target's shape where the elements are the same and the shape is not (Linear to convolution).
+    """
+
+    old: str
+    new: str
+    reason: str
+    certainty: str
+    reshape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Ambiguity(Shown):
+    """Keys between which nothing decides: any of ``olds`` could become any of ``news``."""
+
+    olds: tuple[str, ...]
+    news: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Alignment(Shown):
+    """What :func:`align` found; ``unused`` and ``missing`` are the keys for which there is no proposal.
+
+    ``possible`` holds what fits by its shape alone: its keys are among the unused and missing ones.  ``notes`` say
+    what was not looked for.
+    """
+
+    proposals: tuple[Proposal, ...]
+    ambiguous: tuple[Ambiguity, ...]
+    unused: tuple[str, ...]
+    missing: tuple[str, ...]
+    possible: tuple[Proposal, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every key of the target is settled, in name and shape."""
+        return not (self.missing or self.ambiguous or any(one.certainty == OTHER_SHAPE for one in self.proposals))
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Old key to new key, for every proposal."""
+        return {one.old: one.new for one in self.proposals}
+
+    def at_least(self, certainty: str) -> Alignment:
+        """What is at least that certain, as an alignment: the other keys are unused and missing, and possible.
+
+        Keys of another shape stay: their names are certain.  Raises EditError for a word that is no certainty.
+
+        >>> found = Alignment((Proposal("a", "b", "same order", "likely"),), (), (), ())
+        >>> found.at_least("certain").missing, found.at_least("likely").missing
+        (('b',), ())
+        """
+        if certainty not in CERTAINTIES:
+            raise EditError([f"a certainty is one of {', '.join(CERTAINTIES)}, not {certainty!r}"])
+        taken = CERTAINTIES[CERTAINTIES.index(certainty) :]
+        every = (*self.proposals, *self.possible)
+        kept = tuple(one for one in every if one.certainty in (*taken, OTHER_SHAPE))
+        left = tuple(one for one in every if one.certainty not in (*taken, OTHER_SHAPE))
+        olds, news = {one.old for one in kept}, {one.new for one in kept}
+        return Alignment(
+            kept,
+            self.ambiguous,
+            _left(self.unused, (one.old for one in left), olds),
+            _left(self.missing, (one.new for one in left), news),
+            left,
+            self.notes,
+        )
+
+
+def _left(keys: Iterable[str], more: Iterable[str], taken: set[str]) -> tuple[str, ...]:
+    return tuple(key for key in dict.fromkeys((*keys, *more)) if key not in taken)
