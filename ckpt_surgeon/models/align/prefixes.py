@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...edits.keys import without_wrappers
+from .counting import Counted
 from .names import is_denied
-from .numbering import Counted
 from .parts import by_prefix, is_name, number, parent, parts
 from .results import Ambiguity
 from .state import State

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ...tensors.records import Shaped
-from .numbering import Counted
+from .counting import Counted
 from .parts import by_number
 from .results import OTHER_SHAPE, Ambiguity, Proposal
 from .spelling import spelled
