@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from .training.grouping import GroupSummary, ParamGroups, Rule, Rules, param_groups
     from .training.initializing import Initialized, initialize
     from .writing.in_place import InPlace, plan_in_place, rename_in_place
-    from .writing.write import Plan, convert, save
+    from .writing.plan import Plan
+    from .writing.write import convert, save
 
 __version__ = "0.1.0"
 
@@ -195,7 +196,8 @@ _HOMES = {
     "training.grouping": "GroupSummary ParamGroups Rule Rules param_groups",
     "training.initializing": "Initialized initialize",
     "writing.in_place": "InPlace plan_in_place rename_in_place",
-    "writing.write": "Plan convert save",
+    "writing.plan": "Plan",
+    "writing.write": "convert save",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

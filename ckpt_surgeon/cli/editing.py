@@ -18,7 +18,7 @@ from ..formats import registry
 from ..report import outputs
 from ..writing import in_place
 from . import torchrun
-from .options import FILE_PATH, OPTIONAL_OUT, OUT, SOURCE, STAY, opened, output, output_options
+from .options import FILE_PATH, OPTIONAL_OUT, OUT, SOURCE, STAY, opened, output, output_options, say_done
 
 POSITIONAL = ("patterns", "pairs")  # arguments that stand behind IN and OUT, not behind a flag
 ALSO = {("resize_channels", "channels"): "--in-chans"}  # a second spelling of a flag
@@ -133,7 +133,7 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
         return
     in_place.carry_out(planned)
     if not taken["quiet"]:
-        click.echo(outputs.in_place_summary(planned))
+        say_done(outputs.in_place_summary(planned))
 
 
 def _extend(values: dict[str, object], path: FilePath) -> None:
@@ -194,22 +194,32 @@ def _convert() -> click.Command:
     )
 
 
-@click.command(short_help="Finish a rename in place that was interrupted.")
+@click.command(short_help="Finish or clear away what was interrupted.")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=LocalPath))
-@click.option("--roll-back", is_flag=True, help="Take it back instead.")
+@click.option("--roll-back", is_flag=True, help="Take a rename in place back instead.")
 def recover(path: LocalPath, roll_back: bool) -> None:
-    """Finish a rename in place that was interrupted; any other command on the file does so, too.
+    """Finish a rename in place that was interrupted, and remove the temporary files that a killed run left beside FILE.
+
+    Any other command on FILE finishes the rename, too; temporary files it names and leaves.
 
     \b
     Example:
       ckpt recover training.ckpt
       ckpt recover training.ckpt --roll-back
     """
+    from ..writing.leftovers import clear_leftovers
+
+    removed = clear_leftovers(path)
+    for gone in removed:
+        say_done(f"removed {gone}")
     if not path.exists():
+        if removed:
+            return
         raise FileError(path, "does not exist", "check the name")
     outcome = journal.recover(registry.located(path), roll_back=roll_back)
     said = {"finished": "the rename in place is finished", "rolled back": "rolled back, it is as it was before"}
-    click.echo(f"{path}: {said[outcome] if outcome else 'nothing to recover'}")
+    if outcome or not removed:
+        say_done(f"{path}: {said[outcome] if outcome else 'nothing to recover'}")
 
 
 def command_of(name: str) -> click.Command | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -71,10 +72,11 @@ class Output:
         """Plan, and either say so or do it; ``job`` tells what the words of the command leave open (a recipe)."""
         from ..report import outputs  # not for commands that only look
         from ..writing import write
+        from ..writing.plan import plan
 
         say = say and torchrun.rank() == 0
         shared = torchrun.count() > 1
-        planned = write.plan(
+        planned = plan(
             change.result,
             self.out,
             force=self.force or self.dry_run or shared,
@@ -93,7 +95,7 @@ class Output:
             else:
                 remarks = write.write(planned, progress=tell, metadata=metadata, threads=self.threads)
         if say and not self.quiet:
-            click.echo(outputs.summary(planned, change, remarks))
+            say_done(outputs.summary(planned, change, remarks))
 
 
 SELECT = click.Option(
@@ -136,6 +138,18 @@ def opened(values: dict[str, object]) -> Checkpoint:
     """Open what a command's IN, --select and --salvage name, and take them out of its parameters."""
     taken = {name: values.pop(name) for name in ("in_path", "select", "salvage")}
     return open_checkpoint(taken["in_path"], select=taken["select"], salvage=taken["salvage"])  # type: ignore[arg-type]
+
+
+def say_done(text: str) -> None:
+    """Print what was done.  It stays done where standard output cannot take the text: that is said on stderr."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+    except OSError as error:
+        with suppress(OSError, ValueError):  # or else Python would try again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):
+            click.echo(f"ckpt: done; standard output cannot take the report ({error.strerror})", err=True)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeGuard, cast
 
 from ..errors import BrokenFile, CheckpointError, FileError
-from .prefetch import Fetchable, Range
+from .prefetch import Range
 from .remote import HEAD, RemotePath, is_url
 
 if sys.platform == "win32":
@@ -60,8 +60,8 @@ class FilePath(Hashable, Protocol):
         ...
 
     @property
-    def fetchable(self) -> Fetchable | None:
-        """The path again where the bytes have to be fetched, for those who fetch them ahead."""
+    def remote(self) -> RemotePath | None:
+        """The path where the file is at a URL, and so can be fetched ahead and sent."""
         ...
 
     # -- what is there
@@ -94,6 +94,10 @@ class FilePath(Hashable, Protocol):
 
     def check_unchanged(self) -> None:
         """Raise BrokenFile when the file is another one than when it was first read."""
+        ...
+
+    def check_writable(self) -> None:
+        """Raise FileError where nothing can be written under this name."""
         ...
 
     def failure(self, error: Exception, doing: str = "read", /) -> FileError:
@@ -169,7 +173,7 @@ class LocalPath(_Path):
         return self
 
     @property
-    def fetchable(self) -> None:
+    def remote(self) -> None:
         return None
 
     @property
@@ -199,6 +203,10 @@ class LocalPath(_Path):
         if before is not None and now != before:
             raise BrokenFile(self, f"changed while it was read ({_difference(before, now)})", "do it again")
 
+    def check_writable(self) -> None:
+        if not self.parent.is_dir():
+            raise FileError(self, f"its directory {self.parent} does not exist", f"make it: mkdir -p {self.parent}")
+
     def failure(self, error: Exception, doing: str = "read", /) -> FileError:
         number = error.errno if isinstance(error, OSError) else None
         if number == errno.ENOENT:
@@ -208,6 +216,8 @@ class LocalPath(_Path):
             return FileError(self, "does not exist", f"there is {', '.join(alike)}" if alike else "check the name")
         if number == errno.EACCES:
             return FileError(self, f"may not be {doing} by you", "change its permissions (chmod)")
+        if number == errno.ENAMETOOLONG:
+            return FileError(self, "has too long a name for its disk", "choose a shorter one")
         return FileError(self, f"cannot be opened ({getattr(error, 'strerror', None) or error})", "check the path")
 
     def head(self) -> bytes:

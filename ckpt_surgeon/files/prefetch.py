@@ -46,7 +46,7 @@ class Source(Protocol):
     """Where bytes come from: a file of this machine, or one that is fetched."""
 
     @property
-    def fetchable(self) -> Fetchable | None: ...
+    def remote(self) -> Fetchable | None: ...
 
 
 class Span(Protocol):
@@ -160,7 +160,7 @@ def reading_ahead(spans: Iterable[Span]) -> Iterator[None]:
         return
     ranges: dict[Fetchable, list[Range]] = {}
     for span in spans:
-        if (source := span.path.fetchable) is not None:
+        if (source := span.path.remote) is not None:
             ranges.setdefault(source, []).append((span.start, span.stop))
     plans = {path: _Ahead(path, found) for path, found in ranges.items()}
     token = _ANNOUNCED.set(plans)

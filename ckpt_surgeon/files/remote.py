@@ -143,7 +143,7 @@ class RemotePath:
         """None: see :class:`~ckpt_surgeon.files.paths.FilePath`, which this class answers."""
 
     @property
-    def fetchable(self) -> RemotePath:
+    def remote(self) -> RemotePath:
         return self
 
     @property
@@ -405,6 +405,12 @@ class RemotePath:
         return self._kept(start, stop) or b""
 
     # -- failures
+
+    def check_writable(self) -> None:
+        """Raise FileError for a place that cannot be written to, or not with what is installed."""
+        if self.protocol in _WEB:
+            raise FileError(self, "is a web address, which cannot be written to", "write to a file, s3:// or the like")
+        self._connected()  # what is missing shows now and not after an hour
 
     def failure(self, error: Exception, doing: str = "read") -> FileError:
         """What fsspec, or a library under it, raised."""

@@ -1,20 +1,142 @@
-"""Folders as outputs: replaced in one step, and never with anything in them that is not ours."""
+"""Outputs put in the place of old ones: in one step or taken back, with the old ones' mode, owner and attributes."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from .paths import FilePath
+from ..errors import FileError
+from .paths import FilePath, LocalPath
 
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE
 
 
+def check_replaceable(path: LocalPath, *, is_folder: bool = False) -> None:
+    """Raise FileError where what is there cannot be replaced by a file, or with ``is_folder`` by a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileError(path, "is a loop of links", "write elsewhere, or remove it") from error
+        raise path.failure(error, "written") from error
+    if stat.S_ISREG(mode) or (is_folder and stat.S_ISDIR(mode)):
+        return
+    what = "a folder" if stat.S_ISDIR(mode) else "no regular file (a pipe or a device)"
+    raise FileError(path, f"is {what}, which is not replaced", "write elsewhere")
+
+
+def keep_attributes(old: Path, new: Path) -> list[str]:
+    """Give a file or folder the owner, extended attributes and mode of the one that it will replace.
+
+    Of a folder, the files that both have are given theirs, too.  Returns what could not be kept.
+    """
+    try:
+        status = os.stat(old)
+    except OSError:
+        return []
+    lost = []
+    mine = os.stat(new)
+    if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
+        try:
+            os.chown(new, status.st_uid, status.st_gid)
+        except (OSError, AttributeError):
+            lost.append("owner")
+            with suppress(OSError, AttributeError):
+                os.chown(new, -1, status.st_gid)
+    if not _copied_attributes(old, new):
+        lost.append("extended attributes")
+    with suppress(OSError):
+        os.chmod(new, stat.S_IMODE(status.st_mode) if old.is_dir() == new.is_dir() else stat.S_IMODE(mine.st_mode))
+    if new.is_dir() and old.is_dir():
+        for name in os.listdir(new):
+            lost += keep_attributes(old / name, new / name)
+    return list(dict.fromkeys(lost))
+
+
+def _copied_attributes(old: Path, new: Path) -> bool:
+    """Copy extended attributes; False where one of the user's own could not be."""
+    if not hasattr(os, "listxattr"):
+        return True
+    try:
+        names = os.listxattr(old)
+    except OSError:
+        return True
+    is_whole = True
+    for name in names:
+        try:
+            os.setxattr(new, name, os.getxattr(old, name))
+        except OSError:
+            is_whole = is_whole and not name.startswith("user.")
+    return is_whole
+
+
+def put_all(
+    made: Mapping[LocalPath, LocalPath], stale: Sequence[LocalPath], old_name: Callable[[LocalPath], LocalPath]
+) -> None:
+    """Rename files (final name by temporary name) to their final names, in order, and remove ``stale`` ones.
+
+    Whatever fails on the way is taken back: until the last one has its name, the old ones are kept as ``old_name``.
+    """
+    if len(made) == 1 and not stale:
+        for temporary, final in made.items():
+            put(temporary, final)
+        return
+    kept: dict[LocalPath, LocalPath] = {}
+    placed: list[LocalPath] = []
+    try:
+        last = list(made.values())[-1]
+        if os.path.lexists(last):  # an old index goes first: half of a new output is never taken for the whole
+            kept[last] = old_name(last)
+            os.rename(last, kept[last])
+        for temporary, final in made.items():
+            if os.path.lexists(final):
+                kept[final] = old_name(final)
+                _keep(final, kept[final])
+            os.replace(temporary, final)
+            placed.append(final)
+        for path in stale:
+            if os.path.lexists(path):
+                kept[path] = old_name(path)
+                os.rename(path, kept[path])
+    except BaseException:
+        for path in placed:
+            if path not in kept:
+                path.unlink(missing_ok=True)
+        for path, old in kept.items():
+            with suppress(FileNotFoundError):
+                put_back(old, path)
+        raise
+    for old in kept.values():
+        with suppress(OSError):
+            old.unlink()
+
+
+def put_back(old: Path, path: Path) -> None:
+    """Give a file its name again."""
+    os.rename(old, path)
+    if os.path.lexists(old):  # both were names of one file, which a rename leaves alone
+        os.unlink(old)
+
+
+def _keep(path: Path, old: Path) -> None:
+    """Give a file a second name; where there are no hard links, it has a copy."""
+    try:
+        os.link(path, old, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(path, old)
+
+
 def put(made: Path, final: Path) -> None:
-    """Rename a file or a folder to its final name; what has that name is replaced, a folder with all its files.
+    """Rename a file or a folder to its final name; what has that name is replaced, a folder with its parts.
 
     Where the system cannot exchange two folders in one step (it is no Linux, or a network's file system), the old one
     is renamed first: for a moment neither has the name, and both are whole.
@@ -48,11 +170,15 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder that need not be there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """Remove a file, or a folder with the files in it, which need not be there; folders in it stay, and so does it."""
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    for name in os.listdir(path):
+        with suppress(OSError):
+            os.unlink(path / name)
+    with suppress(OSError):
+        os.rmdir(path)
 
 
 def nbytes(path: FilePath) -> int:

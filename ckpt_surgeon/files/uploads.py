@@ -1,20 +1,15 @@
-"""Outputs at URLs: several files of which none is visible before all are complete.
+"""A file sent to a URL in parts while it is made, and visible only once it is declared complete.
 
-Amazon's S3 and its like take a file in parts and show it when it is declared complete, so it is streamed.  Other file
-systems show a file as it grows, or move it about afterwards: what is meant for them is made here first and then sent.
+Amazon's S3 and its like can do that.  Other file systems show a file as it grows, or move it about afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import FileError
 from .failures import refused
-from .paths import FilePath
 from .remote import RemotePath
 from .sinks import streamed
 from .spans import Block, ByteSpan
@@ -24,13 +19,6 @@ if TYPE_CHECKING:
 
 PART = 16 << 20  # bytes of one part, where a file is not so long that it would have too many
 PARTS = 9_000  # S3 takes 10,000
-
-
-def check_writable(out: RemotePath) -> None:
-    """Raise FileError for a place that cannot be written to, or not with what is installed."""
-    if out.protocol in ("http", "https"):
-        raise FileError(out, "is a web address, which cannot be written to", "write to a file, s3:// or the like")
-    out.fs  # noqa: B018 - what is missing shows now and not after an hour
 
 
 def part_size(nbytes: int) -> int:
@@ -89,51 +77,3 @@ class RemoteSink:
             raise
         except Exception as error:
             raise refused(self._path, error, "written") from error
-
-
-class Uploads:
-    """The files of one output on their way: leaving it with an error throws all of them away, visible or not."""
-
-    def __init__(self, tell: Callable[[int], object]) -> None:
-        self._tell = tell
-        self._hidden: list[tuple[RemotePath, RemoteSink]] = []
-        self._visible: list[RemotePath] = []
-
-    def __enter__(self) -> Uploads:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is not None:
-            for path in self._visible:
-                with suppress(FileError):
-                    path.unlink()
-        for _path, sink in self._hidden:
-            with suppress(FileError):
-                sink.discard()
-
-    @contextmanager
-    def file(self, path: FilePath, nbytes: int) -> Iterator[RemoteSink]:
-        """A sink for one file of about ``nbytes``, which stays invisible."""
-        assert isinstance(path, RemotePath)
-        sink = RemoteSink(path, nbytes, self._tell)
-        self._hidden.append((path, sink))
-        yield sink
-        sink.close()
-
-    def commit(self) -> None:
-        """Make all files visible, in the order in which they were made."""
-        while self._hidden:
-            path, sink = self._hidden[0]
-            sink.commit()
-            self._visible.append(path)
-            del self._hidden[0]
-
-    def send(self, made: FilePath, path: FilePath) -> None:
-        """Send a local file that is complete; it is visible from now on."""
-        assert isinstance(made, Path)
-        assert isinstance(path, RemotePath)
-        if not path.exists():
-            self._visible.append(path)  # what a failure leaves half-sent goes; what it would have replaced stays
-        path.put(made)
-        if path not in self._visible:
-            self._visible.append(path)

@@ -5,9 +5,8 @@ A reader is chosen by content, never by the file's name; a writer by the output'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..errors import NEW_FILE, BrokenFile, FileError, NotACheckpoint
@@ -43,6 +42,23 @@ class Writer(Protocol):
     ) -> None: ...
 
 
+class Layout(Protocol):
+    """The files of a folder that is one output, each of which can be written by itself."""
+
+    @property
+    def files(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """The tensors that each file has, or has pieces of, by its name."""
+        ...
+
+    def write(self, number: int, sink: Sink, tell: Callable[[int], object], /) -> list[tuple[int, int]]:
+        """Write one file; returns where in it the pieces are: offset and length of each."""
+        ...
+
+    def metadata(self, places: Sequence[Sequence[tuple[int, int]]], /) -> bytes:
+        """The bytes of the file that says where all pieces are."""
+        ...
+
+
 @runtime_checkable
 class FolderWriter(Protocol):
     """What a module offers whose container is a folder."""
@@ -50,19 +66,15 @@ class FolderWriter(Protocol):
     CONTAINER: str
     SUFFIXES: tuple[str, ...]
     HOLDS_EXTRA_STATES: bool
+    METADATA: str
 
     def check(self, tensors: Mapping[str, Tensor]) -> None: ...
 
     def size_of(self, tensors: Mapping[str, Tensor]) -> int: ...
 
-    def write_folder(
-        self,
-        folder: Path,
-        tensors: Mapping[str, Tensor],
-        tell: Callable[[int], object],
-        *,
-        max_file_size: int | None = None,
-    ) -> None: ...
+    def is_part(self, name: str) -> bool: ...
+
+    def layout(self, tensors: Mapping[str, Tensor], max_file_size: int | None = None) -> Layout: ...
 
 
 class Reader(Protocol):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..reading.comparing import Hashes, StatsByKey, ValueDiff
     from ..reading.listing import Listing
     from ..reading.scanning import Scan
-    from ..writing.write import Plan
+    from ..writing.plan import Plan
 
 ROWS = 60  # how many rows a notebook shows; longer lists are folded or cut
 

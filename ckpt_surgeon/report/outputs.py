@@ -16,7 +16,7 @@ from .listings import shape
 
 if TYPE_CHECKING:
     from ..writing.in_place import InPlace
-    from ..writing.write import Plan
+    from ..writing.plan import Plan
 
 
 def plan_text(plan: Plan, change: Change[Checkpoint]) -> str:
@@ -39,7 +39,7 @@ def plan_line(plan: Plan) -> str:
         return summary(plan, Change(checkpoint, checkpoint, {key: (key,) for key in checkpoint}), ())
     shards = f", {plural(len(plan.files), 'shard')}" if len(plan.files) > 1 else ""
     what = f"{plural(len(checkpoint), 'tensor')}{shards}, about {size(plan.nbytes)}"
-    return f"would write {plan.index or plan.out}: {what}"
+    return f"would write {plan.out if plan.is_folder else plan.index or plan.out}: {what}"
 
 
 def change_text(change: Change[StateDict]) -> str:
@@ -98,8 +98,9 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         what.append(f"{len(change.dropped):,} dropped")
     if len(plan.files) > 1:
         what.append(plural(len(plan.files), "shard"))
-    before, after = source_bytes(change.before), sum(swap.nbytes(file.path) for file in plan.files)
-    lines = [f"wrote {plan.index or plan.out}: {', '.join(what)}, {size(before)} → {size(after)}"]
+    before, after = source_bytes(change.before), _written_bytes(plan)
+    made = plan.out if plan.is_folder else plan.index or plan.out
+    lines = [f"wrote {made}: {', '.join(what)}, {size(before)} → {size(after)}"]
     lines += [f"note: {note}" for note in (*plan.checkpoint.notes, *change.notes, *remarks)]
     if plan.index is None and sharded.index_name(plan.out).lexists():
         beside = sharded.index_name(plan.out).name
@@ -114,6 +115,10 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
 def in_place_text(plan: InPlace) -> str:
     """What the command line prints of a rename in place: that it was done, or what would be."""
     return in_place_summary(plan) if plan.written else in_place_plan_text(plan)
+
+
+def _written_bytes(plan: Plan) -> int:
+    return swap.nbytes(plan.out) if plan.is_folder else sum(swap.nbytes(file.path) for file in plan.files)
 
 
 def in_place_plan_text(plan: InPlace) -> str:

@@ -19,7 +19,7 @@ from ..training.freezing import Trainable
 from ..training.grouping import ParamGroups
 from ..training.initializing import Initialized
 from ..writing.in_place import InPlace
-from ..writing.write import Plan
+from ..writing.plan import Plan
 from . import notebook
 from .alignments import alignment_text, fit_text
 from .differences import diff_text, hashes_text, values_text

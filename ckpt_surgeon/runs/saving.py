@@ -13,7 +13,7 @@ from ..formats.zip import torch_zip
 from ..formats.zip.whole import size_of, write_whole
 from ..tensors.records import Tensor
 from ..writing import write
-from ..writing.write import Plan, PlannedFile
+from ..writing.plan import Plan, PlannedFile, plan
 from .run import Run
 
 
@@ -48,10 +48,10 @@ class WholeWriter:
 def plan_run(run: Run, out: AnyPath, *, force: bool = False) -> Plan:
     """Plan the one file that a run becomes; nothing is touched.
 
-    Raises what :func:`ckpt_surgeon.writing.write.plan` raises, and FileError for an extension whose container holds
+    Raises what :func:`ckpt_surgeon.writing.plan.plan` raises, and FileError for an extension whose container holds
     weights alone.
     """
-    planned = write.plan(run.weights, out, force=force)
+    planned = plan(run.weights, out, force=force)
     if planned.writer.SUFFIXES != torch_zip.SUFFIXES:
         problem = "its container holds weights alone, so that the rest of the run would be lost"
         remedy = f"end OUT in {' or '.join(torch_zip.SUFFIXES)}, or leave out --whole"

@@ -1,10 +1,11 @@
-"""One output written by several processes that torchrun started: each writes whole shards, the first one the index.
+"""One output written by several processes that torchrun started: each makes some of the files, the first the index.
 
-Rendezvous and collectives are torch.distributed's (gloo).  Shards are made in a folder beside the output and moved
-into place when all of them are there and verified; the index comes last, so that half a result is never taken for
-the whole.  What a run that failed has finished is found there by the next one and not made again.
+Rendezvous and collectives are torch.distributed's (gloo).  Files of this machine are made in a folder beside the output
+and put in place when all of them are there; the index comes last, so that half a result is never taken for the whole.
+What a run that failed has finished is found there by the next one and not made again.  What goes to a URL is sent by
+the process that makes it.
 
-Every process plans the same output from the same arguments; which shards are whose follows from their sizes alone.
+Every process plans the same output from the same arguments; which files are whose follows from their sizes alone.
 torch is imported inside the functions.
 """
 
@@ -13,29 +14,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, EditError, FileError, OutputExists, RankFailed, listed
-from ..files.journal import discard, sync_directory
+from ..files import journal, swap
+from ..files.journal import sync_directory
 from ..files.paths import FilePath, LocalPath
-from ..files.sinks import Progress
-from ..formats.registry import FolderWriter
-from ..tensors.records import ComputedTensor, StoredTensor, Tensor, outcomes
-from .write import Plan, PlannedFile, verify, write_file, write_index
-from .write import write as write_whole
+from ..files.sinks import FileSink, Progress
+from ..files.temporary import OLD, Hold, is_held, new_token, temporary
+from .destinations import Destination, Fill, destination, local_failure
+from .leftovers import JOB, READY, clear_parts, left_behind, parts_folder
+from .plan import Plan, Written, sources_of
+from .write import Json, Steps, carry_out
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
-
-Json: TypeAlias = "str | list[Json] | None"
 
 PATIENCE = timedelta(days=7)  # that a process waits for the others, which may have much to write
 GRACE = 2.0  # seconds in which the others say that they are still there, once one has failed
@@ -68,203 +67,225 @@ def write(
     """Carry out a plan together with the other processes of this torchrun; the same bytes as from one process.
 
     To be called by every process, with the same arguments and a plan that may replace (``force=True``); whether this
-    does, ``force`` says here.  ``job`` names what is done to the tensors (a recipe's digest, a command line): shards
+    does, ``force`` says here.  ``job`` names what is done to the tensors (a recipe's digest, a command line): files
     that an earlier, failed run of the same job has finished are kept.  Returns the notes of all processes.  Raises
     OutputExists, EditError with the problems of all processes, and RankFailed where one failed or died.
     """
+    steps = Steps(progress or (lambda _: None))
     with _joined() as group:
         digest = _digest(planned, job, metadata or {})
         group.agree(digest, planned.out)
-        out = planned.out.local or planned.out
-        if isinstance(planned.writer, FolderWriter) or out.local is None:
-            notes = _write_alone(planned, group, force=force, progress=progress, metadata=metadata)
-            return (*notes, "one process wrote it: a folder, or a URL, is not shared out")
-        staging = local(out).with_name(f".{planned.out.name}.parts")
-        if group.rank == 0:
-            _prepare(planned, staging, digest, force=force)
+        where: Destination
+        if (out := planned.out.local) is not None:
+            where = Parts(planned, out, digest, group, steps.tell)
+            if group.rank == 0:
+                where.prepare(force=force)
+        else:
+            if group.rank == 0 and not force and (there := planned.in_the_way()):
+                raise OutputExists(there[0])
+            where = _Telling(destination(planned, steps.tell), planned, group)
         group.wait()
-        mine = shares([planned.writer.size_of(file.tensors) for file in planned.files], group.size)[group.rank]
-        for index in mine:
-            group.says(planned.files[index].path.name)
-            _write_shard(planned, planned.files[index], staging, group.rank, progress or (lambda _: None), metadata)
-        group.says("")
-        notes, problems = _joint(group.gathered(_outcomes(planned.files[index] for index in mine)))
-        if problems:
-            raise EditError(problems)
-        if group.rank == 0:
-            group.says(f"the index of {planned.out.name}")
-            _put_in_place(planned, staging)
-        group.wait()
+        notes = carry_out(planned, where, group=group, steps=steps, metadata=metadata)
+    notes = (*notes, *left_behind(planned.out))
     if len(planned.files) == 1 and not planned.max_shard_size:
         return (*notes, "one file is written by one process; --max-shard-size shares the work out")
     return notes
 
 
-def _write_alone(
-    planned: Plan, group: _Group, *, force: bool, progress: Progress | None, metadata: Mapping[str, str] | None
-) -> tuple[str, ...]:
-    """An output that is no set of files is written by the first process, while the others wait."""
-    notes: tuple[str, ...] = ()
-    if group.rank == 0:
-        group.says(planned.out.name)
-        if not force and (there := planned.in_the_way()):
-            raise OutputExists(there[0])
-        notes = write_whole(planned, progress=progress, metadata=metadata)
-    group.wait()
-    return notes
+class Parts:
+    """A folder beside an output of this machine, where all processes put the files that they have finished.
 
+    It stays when one of them fails: the next run of the same job finds there what need not be made again.
+    """
 
-def _outcomes(files: Iterable[PlannedFile]) -> Json:
-    """Notes on the values of some files, and the problems that forbid them."""
-    found = list(outcomes(tensor for file in files for tensor in file.tensors.values()))
-    return [[one.note for one in found if one.note], [one.problem for one in found if one.problem]]
+    def __init__(self, planned: Plan, out: LocalPath, digest: str, group: _Group, tell: Progress) -> None:
+        self._planned = planned
+        self._out = out
+        self._digest = digest
+        self._group = group
+        self._tell = tell
+        self._hold = Hold()
+        self._folder = parts_folder(out)
+        self._ready = self._folder / READY  # a folder that will be the output
 
+    def prepare(self, *, force: bool) -> None:
+        """Make the folder, or keep that of an earlier run of the same job; what is in the way may not be lost."""
+        name = self._folder / JOB
+        try:
+            goes_on = name.exists() and name.read_text("utf-8") == self._digest
+            if name.exists() and is_held(name):
+                raise FileError(self._out, "is being written by another torchrun right now", "wait for it")
+            placed = [file.path for file in self._planned.files if goes_on and self._found(file.path) == file.path]
+            there = [path for path in self._planned.in_the_way() if path not in placed]
+            if there and not force:
+                raise OutputExists(there[0])
+            _refuse_sources(self._planned)
+            if self._folder.exists() and not goes_on:
+                clear_parts(self._folder)
+            self._folder.mkdir(exist_ok=True)
+            name.write_text(self._digest, "utf-8")
+            self._hold.take(name)
+        except OSError as error:
+            raise FileError(self._folder, f"cannot be made ({error.strerror})", "write elsewhere") from error
 
-def _joint(found: list[Json]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The notes and the problems of all processes."""
-    pairs = [pair for pair in found if isinstance(pair, list)]
-    notes, problems = (dict.fromkeys(str(one) for pair in pairs for one in pair[side] or ()) for side in (0, 1))
-    return tuple(notes), tuple(problems)
+    def write_file(self, number: int, fill: Fill) -> Written:
+        """Make one file, unless an earlier run has."""
+        path = self._planned.files[number].path
+        if self._found(path) is not None:
+            self._tell(self._planned.sizes[number])
+            return _noted(self._folder, path)[1]
+        self._group.says(path.name)
+        try:
+            written = self._write_file(path, fill)
+        except (OSError, CheckpointError) as error:
+            problem = f"cannot be written ({error.strerror})" if isinstance(error, OSError) else str(error)
+            remedy = "the same command goes on from here"
+            raise RankFailed(self._group.rank, path.name, problem, remedy=remedy) from error
+        self._group.says("")
+        return written
 
-
-# -- one shard
-
-
-def _write_shard(
-    planned: Plan, file: PlannedFile, staging: LocalPath, rank: int, tell: Progress, metadata: Mapping[str, str] | None
-) -> None:
-    """Write and verify one shard in the staging folder, unless an earlier run has."""
-    if _place(staging, file) is not None:
-        tell(planned.writer.size_of(file.tensors))
-        return
-    final = staging / file.path.name
-    made = staging / f"{file.path.name}.{rank}.tmp"
-    try:
+    def _write_file(self, path: FilePath, fill: Fill) -> Written:
+        final, made = self._folder / path.name, self._folder / f"{path.name}.{self._group.rank}.tmp"
         made.unlink(missing_ok=True)
-        write_file(made, planned, file, tell, metadata)
-        verify(made, file)
-        if any(one.problem for one in outcomes(file.tensors.values())):
-            made.unlink()  # all processes tell their problems together; this shard is not to be kept
-            return
+        descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            with FileSink(descriptor, self._tell) as sink:
+                written = fill(sink)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if written.problems:
+            made.unlink()  # all processes tell their problems together; this file is not to be kept
+            return written
         os.replace(made, final)
-        _mark(final)
-    except (OSError, CheckpointError) as error:
-        problem = f"cannot be written ({error.strerror})" if isinstance(error, OSError) else str(error)
-        raise RankFailed(rank, file.path.name, problem, remedy="the same command goes on from here") from error
+        _write_down(final.with_name(final.name + DONE), json.dumps([_state(final), written]).encode())
+        sync_directory(final.parent)
+        return written
+
+    def write_index(self, raw: bytes) -> None:
+        self._group.says(f"the index of {self._out.name}")
+        made = self._folder / "index"
+        made.unlink(missing_ok=True)
+        _write_down(made, raw)
+
+    def commit(self, *, is_last: bool = True) -> tuple[str, ...]:
+        if not is_last:
+            return ()
+        made = {_local(file.path): self._found(file.path) for file in self._planned.files}
+        if lost := [path.name for path, found in made.items() if found is None]:
+            raise FileError(self._out, f"{listed(lost)} is not there as it was made", "run the same command again")
+        moves = {found: path for path, found in made.items() if found is not None and found != path}
+        if self._planned.index is not None:
+            moves[self._folder / "index"] = _local(self._planned.index)
+        if self._planned.is_folder:
+            moves = self._gathered(moves)
+        try:
+            self._planned.verify(lambda path: next((at for at, final in moves.items() if final == path), path))
+        except CheckpointError:
+            clear_parts(self._folder)
+            raise
+        notes = [f"{final}: its {lost} could not be kept" for at, final in moves.items()
+                 for lost in swap.keep_attributes(final, at)]  # fmt: skip
+        token = new_token()
+        swap.put_all(moves, [_local(path) for path in self._planned.stale()], lambda path: temporary(path, token, OLD))
+        for final in moves.values():
+            with suppress(OSError, FileError):
+                journal.discard(final)
+                sync_directory(final.parent)
+        clear_parts(self._folder)
+        self._hold.release()
+        return tuple(notes)
+
+    def _gathered(self, moves: Mapping[LocalPath, LocalPath]) -> dict[LocalPath, LocalPath]:
+        """Move the files of an output that is a folder into one."""
+        self._ready.mkdir(exist_ok=True)
+        for made, final in moves.items():
+            os.replace(made, self._ready / final.name)
+        sync_directory(self._ready)
+        return {self._ready: self._out}
+
+    def abandon(self) -> None:
+        self._hold.release()
+
+    def failure(self, error: OSError) -> FileError:
+        return local_failure(self._out, error, {})
+
+    def _found(self, path: FilePath) -> LocalPath | None:
+        """Where a file is that is finished, if it is still whole: in the folder or in place."""
+        for place in (self._folder / path.name, self._ready / path.name, _local(path)):
+            try:
+                if _state(place) == _noted(self._folder, path)[0]:
+                    return place
+            except (OSError, ValueError, LookupError):
+                continue
+        return None
 
 
-def _mark(final: Path) -> None:
-    """Note that a shard is complete on the disk and verified."""
-    with open(final.with_name(final.name + DONE), "w", encoding="utf-8") as file:
-        file.write(_state(final))
+class _Telling:
+    """A destination at a URL; what fails there is told with the rank and the file."""
+
+    def __init__(self, inner: Destination, planned: Plan, group: _Group) -> None:
+        self._inner = inner
+        self._planned = planned
+        self._group = group
+        self.write_index = inner.write_index
+        self.commit = inner.commit
+        self.abandon = inner.abandon
+        self.failure = inner.failure
+
+    def write_file(self, number: int, fill: Fill) -> Written:
+        name = self._planned.files[number].path.name
+        self._group.says(name)
+        try:
+            return self._inner.write_file(number, fill)
+        except (OSError, CheckpointError) as error:
+            raise RankFailed(self._group.rank, name, str(error)) from error
+
+
+def _write_down(path: LocalPath, raw: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(raw)
         file.flush()
         os.fsync(file.fileno())
-    sync_directory(final.parent)
 
 
-def _place(staging: LocalPath, file: PlannedFile) -> LocalPath | None:
-    """Where a shard is that an earlier run has finished, if it is still whole: in the staging folder or in place."""
-    for path in (staging / file.path.name, local(file.path)):
-        try:
-            if _state(path) == (staging / f"{file.path.name}{DONE}").read_text("utf-8"):
-                verify(path, file)
-                return path
-        except (OSError, CheckpointError):
-            continue
-    return None
+def _noted(folder: LocalPath, path: FilePath) -> tuple[str, Written]:
+    """What was noted of a finished file: its state, and what is known of it."""
+    state, written = json.loads((folder / f"{path.name}{DONE}").read_text("utf-8"))
+    return state, Written(*written)
 
 
-def _state(path: Path) -> str:
+def _state(path: LocalPath) -> str:
     """What tells this very file from another of its name; moving it does not change it."""
     found = path.stat()
     return f"{found.st_size} {found.st_ino} {found.st_mtime_ns}"
 
 
-# -- the whole
-
-
 def _digest(planned: Plan, job: str, metadata: Mapping[str, str]) -> str:
-    """What tells one job from another: its name, its sources as they are now, the keys and shapes of every shard."""
+    """What tells one job from another: its name, its sources as they are now, the keys and shapes of every file."""
     found = hashlib.sha256(f"{version('ckpt_surgeon')}\n{job}\n{sorted(metadata.items())}\n".encode())
     paths: dict[FilePath, None] = {}
     for file in planned.files:
         found.update(f"{file.path.name}\n".encode())
         for key, tensor in file.tensors.items():
             found.update(f"{key} {tensor.dtype} {tensor.shape} {tensor.span}\n".encode("utf-8", "surrogatepass"))
-            paths.update(dict.fromkeys(_sources(tensor)))
+            paths.update(dict.fromkeys(sources_of(tensor, set())))
     for path in paths:
         state = f"{(about := path.local.stat()).st_size} {about.st_mtime_ns}" if path.local else path.size
         found.update(f"{path} {state}\n".encode("utf-8", "surrogatepass"))
     return found.hexdigest()
 
 
-def _sources(tensor: Tensor) -> Iterator[FilePath]:
-    """The files that a tensor's bytes come from."""
-    ahead, seen = [tensor], set()
-    while ahead:
-        one = ahead.pop()
-        if isinstance(one, StoredTensor):
-            yield from one.storage.files
-            one = one.storage.source or one
-        if isinstance(one, ComputedTensor) and id(one) not in seen:
-            seen.add(id(one))
-            ahead.extend(one.inputs)
-            yield from one.files
-
-
-def _prepare(planned: Plan, staging: LocalPath, digest: str, *, force: bool) -> None:
-    """Make the staging folder, or keep that of an earlier run of the same job; what is in the way may not be lost."""
-    name = staging / "job"
-    try:
-        goes_on = name.exists() and name.read_text("utf-8") == digest
-        placed = [file.path for file in planned.files if goes_on and _place(staging, file) == file.path]
-        there = [path for path in planned.in_the_way() if path not in placed]
-        if there and not force:
-            raise OutputExists(there[0])
-        _refuse_sources(planned)
-        if staging.exists() and not goes_on:
-            shutil.rmtree(staging)
-        staging.mkdir(exist_ok=True)
-        name.write_text(digest, "utf-8")
-    except OSError as error:
-        raise FileError(staging, f"cannot be made ({error.strerror})", "write elsewhere") from error
-
-
 def _refuse_sources(planned: Plan) -> None:
     """An output that replaces what it is made of could not be gone on with."""
-    sources = {path for file in planned.files for one in file.tensors.values() for path in _sources(one)}
-    theirs = {os.path.realpath(path.local) for path in sources if path.local}
+    theirs = {os.path.realpath(path.local) for path in planned.sources() if path.local}
     for path in planned.in_the_way():
-        if os.path.realpath(local(path)) in theirs:
+        inside = [_local(path) / name for name in path.names()] if planned.is_folder and path.is_dir() else []
+        if not theirs.isdisjoint(os.path.realpath(one) for one in (_local(path), *inside)):
             raise FileError(path, "is read by this very run, which could not go on if it failed", "write elsewhere")
 
 
-def _put_in_place(planned: Plan, staging: LocalPath) -> None:
-    """Move all shards to their names and write the index, last; an old index goes first."""
-    places = {local(file.path): _place(staging, file) for file in planned.files}
-    if lost := [path.name for path, place in places.items() if place is None]:
-        raise FileError(planned.out, f"{listed(lost)} is not there as it was verified", "run the same command again")
-    index = None if planned.index is None else local(planned.index)
-    if index is not None:
-        index.unlink(missing_ok=True)
-    stale = planned.stale_shards()
-    for path, place in places.items():
-        os.replace(place or path, path)
-        discard(path)
-    for shard in stale:
-        local(shard).unlink(missing_ok=True)
-    sync_directory(local(planned.out).parent)
-    if index is not None:
-        made = staging / "index"
-        made.unlink(missing_ok=True)
-        write_index(made, planned)
-        os.replace(made, index)
-        sync_directory(local(planned.out).parent)
-    shutil.rmtree(staging)
-
-
-def local(path: FilePath) -> LocalPath:
-    """The path of a file on this machine, as all outputs are that are shared out."""
+def _local(path: FilePath) -> LocalPath:
     assert path.local is not None
     return path.local
 
@@ -281,6 +302,10 @@ class _Group:
         self.is_leaving = False
         self._store = store
         self._rounds = 0
+
+    def share(self, planned: Plan) -> Sequence[int]:
+        """The files that this process makes."""
+        return shares(planned.sizes, self.size)[self.rank]
 
     def says(self, doing: str) -> None:
         """Note what this process is at, for the others to tell if it dies."""

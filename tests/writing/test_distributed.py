@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from tables import assert_same
 
 import ckpt_surgeon
+from ckpt_surgeon.files.sinks import Progress, Sink
 from ckpt_surgeon.writing import write
+from ckpt_surgeon.writing.plan import Plan, Written, plan
 from ckpt_surgeon.writing.ranks import shares
 
 RECIPE = "[[edit]]\ndo = 'strip-prefix'\n[[edit]]\ndo = 'cast'\ndtype = 'bf16'\n"
@@ -28,15 +30,16 @@ BROKEN = """
 import os, signal, sys
 from ckpt_surgeon import cli
 from ckpt_surgeon.writing import ranks
-plain, rank, left = ranks.write_file, os.environ["RANK"], [{after}]
+plain, rank, left = ranks.Plan.fill, os.environ["RANK"], [{after}]
 
-def write_file(made, planned, file, *rest):
-    plain(made, planned, file, *rest)
+def fill(planned, number, sink, *rest):
+    written = plain(planned, number, sink, *rest)
     left[0] -= 1
     if rank == {rank!r} and left[0] < 0:
         {breaks}
+    return written
 
-ranks.write_file = write_file
+ranks.Plan.fill = fill
 cli.main(several=True)
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -72,7 +75,8 @@ def said(ran: Ran) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "broken.py"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "broken.py"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     [
         (["strip-prefix", "{source}", "out.safetensors"], 2),
         (["convert", "{source}", "out.pth"], 3),
+        (["strip-prefix", "{source}", "out.dcp"], 2),
         (["apply", "{recipe}", "{source}", "out.safetensors"], 2),
     ],
 )
@@ -193,11 +198,11 @@ def test_a_crash_while_shards_are_put_in_place_is_gone_on_from(checkpoint: Path,
     command = ["convert", checkpoint, "out.safetensors", "--max-shard-size", "30kB"]
     script = tmp_path / "crash.py"
     script.write_text(
-        "import os\nfrom ckpt_surgeon import cli\nfrom ckpt_surgeon.writing import ranks\n"
-        "plain, left = os.replace, [9]\n"
+        "import os\nfrom ckpt_surgeon import cli\n"
+        "from ckpt_surgeon.files import swap\nplain, left = os.replace, [9]\n"
         "def replace(old, new):\n    if '.tmp' not in str(old):\n        left[0] -= 3\n"
         "    if left[0] < 0:\n        os._exit(9)\n    plain(old, new)\n"
-        "ranks.os.replace = replace\ncli.main(several=True)\n"
+        "swap.os.replace = replace\ncli.main(several=True)\n"
     )
     ran = torchrun(tmp_path, *command, script=[str(script)])
     assert ran.status != 0
@@ -229,7 +234,7 @@ def test_threads_write_the_same_bytes_and_tell_of_all_of_them(checkpoint: Path, 
     for threads in (1, 3, 64):
         folder = tmp_path / str(threads)
         folder.mkdir()
-        planned = write.plan(ckpt_surgeon.open(checkpoint), folder / "out.pth", max_shard_size=30_000)
+        planned = plan(ckpt_surgeon.open(checkpoint), folder / "out.pth", max_shard_size=30_000)
         told: list[int] = []
         write.write(planned, threads=threads, progress=told.append)
         made[threads] = shards_of(folder), sum(told)
@@ -241,17 +246,18 @@ def test_threads_write_the_same_bytes_and_tell_of_all_of_them(checkpoint: Path, 
 def test_one_shard_that_fails_stops_the_others_and_nothing_is_left(
     error: BaseException, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, begun = write.write_file, []
+    plain, begun = Plan.fill, []
 
-    def write_file(made: Path, planned: write.Plan, file: write.PlannedFile, *rest: object) -> None:
-        begun.append(file.path.name)
+    def fill(planned: Plan, number: int, sink: Sink, tell: Progress, metadata: Mapping[str, str]) -> Written:
+        begun.append(number)
         if len(begun) == 2:
             raise error
-        plain(made, planned, file, *rest)  # type: ignore[arg-type]
-        rest[0](0)  # type: ignore[operator]  # what is still to be written asks whether it should be
+        written = plain(planned, number, sink, tell, metadata)
+        tell(0)  # what is still to be written asks whether it should be
+        return written
 
-    monkeypatch.setattr(write, "write_file", write_file)
-    planned = write.plan(ckpt_surgeon.open(checkpoint), tmp_path / "out.pth", max_shard_size=20_000)
+    monkeypatch.setattr(Plan, "fill", fill)
+    planned = plan(ckpt_surgeon.open(checkpoint), tmp_path / "out.pth", max_shard_size=20_000)
     wanted = ckpt_surgeon.FileError if isinstance(error, OSError) else type(error)
     with pytest.raises(wanted):
         write.write(planned, threads=2)
@@ -265,7 +271,7 @@ def test_damage_in_the_source_is_told_and_not_that_the_others_stopped(tmp_path: 
     with open(tmp_path / "in.pth", "r+b") as file:
         file.truncate(1_000_000)
     (tmp_path / "out").mkdir()
-    planned = write.plan(opened, tmp_path / "out" / "out.safetensors", max_shard_size=400_000)
+    planned = plan(opened, tmp_path / "out" / "out.safetensors", max_shard_size=400_000)
     with pytest.raises(ckpt_surgeon.BrokenFile, match=r"in\.pth: ends"):
         write.write(planned, threads=3)
     assert list((tmp_path / "out").iterdir()) == []

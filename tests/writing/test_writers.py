@@ -51,7 +51,8 @@ from ckpt_surgeon.formats import safetensors as safetensors_format
 from ckpt_surgeon.formats.zip import archive as zip_archive
 from ckpt_surgeon.formats.zip import torch_zip
 from ckpt_surgeon.tensors.dtypes import BY_NAME
-from ckpt_surgeon.writing.write import plan, write
+from ckpt_surgeon.writing.plan import plan
+from ckpt_surgeon.writing.write import write
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import BrokenFile, EditError, listed
@@ -376,8 +376,12 @@ def _pickles_at(place: ByteSpan) -> Iterator[Names]:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of this name in a folder belongs to the distributed checkpoint."""
-    return name == METADATA or name.endswith(DATA_SUFFIX)
+    """Whether a file of this name is one that torch gives to a part of a distributed checkpoint.
+
+    >>> [is_part(name) for name in (".metadata", "__0_0.distcp", "mine.distcp")]
+    [True, True, False]
+    """
+    return name == METADATA or re.fullmatch(r"__\d+_\d+" + re.escape(DATA_SUFFIX), name) is not None
 
 
 def check(tensors: Mapping[str, Tensor]) -> None:
@@ -389,17 +393,13 @@ def check(tensors: Mapping[str, Tensor]) -> None:
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """About how many bytes :func:`write_folder` will write: the elements, and for each tensor a zip and its place."""
+    """About how many bytes their files will have: the elements, and for each tensor a zip and its place."""
     return sum(tensor.nbytes + 2 * len(key) + 1_800 for key, tensor in tensors.items())
 
 
-def write_folder(
-    folder: Path, tensors: Mapping[str, Tensor], tell: Callable[[int], object], *, max_file_size: int | None = None
-) -> None:
-    """Write every tensor, under each of its keys, into a new folder; ``tell`` hears of the bytes done.
+def layout(tensors: Mapping[str, Tensor], max_file_size: int | None = None) -> torch_io.Layout:
+    """The files of a folder that holds every tensor, under each of its keys.
 
-    Takes the memory of two pieces; large tensors are written in several, of about SLAB bytes.
+    Writing one takes the memory of two pieces; large tensors are cut into several, of about SLAB bytes.
     """
-    check(tensors)
-    folder.mkdir()
-    torch_io.write(folder, tensors, tell, max_file_size)
+    return torch_io.Layout(tensors, max_file_size)

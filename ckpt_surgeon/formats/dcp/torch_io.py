@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -17,7 +19,8 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import BrokenFile, EditError
-from ...files.spans import BLOCK
+from ...files.sinks import Sink
+from ...files.spans import BLOCK, ByteSpan
 from ...tensors.extra_state import without_extra_states
 from ...tensors.records import ExtraState, StoredTensor, Tensor
 from ...tensors.torch_bridge import python_value
@@ -27,9 +30,11 @@ from .pieces import SLAB, Piece, Pieced, Sizes, slabs
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
     from torch.distributed.checkpoint.storage import StorageReader
+    from typing_extensions import Buffer
 
 
 # -- reading
@@ -174,33 +179,118 @@ class _Box(NamedTuple):
     nbytes: int
 
 
-def write(
-    folder: Path, tensors: Mapping[str, Tensor], tell: Callable[[int], object], max_file_size: int | None
-) -> None:
-    """Write a checkpoint as one process of torch's own would; several files are those of several processes."""
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+class Layout:
+    """Which pieces of which tensors are in which file of a folder, and how each file and ``.metadata`` are made.
+
+    The files are those of one process of torch's own; with ``max_file_size`` those of several.  Each can be written
+    by itself, by any process: what :meth:`write` returns of all of them makes up ``.metadata``.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], max_file_size: int | None) -> None:
+        limit = min(SLAB, max_file_size or SLAB)
+        self._everything = tensors
+        self._extra = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, ExtraState)}
+        self._tensors = without_extra_states(tensors)
+        boxes = [box for key, tensor in self._tensors.items() for box in _boxes(key, tensor, limit)]
+        self._shares = _shares(boxes, max_file_size)
+
+    @property
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of which each file has pieces, by its name."""
+        first: Mapping[str, Tensor] = self._extra
+        found = {}
+        for number, share in enumerate(self._shares):
+            own = {box.key: self._tensors[box.key] for box in share}
+            found[f"__{number}_0.distcp"] = {**first, **own}
+            first = {}
+        return found
+
+    @cached_property
+    def _global_plan(self) -> tuple[list[SavePlan], Metadata]:
+        from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+        paths = [{key: (key,) for key in self._everything}, *({} for _ in self._shares[1:])]
+        extra = [list(self._extra), *([] for _ in self._shares[1:])]
+        own = [_plan(self._tensors, *one) for one in zip(self._shares, paths, extra, strict=True)]
+        plans, metadata = DefaultSavePlanner().create_global_plan(own)
+        return _writer(io.BytesIO()).prepare_global_plan(plans), metadata
+
+    def write(self, number: int, sink: Sink, tell: Callable[[int], object]) -> list[tuple[int, int]]:
+        """Write one file; returns the offset and the length of each piece in it."""
+        plan = self._global_plan[0][number]
+        planner = _save_planner(self._tensors, self._shares[number], tell, self._extra)
+        try:
+            results = _writer(_SinkStream(sink)).write_data(plan, planner).wait()
+        except RuntimeError as error:  # what torch's zip writer makes of a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+        return [(result.storage_data.offset, result.storage_data.length) for result in results]
+
+    def metadata(self, places: Sequence[Sequence[tuple[int, int]]]) -> bytes:
+        """The bytes of ``.metadata``; ``places`` are what :meth:`write` returned of each file."""
+        from torch.distributed.checkpoint.filesystem import _StorageInfo
+        from torch.distributed.checkpoint.storage import WriteResult
+
+        plans, metadata = self._global_plan
+        results = [
+            [
+                WriteResult(item.index, length, _StorageInfo(name, offset, length))
+                for item, (offset, length) in zip(plan.items, placed, strict=True)
+            ]
+            for name, plan, placed in zip(self.files, plans, places, strict=True)
+        ]
+        raw = _Kept()
+        _writer(raw).finish(metadata, results)
+        return raw.getvalue()
+
+
+class _Kept(io.BytesIO):
+    """Bytes that stay when torch closes the stream."""
+
+    def close(self) -> None:
+        pass
+
+
+class _SinkStream(io.RawIOBase):
+    """A sink as the stream that torch writes to."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._sink.position
+
+    def write(self, raw: Buffer, /) -> int:
+        view = memoryview(raw).cast("B")
+        self._sink.literal(view)
+        return len(view)
+
+
+def _writer(stream: io.IOBase) -> FileSystemWriter:
+    """torch's writer, made to write everything to one stream."""
+    from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
     from torch.distributed.checkpoint.metadata import StorageMeta
 
-    limit = min(SLAB, max_file_size or SLAB)
-    extra = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, ExtraState)}
-    everything, tensors = tensors, without_extra_states(tensors)
-    boxes = [box for key, tensor in tensors.items() for box in _boxes(key, tensor, limit)]
-    shares = _shares(boxes, max_file_size)
-    planner = _save_planner(tensors, boxes, tell, extra)
-    writer = FileSystemWriter(folder, per_thread_copy_ahead=0)  # pieces are made in order, when they are written
+    class OneStream(FileSystem):
+        def create_stream(self, path: object, mode: str) -> AbstractContextManager[io.IOBase]:  # type: ignore[override]
+            return nullcontext(stream)
+
+        def exists(self, path: object) -> bool:
+            return False
+
+        def rename(self, path: object, new_path: object) -> None:
+            pass
+
+    # pieces are made in order, when they are written; the sink syncs its file itself
+    writer = FileSystemWriter("", sync_files=False, per_thread_copy_ahead=0)
+    writer.fs = OneStream()
     writer.storage_meta = StorageMeta  # type: ignore[method-assign]  # neither the folder's name of today nor a random id
     writer.set_up_storage_writer(True)
-    paths = [{key: (key,) for key in everything}, *({} for _ in shares[1:])]
-    named = [list(extra), *([] for _ in shares[1:])]
-    local = [writer.prepare_local_plan(_plan(tensors, *one)) for one in zip(shares, paths, named, strict=True)]
-    plans, metadata = planner.create_global_plan(local)
-    try:
-        results = [writer.write_data(plan, planner).wait() for plan in writer.prepare_global_plan(plans)]
-    except RuntimeError as error:  # what torch's zip writer makes of a full disk
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from error
-        raise
-    writer.finish(metadata, results)
+    return writer
 
 
 def _boxes(key: str, tensor: Tensor, limit: int) -> Iterator[_Box]:
@@ -238,8 +328,10 @@ def _values(
     All are views of one buffer: torch keeps every tensor until its file is complete, though it has written it.
     """
     buffer = memoryview(bytearray(max((box.nbytes for box in boxes), default=0)))
-    for key, own in groupby(boxes, key=lambda box: box.key):
-        blocks = (memoryview(block) for block in tensors[key].blocks() if len(block))
+    for key, group in groupby(boxes, key=lambda box: box.key):
+        own = list(group)
+        at = _start(tensors[key], own[0])
+        blocks = _blocks_from(tensors[key], at)
         rest = memoryview(b"")
         for box in own:
             raw = buffer[: box.nbytes]
@@ -253,9 +345,28 @@ def _values(
                 rest = rest[len(taken) :]
                 done += len(taken)
                 tell(len(taken))
+            at += box.nbytes
             yield raw
-        if rest or next(blocks, None) is not None:
+        if at == tensors[key].nbytes and (rest or next(blocks, None) is not None):
             raise EditError([f"{key!r} of {tensors[key].nbytes:,} bytes made more"])
+
+
+def _start(tensor: Tensor, box: _Box) -> int:
+    """The byte of a tensor at which a box begins."""
+    return box.offsets[0] * (tensor.nbytes // tensor.shape[0]) if box.offsets and tensor.nbytes else 0
+
+
+def _blocks_from(tensor: Tensor, start: int) -> Iterator[memoryview]:
+    """A tensor's bytes from ``start`` on; those before it, which another file has, are read past where they must be."""
+    span = tensor.span if isinstance(tensor, StoredTensor) and tensor.storage.crc32 is None else None
+    if span is not None and start:
+        yield from (memoryview(block) for block in ByteSpan(span.path, span.start + start, span.stop).blocks())
+        return
+    for block in tensor.blocks():
+        skipped = min(start, len(block))
+        start -= skipped
+        if len(block) > skipped:
+            yield memoryview(block)[skipped:]
 
 
 def _plan(

@@ -213,7 +213,7 @@ def _members(
     entries: Iterator[Member] = (
         entry._replace(header=base + entry.header) for entry in _entries(path, directory, count)
     )
-    if path.fetchable is not None:  # all local headers at a time
+    if path.remote is not None:  # all local headers at a time
         entries = iter(listed := list(entries))
         headers = ((entry.header, entry.header + _LOCAL.size) for entry in listed)
         path.fetch_ahead([(start, stop) for start, stop in headers if stop <= base + file_size])

@@ -1,0 +1,73 @@
+"""What runs that were killed left behind beside an output: named by the next run, removed by ``ckpt recover``."""
+
+from __future__ import annotations
+
+from ..files.paths import AnyPath, FilePath, LocalPath, file_path
+from ..files.swap import nbytes, remove
+from ..files.temporary import clear, is_held, is_name_of, leftovers, short
+from ..formats import sharded
+from ..text import size
+
+JOB = "job"  # in the folder of finished files: what is being made, and who is alive has its lock
+READY = "ready"  # in it, a folder that will be the output
+
+
+def left_behind(out: FilePath) -> tuple[str, ...]:
+    """A note that names the temporary files of killed runs beside an output."""
+    local = out.local
+    if local is None:
+        return ()
+    found = [path for paths in _found(local).values() for path in paths]
+    if (parts := parts_folder(local)).is_dir() and (parts / JOB).exists() and not is_held(parts / JOB):
+        found.append(parts)
+    if not found:
+        return ()
+    names = ", ".join(path.name for path in found[:3]) + (f" and {len(found) - 3:,} more" if found[3:] else "")
+    total = size(sum(map(nbytes, found)))
+    return (f"{names} ({total}) was left behind by a run that was killed; ckpt recover {out} removes it",)
+
+
+def clear_leftovers(path: AnyPath) -> list[LocalPath]:
+    """Remove the temporary files that killed runs left beside an output; returns them.
+
+    Files of a run that is still alive stay.
+
+    >>> clear_leftovers("never-written.pth")
+    []
+    """
+    local = file_path(path).local
+    if local is None:
+        return []
+    gone = clear(_found(local))
+    parts = parts_folder(local)
+    if parts.is_dir() and not (parts / JOB).exists():
+        return gone
+    if parts.is_dir() and not is_held(parts / JOB):
+        clear_parts(parts)
+        gone.append(parts)
+    return gone
+
+
+def clear_parts(folder: LocalPath) -> None:
+    """Remove the folder of the files that processes of a torchrun have finished, with what is in it."""
+    remove(folder / READY)
+    remove(folder)
+
+
+def parts_folder(out: LocalPath) -> LocalPath:
+    """Where the processes of a torchrun put the files that they have finished.
+
+    >>> parts_folder(LocalPath("run/model.pth"))
+    LocalPath('run/.model.pth.parts')
+    """
+    return out.with_name(f".{short(out.name)}.parts")
+
+
+def _found(out: LocalPath) -> dict[str, list[LocalPath]]:
+    index = sharded.index_name(out)
+    assert isinstance(index, LocalPath)
+
+    def belongs(name: str) -> bool:
+        return is_name_of(out, name) or is_name_of(index, name) or sharded.is_shard_of(out, name)
+
+    return leftovers(out.parent, belongs)

@@ -1,0 +1,257 @@
+"""What a write will do: the files of an output, the tensors in each, the bytes; nothing is touched."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+from ..errors import BrokenFile, EditError, FileError, OutputExists, listed
+from ..files import swap
+from ..files.paths import AnyPath, FilePath, LocalPath, file_path
+from ..files.sinks import Progress, Sink
+from ..formats import registry, sharded
+from ..formats.registry import FolderWriter, Layout, Writer
+from ..reading.selecting import select
+from ..tensors.checkpoint import Checkpoint
+from ..tensors.extra_state import without_extra_states
+from ..tensors.records import ComputedTensor, Outcome, StoredTensor, Tensor, outcomes
+from ..text import Shown
+
+Places = Sequence[tuple[int, int]]  # where in a file the pieces are that an index has to tell of
+
+
+class Written(NamedTuple):
+    """What is known of a file once it is made: what the index has to tell, notes, and problems that forbid it."""
+
+    places: Places
+    notes: Sequence[str] = ()
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PlannedFile(Shown):
+    """One file of an output, the tensors that it has, or has pieces of, and where in the file they will lie."""
+
+    path: FilePath
+    tensors: Mapping[str, Tensor]
+    selected: str = "."
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Shown):
+    """What a write will do: its files, the index beside them, and the checkpoint they come from.
+
+    Where the output is a folder, the files and the index lie in it, and ``layout`` says how they are made.
+    """
+
+    out: FilePath
+    checkpoint: Checkpoint
+    files: tuple[PlannedFile, ...]
+    writer: Writer | FolderWriter
+    index: FilePath | None = None
+    max_shard_size: int | None = None
+    layout: Layout | None = None
+    written: bool = False  # whether it was carried out
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the output is a folder."""
+        return self.layout is not None
+
+    @property
+    def sizes(self) -> list[int]:
+        """About how many bytes each file will have."""
+        return [self.writer.size_of(file.tensors) for file in self.files]
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes will be written."""
+        return self.writer.size_of(self.checkpoint.tensors) if self.is_folder else sum(self.sizes)
+
+    def in_the_way(self) -> list[FilePath]:
+        """What is there already and would be replaced."""
+        files = [*([self.index] if self.index else []), *(file.path for file in self.files), *self.stale()]
+        return [path for path in ([self.out] if self.is_folder else files) if path.lexists()]
+
+    def stale(self) -> list[FilePath]:
+        """What an earlier output of this name left that a new index does not list: shards, or one whole file."""
+        if self.index is None or self.is_folder:
+            return []
+        kept, folder = {file.path.name for file in self.files}, self.out.parent
+        shards = [name for name in folder.names() if sharded.is_shard_of(self.out, name)]
+        whole = [self.out] if self.out.lexists() else []
+        return [*whole, *(folder / name for name in shards if name not in kept)]
+
+    def fill(self, number: int, sink: Sink, tell: Progress, metadata: Mapping[str, str]) -> Written:
+        """Write the contents of one file; what turned out while values were computed is known then."""
+        file = self.files[number]
+        places: Places = ()
+        if self.layout is not None:
+            places = self.layout.write(number, sink, tell)
+        else:
+            writer = cast(Writer, self.writer)
+            writer.write(sink, file.tensors, self._versions_for(file), {**self.checkpoint.metadata, **metadata})
+        found = list(outcomes(file.tensors.values()))
+        return Written(places, *([text for text in texts if text] for texts in _texts(found)))
+
+    def _versions_for(self, file: PlannedFile) -> Mapping[str, Mapping[str, object]] | None:
+        """A shard carries the versions of its own modules."""
+        versions = self.checkpoint.versions
+        if versions is None or len(self.files) == 1:
+            return versions
+        modules = {key.rpartition(".")[0] for key in file.tensors}
+        return {module: version for module, version in versions.items() if module in modules or not module}
+
+    def index_bytes(self, places: Sequence[Places]) -> bytes:
+        """The bytes of the index; ``places`` are those of each file."""
+        if self.layout is not None:
+            return self.layout.metadata(places)
+        weight_map = {key: file.path.name for file in self.files for key in file.tensors}
+        ordered = {key: weight_map[key] for key in self.checkpoint}
+        return sharded.index_bytes(ordered, sum(tensor.nbytes for tensor in self.checkpoint.values()))
+
+    def verify(self, made: Callable[[FilePath], FilePath], fate: str = "nothing was replaced") -> None:
+        """Read the index of each file back and compare it with the plan: keys, their order, dtypes, shapes.
+
+        ``made`` says where a file lies that will have a path.  Raises BrokenFile, which tells the output's fate.
+        """
+        whole = [PlannedFile(self.out, self.checkpoint.tensors)] if self.is_folder else self.files
+        for file in whole:
+            written = select(registry.read(made(file.path)), file.selected)
+            asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
+            found = [(key, tensor.dtype, tensor.shape) for key, tensor in written.items()]
+            if asked != found:
+                pairs = zip(asked, found, strict=False)
+                odd = next((f"{a} became {b}" for a, b in pairs if a != b), "tensors are missing")
+                raise BrokenFile(file.path, f"did not read back as planned ({odd}), {fate}", "do it again")
+
+    def sources(self) -> list[FilePath]:
+        """The files that the tensors' bytes come from."""
+        by_identity: dict[int, FilePath] = {}  # each as it was when it was opened
+        seen: set[int] = set()
+        for tensor in self.checkpoint.values():
+            if type(tensor) is StoredTensor and tensor.storage.source is None:
+                by_identity.update((id(path), path) for path in tensor.storage.files)
+            else:
+                by_identity.update((id(path), path) for path in sources_of(tensor, seen))
+        return list(by_identity.values())
+
+
+def _texts(found: Sequence[Outcome]) -> tuple[list[str], list[str]]:
+    return [one.note for one in found], [one.problem for one in found]
+
+
+def sources_of(tensor: Tensor, seen: set[int]) -> Iterator[FilePath]:
+    """The files that a tensor's bytes come from; ``seen`` has the computed tensors that were asked before."""
+    ahead = [tensor]
+    while ahead:
+        next_one = ahead.pop()
+        if isinstance(next_one, StoredTensor):
+            yield from next_one.storage.files
+            next_one = next_one.storage.source or next_one
+        if isinstance(next_one, ComputedTensor) and id(next_one) not in seen:
+            seen.add(id(next_one))
+            ahead.extend(next_one.inputs)
+            yield from next_one.files
+
+
+def plan(
+    checkpoint: Checkpoint,
+    out: AnyPath,
+    *,
+    force: bool = False,
+    max_shard_size: int | None = None,
+) -> Plan:
+    """Plan the files of an output; nothing is touched.
+
+    The container is that of ``out``'s extension; ``max_shard_size`` (bytes) splits it into shards with an index.
+    Raises OutputExists (without ``force``), FileError (what is there cannot or should not be replaced),
+    NotACheckpoint (unknown extension), EditError (tensors that the container cannot hold, or none at all).
+    """
+    out = file_path(out)
+    writer = registry.writer_for(out)
+    if not writer.HOLDS_EXTRA_STATES:
+        checkpoint = _of_tensors_alone(checkpoint)
+    if not checkpoint.tensors:
+        raise EditError([f"{out}: no tensor is left to write"])
+    if isinstance(writer, FolderWriter) and out.local is None:
+        raise FileError(out, "would be a folder at a URL, which cannot be written", "write .safetensors or .pth")
+    out.check_writable()
+    writer.check(checkpoint.tensors)
+    planned = _planned(checkpoint, out, writer, max_shard_size)
+    if (local := out.local) is not None:
+        _check_replaceable(planned, local)
+    if not force and (there := planned.in_the_way()):
+        raise OutputExists(there[0])
+    return planned
+
+
+def _of_tensors_alone(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint without extra states, for a container that holds tensors alone, with a note that says so."""
+    tensors = without_extra_states(checkpoint.tensors)
+    left = [key for key in checkpoint if key not in tensors]
+    if not left:
+        return checkpoint
+    note = (
+        f"left out, as safetensors holds tensors alone: {listed(left, 3)}; "
+        "a strict load into a model with extra states needs them: write a .pth"
+    )
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
+
+
+def _planned(checkpoint: Checkpoint, out: FilePath, writer: Writer | FolderWriter, max_shard_size: int | None) -> Plan:
+    if isinstance(writer, FolderWriter):
+        layout = writer.layout(checkpoint.tensors, max_shard_size)
+        files = tuple(PlannedFile(out / name, tensors) for name, tensors in layout.files.items())
+        return Plan(out, checkpoint, files, writer, out / writer.METADATA, max_shard_size, layout)
+    is_split = max_shard_size is not None
+    groups = _groups(checkpoint.tensors, max_shard_size or 0) if is_split else [dict(checkpoint.tensors)]
+    if len(groups) == 1:
+        return Plan(out, checkpoint, (PlannedFile(out, groups[0]),), writer, None, max_shard_size)
+    names = (sharded.shard_name(out, number, len(groups)) for number in range(1, len(groups) + 1))
+    files = tuple(PlannedFile(name, group) for name, group in zip(names, groups, strict=True))
+    return Plan(out, checkpoint, files, writer, sharded.index_name(out), max_shard_size)
+
+
+def _check_replaceable(planned: Plan, out: LocalPath) -> None:
+    """Raise FileError where something is in the way that this output did not make and must not take away."""
+    if planned.is_folder:
+        swap.check_replaceable(out, is_folder=True)
+        _refuse_other_folder(out, cast(FolderWriter, planned.writer))
+        return
+    paths = [*(file.path for file in planned.files), *([planned.index] if planned.index else []), *planned.stale()]
+    for path in paths:
+        if path.local is not None:
+            swap.check_replaceable(path.local)
+
+
+def _refuse_other_folder(out: LocalPath, writer: FolderWriter) -> None:
+    """A folder is only replaced when all that is in it would be written again."""
+    if not out.is_dir():
+        return
+    others = [
+        name for name in out.names() if not writer.is_part(name) or not stat.S_ISREG(os.lstat(out / name).st_mode)
+    ]
+    if others:
+        problem = f"is a folder with more than a distributed checkpoint in it ({listed(others)})"
+        raise FileError(out, problem, "write elsewhere, or move those away")
+
+
+def _groups(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Fill shards in the order of the keys; tied tensors stay in one shard, as one storage."""
+    homes: dict[object, int] = {}
+    groups: list[dict[str, Tensor]] = [{}]
+    sizes = [0]
+    for key, tensor in tensors.items():
+        home = homes.get(tensor.tie)
+        if home is None:
+            if groups[-1] and sizes[-1] + tensor.nbytes > limit:
+                groups.append({})
+                sizes.append(0)
+            home = homes[tensor.tie] = len(groups) - 1
+            sizes[home] += tensor.nbytes
+        groups[home][key] = tensor
+    return groups
