@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # type checkers take it for True; typing itself is not im
 if TYPE_CHECKING:
     from .edits.change import Change
     from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
+    from .edits.quantised import dequantize
     from .edits.recipe import Recipe, Step, step
     from .edits.resize import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
     from .edits.values import cast, concat, fold, pad, reshape, scale, slice_, split, transpose
@@ -121,6 +122,7 @@ __all__ = [
     "compare",
     "concat",
     "convert",
+    "dequantize",
     "diff",
     "drop",
     "fit",
@@ -166,6 +168,7 @@ __all__ = [
 # Where each public name is made; its module is imported when the name is first asked for.
 _HOMES = {
     "edits.change": "Change",
+    "edits.quantised": "dequantize",
     "edits.keys": "add_prefix drop keep rename select strip_prefix",
     "edits.recipe": "Recipe Step step",
     "edits.resize": "map_classes resize_bias_table resize_channels resize_grid resize_rows",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate
 from functools import cached_property, update_wrapper
 from itertools import takewhile
@@ -17,6 +17,7 @@ from ..tensors.checkpoint import Checkpoint, Versions, versions_of
 from ..text import Shown
 from . import arguments as declarations
 from .arguments import Patterns as Patterns
+from .companions import checked
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 Arguments = ParamSpec("Arguments")
@@ -37,6 +38,7 @@ class Change(Shown, Generic[StateDict]):
     result: StateDict
     origins: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
+    settled: frozenset[str] = frozenset()  # old keys whose companions the edit itself has seen to
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -89,7 +91,8 @@ class Declaration:
 class Edit(Generic[Arguments]):
     """A function that edits a state_dict; ``plan`` takes the same arguments and returns the :class:`Change`.
 
-    ``declaration`` and ``arguments`` are what it says of itself.
+    ``declaration`` and ``arguments`` are what it says of itself.  What it does to tensors that belong together is
+    checked in ``plan``: see :mod:`.companions`.
     """
 
     def __init__(
@@ -110,11 +113,13 @@ class Edit(Generic[Arguments]):
         """What the edit would do, with the same arguments.  Raises EditError for an argument of another type."""
         function = cast(Callable[..., Change[StateDict]], self._function)
         try:
-            return function(as_state_dict(state_dict), **self._plain(args, kwargs))
+            change = function(as_state_dict(state_dict), **self._plain(args, kwargs))
         except NothingMatched as error:
             if not error.remedy and "allow_unmatched" in self.arguments:
                 error.remedy = Phrase(Argument("allow_unmatched", True), " lets it pass")
             raise
+        parted = checked(change.before, change.result, change.origins, change.settled)
+        return replace(change, notes=(*change.notes, *parted)) if parted else change
 
     @property
     def name(self) -> str:

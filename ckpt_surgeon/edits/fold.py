@@ -6,7 +6,6 @@ sigma = uᵀ W v (torch/nn/utils/spectral_norm.py), weight × mask (torch/nn/uti
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from ..files.spans import Block
 from ..tensors.arithmetic import by_torch
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ComputedTensor, Tensor
+from . import companions
 
 if TYPE_CHECKING:
     import torch
@@ -34,38 +34,19 @@ class Reparametrised:
     plain: Callable[[], ComputedTensor]
 
 
-_PARAMETRIZED = re.compile(r"(.*\.|)parametrizations\.([^.]+)\.original(0?)")
 _FITS = 0.9  # cosine; power iteration leaves it near 1, vectors that do not belong together near 0
 
 
 def reparametrised(state_dict: Checkpoint) -> Iterator[Reparametrised]:
     """Every reparametrised weight of a state_dict, in the order of its keys."""
-    for key in state_dict:
-        if key.endswith("_g") and f"{key[:-2]}_v" in state_dict:
-            yield _found(state_dict, key[:-2], _weight_norm, key, f"{key[:-2]}_v")
-        elif key.endswith("_orig"):
-            yield from _originals(state_dict, key)
-        elif found := _PARAMETRIZED.fullmatch(key):
-            prefix, name, index = found.groups()
-            base = f"{prefix}parametrizations.{name}."
-            if index and f"{base}original1" in state_dict:
-                yield _found(state_dict, prefix + name, _weight_norm, key, f"{base}original1")
-            elif not index and f"{base}0._u" in state_dict:
-                yield _found(state_dict, prefix + name, _spectral_norm, key, f"{base}0._u", f"{base}0._v")
-            else:
-                yield _found(state_dict, prefix + name, _unknown, key)
-
-
-def _originals(state_dict: Checkpoint, key: str) -> Iterator[Reparametrised]:
-    base = key.removesuffix("_orig")
-    if f"{base}_mask" in state_dict:
-        yield _found(state_dict, base, _masked, key, f"{base}_mask")
-    elif f"{base}_u" in state_dict and f"{base}_v" in state_dict:
-        yield _found(state_dict, base, _spectral_norm, key, f"{base}_u", f"{base}_v")
-
-
-def _found(state_dict: Checkpoint, base: str, plain: Callable[..., ComputedTensor], *keys: str) -> Reparametrised:
-    return Reparametrised(base, keys, partial(plain, state_dict, *keys))
+    formulas: dict[str, Callable[..., ComputedTensor]] = {
+        companions.WEIGHT_NORM: _weight_norm,
+        companions.SPECTRAL_NORM: _spectral_norm,
+        companions.MASKED: _masked,
+        companions.PARAMETRIZED: _unknown,
+    }
+    for one in companions.reparametrised(state_dict):
+        yield Reparametrised(one.key, one.keys, partial(formulas[one.kind], state_dict, *one.keys))
 
 
 def _unknown(_: Checkpoint, key: str) -> ComputedTensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Concatenate, ParamSpec, TypeVar
 
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
@@ -24,6 +25,7 @@ from ..tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Outcome,
 from ..tensors.views import axis_of, concatenated, filled, interleaved, parts_of, reshaped, restrided, sliced, viewed
 from .arguments import DTypeLike, Patterns
 from .change import AllowUnmatched, Change, Edit, Inline, edit, listed_patterns, matching, rebuilt, rename_versions
+from .companions import checked, left_alone
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 Arguments = ParamSpec("Arguments")
@@ -47,7 +49,9 @@ def value_edit(
             from ..tensors.torch_bridge import from_torch
 
             records = from_torch(state_dict)
-            return _carried_out(state_dict, records, function(records, *args, **kwargs))
+            change = function(records, *args, **kwargs)
+            checked(records, change.result, change.origins, change.settled)  # records tell a transposed view
+            return _carried_out(state_dict, records, change)
 
         plan.__name__, plan.__doc__, plan.__module__ = function.__name__, function.__doc__, function.__module__
         plan.__wrapped__ = function  # type: ignore[attr-defined]
@@ -72,7 +76,7 @@ def _carried_out(state_dict: StateDict, records: Checkpoint, change: Change[Chec
     }
     notes = [outcome.note for outcome in outcomes(fresh.values()) if outcome.note]
     result = rebuilt(state_dict, tensors, change.result.versions)
-    return Change(state_dict, result, change.origins, (*change.notes, *notes))
+    return Change(state_dict, result, change.origins, (*change.notes, *notes), change.settled)
 
 
 # -- one tensor at a time
@@ -92,6 +96,7 @@ def cast(
     integers: Annotated[bool, "Cast integer and bool tensors too."] = False,
     statistics: Annotated[bool, "Cast running means and variances to float16 too."] = False,
     allow_inf: Annotated[bool, "Values that become inf are no error."] = False,
+    allow_codes: Annotated[bool, "Cast codes of quantised weights, and their scales, as plain numbers."] = False,
     allow_unmatched: AllowUnmatched = False,
 ) -> Change[Checkpoint]:
     """Convert floating-point tensors to another dtype (``bf16``, ``fp16``, ``float32`` …).
@@ -99,7 +104,8 @@ def cast(
     ``only`` and ``except_`` are globs on keys.  Integer and bool tensors are left alone without ``integers``; for
     float16 so are BatchNorm's running statistics without ``statistics``.  Values that become inf, or are too large
     for a dtype without inf, are an error naming every tensor, unless ``allow_inf``; those that flush to zero are
-    counted in a note.  Integers, and the powers of two of float8_e8m0fnu, have to be exact.
+    counted in a note.  Scales and maps of quantised weights stay as they are, and their codes are an error, unless
+    ``allow_codes`` takes both as plain numbers.  Integers, and the powers of two of float8_e8m0fnu, have to be exact.
 
     >>> import torch
     >>> state = {"fc.weight": torch.ones(2), "bn.running_var": torch.ones(2), "steps": torch.tensor(3)}
@@ -110,6 +116,8 @@ def cast(
     chosen = matching(state_dict, only, allow_unmatched=allow_unmatched) if listed_patterns(only) else set(state_dict)
     chosen -= matching(state_dict, except_, allow_unmatched=allow_unmatched)
     left = {"integers": 0, "statistics": 0}
+    companions = set() if allow_codes else left_alone(state_dict) & chosen
+    chosen -= companions
     elements = sum(state_dict[key].numel for key in chosen)
 
     def convert(key: str, tensor: Tensor) -> Tensor:
@@ -133,7 +141,10 @@ def cast(
         notes.append(f"{left['integers']:,} integer or bool tensors keep their dtype")
     if left["statistics"]:
         notes.append(f"{left['statistics']:,} normalisation statistics keep their dtype")
-    return Change(change.before, change.result, change.origins, tuple(notes))
+    if companions:
+        notes.append(f"{len(companions):,} scales, maps, masks or extra states belong to other tensors and stay as is")
+    settled = frozenset(state_dict) if allow_codes else frozenset[str]()
+    return Change(change.before, change.result, change.origins, tuple(notes), settled)
 
 
 def _dtype(spelling: DTypeLike) -> DType:
@@ -344,7 +355,7 @@ def concat(
             problems += error.problems
     if problems:
         raise EditError(problems)
-    return _regrouped(state_dict, sets)
+    return regrouped(state_dict, sets)
 
 
 @value_edit(
@@ -383,7 +394,7 @@ def split(
             problems += error.problems
     if problems:
         raise EditError(problems)
-    return _regrouped(state_dict, sets)
+    return regrouped(state_dict, sets)
 
 
 @value_edit(
@@ -424,7 +435,7 @@ def fold(
             problems += error.problems
     if problems:
         raise EditError(problems)
-    return _regrouped(state_dict, sets)
+    return settled(regrouped(state_dict, sets), sets)
 
 
 # -- what they are made of
@@ -462,7 +473,14 @@ def each(
     return Change(state_dict, result, origins, tuple(said))
 
 
-def _regrouped(
+def settled(
+    change: Change[Checkpoint], sets: Sequence[tuple[tuple[str, ...], Mapping[str, Tensor]]]
+) -> Change[Checkpoint]:
+    """A change whose edit has seen to all of these sets of keys."""
+    return replace(change, settled=frozenset(key for keys, _ in sets for key in keys))
+
+
+def regrouped(
     state_dict: Checkpoint, sets: Sequence[tuple[tuple[str, ...], Mapping[str, Tensor]]]
 ) -> Change[Checkpoint]:
     """Replace sets of keys by new keys, in the place of the first of each set; ties among them are kept."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..edits.change import Change, matching
+from ..edits.companions import missing_scales
 from ..edits.keys import is_derivable
 from ..edits.recipe import Recipe, step
-from ..errors import Argument, EditError, Phrase, joined, listed
+from ..errors import Argument, Call, EditError, Phrase, joined, listed
 from ..reading.sources import checkpoint_of
 from ..tensors.arithmetic import by_torch
 from ..tensors.checkpoint import Checkpoint
@@ -105,6 +106,7 @@ def plan_fit(
     min_match: float = 0.0,
     seed: int = 0,
     ties: Iterable[Iterable[str]] = (),
+    allow_codes: bool = False,
 ) -> Fit:
     """Settle every key of a checkpoint against a target.
 
@@ -128,6 +130,8 @@ def plan_fit(
     renamed = recipe.plan(checkpoint)
     adapted = adapt.plan(renamed.result) if adapt else None
     edited = adapted.result if adapted else renamed.result
+    if not allow_codes:
+        _refuse_codes(edited, target)
     mismatched = [key for key in target if key in edited and not _takes(target[key], edited[key])]
     twins = _twins(edited, target, ties)
     missing = [key for key in target if key not in edited and key not in twins]
@@ -177,6 +181,18 @@ def _filled(key: str, wanted: Expected, scheme: str, has_other_shape: bool) -> O
     how = scheme or ("derived by the model" if is_derivable(key) else "the model's own")
     why = "another shape in the checkpoint" if has_other_shape else "not in the checkpoint"
     return Outcome(key, "initialised", "", wanted.numel, f"{how}; {why}")
+
+
+def _refuse_codes(edited: Checkpoint, target: Mapping[str, Expected]) -> None:
+    """Codes in the place of weights would load and be wrong."""
+    problems = [
+        f"{one.keys[0]!r} is {one.label} ({listed(one.keys[1:], 2)}), which the target does not have"
+        for one in missing_scales(edited, target)
+    ]
+    if problems:
+        more = [f"and {len(problems) - 3:,} more like these"] if len(problems) > 3 else []
+        codes = Phrase(" or take codes as numbers with ", Argument("allow_codes", True))
+        raise EditError(problems[:3] + more, remedy=Phrase("dequantize first (", Call("dequantize"), ")", codes))
 
 
 def _takes(theirs: Expected, ours: Tensor) -> bool:
@@ -299,6 +315,7 @@ def fit(
     allow_missing: Iterable[str] = (),
     min_match: float = 0.0,
     seed: int = 0,
+    allow_codes: bool = False,
 ) -> Fit:
     """Fit a checkpoint to a model: find the renames, settle every shape, prove that it loads strictly.
 
@@ -328,6 +345,7 @@ def fit(
         allow_missing=allow_missing,
         min_match=min_match,
         seed=seed,
+        allow_codes=allow_codes,
         ties=() if isinstance(model, Mapping) else modules.tied(model),
     )
     if isinstance(model, Mapping):

@@ -37,6 +37,7 @@ def load_into(
     min_match: float = 0.0,
     assign: bool | None = None,
     seed: int = 0,
+    allow_codes: bool = False,
 ) -> LoadReport:
     """Load a checkpoint into a model, all or nothing, and report what became of every key.
 
@@ -64,7 +65,8 @@ def load_into(
     found = plan_fit(
         checkpoint, expected(inner), lambda keys: own_values(inner, [key for key in keys if key in on_meta]),
         recipe=recipe, adapt=adapt, align=align, min_certainty=min_certainty, on_mismatch=on_mismatch,
-        allow_missing=allow_missing, min_match=min_match, seed=seed, ties=modules.tied(inner),
+        allow_missing=allow_missing, min_match=min_match, seed=seed, allow_codes=allow_codes,
+        ties=modules.tied(inner),
     )  # fmt: skip
     proof = None if modules.loads_plainly(inner) else modules.verdict(inner, {**expected(inner), **found.result})
     if proof is not None and not proof.accepted:

@@ -655,7 +655,7 @@ FULL: dict[str, dict[str, object]] = {
     "drop": {"patterns": ["x"], "derivable": True, "allow_unmatched": True},
     "select": {"prefix": "m"},
     "cast": {"dtype": "bf16", "only": ["*"], "except": ["x"], "integers": True, "statistics": True, "allow_inf": True,
-             "allow_unmatched": True},
+             "allow_codes": True, "allow_unmatched": True},
     "scale": {"patterns": ["m.w"], "factor": 2.0},
     "reshape": {"patterns": ["m.w"], "shape": [6, 4]},
     "transpose": {"patterns": ["m.w"], "dims": [1, 0]},
@@ -664,6 +664,7 @@ FULL: dict[str, dict[str, object]] = {
     "concat": {"sources": ["m.w", "m.v"], "into": "m.x", "dim": 1, "groups": 2},
     "split": {"source": "m.w", "into": ["m.x", "m.y"], "dim": 1, "sizes": [4, 2], "groups": 2},
     "fold": {"patterns": ["*"], "allow_unmatched": True},
+    "dequantize": {"patterns": ["*"], "dtype": "bf16", "block": [4, 6], "gptq_v2": True, "allow_unmatched": True},
 }  # fmt: skip
 
 
