@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,14 @@ from torch.nn.functional import cross_entropy
 import ckpt_surgeon
 from ckpt_surgeon import CheckpointError, EditError
 from ckpt_surgeon.edits.change import Change
+from ckpt_surgeon.runs.in_place import plan_run_in_place
+from ckpt_surgeon.runs.optimizer_keys import with_optimizer_keys
 from ckpt_surgeon.runs.resume_check import resume_check
 from ckpt_surgeon.runs.run import Run, open_run
 from ckpt_surgeon.runs.saving import save_run
+from ckpt_surgeon.runs.values import with_values
 from ckpt_surgeon.tensors.checkpoint import Checkpoint
+from ckpt_surgeon.writing.in_place import carry_out
 
 Optimizer = Callable[[Iterable[object]], torch.optim.Optimizer]
 
@@ -208,3 +213,118 @@ def test_what_is_no_file_of_torch_says_so(tmp_path: Path) -> None:
     ckpt_surgeon.save({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError):
         open_run(tmp_path / "a.safetensors")
+
+
+@named
+def test_names_follow_in_place(named: bool, tmp_path: Path) -> None:
+    path, losses = saved(tmp_path, torch.optim.AdamW, named=named)
+    size = path.stat().st_size
+    planned = plan_run_in_place(path, ckpt_surgeon.step("strip_prefix"))
+    carry_out(planned)
+    assert path.stat().st_size == size
+    assert resumed(path, torch.optim.AdamW, named=named) == losses
+    group = torch.load(path)["optimizer"]["param_groups"][0]
+    assert group.get("param_names", []) == ([name for name, _ in Net().named_parameters()] if named else [])
+    assert torch.load(path)["epoch"] == 3
+
+
+def test_only_names_change_in_place(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, torch.optim.AdamW, named=True)
+    before = path.read_bytes()
+    for step in (ckpt_surgeon.step("drop", patterns=["*fc*"]), ckpt_surgeon.step("pad", patterns=["*fc*"], after=1)):
+        with pytest.raises(CheckpointError, match="in place"):
+            plan_run_in_place(path, step)
+    assert path.read_bytes() == before
+
+
+def test_groups_that_are_emptied_go_with_their_learning_rates(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Net()
+    names = [name for name, _ in model.named_parameters()]
+    groups: list[dict[str, object]] = [
+        {"params": [(name, one) for name, one in model.named_parameters() if "fc" in name], "lr": 1.0},
+        {"params": [(name, one) for name, one in model.named_parameters() if "fc" not in name]},
+    ]
+    optimizer = torch.optim.Adam(groups)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    trained(model, optimizer, 1)
+    path = tmp_path / "last.ckpt"
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    torch.save(state, path)
+    run = edited(open_run(path), partial(ckpt_surgeon.drop.plan, patterns="fc.*"))
+    file = torch.load(written(run, tmp_path / "out.ckpt"))
+    (group,) = file["optimizer"]["param_groups"]
+    assert group["param_names"] == [name for name in names if "fc" not in name]
+    assert len(file["scheduler"]["base_lrs"]) == len(file["scheduler"]["_last_lr"]) == 1
+    assert file["scheduler"]["last_epoch"] == state["scheduler"]["last_epoch"]
+
+
+def test_decay_groups_are_told_by_their_sizes(tmp_path: Path) -> None:
+    for first in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+        parameters = list(model.parameters())
+        parted = [[one for one in parameters if one.dim() >= 2], [one for one in parameters if one.dim() < 2]]
+        optimizer = torch.optim.Adam([{"params": one} for one in (parted if first else reversed(parted))])
+        model(torch.randn(2, 4)).sum().backward()
+        optimizer.step()
+        path = tmp_path / f"{first}.ckpt"
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+        run = open_run(path)
+        names = run.names(run.optimizers[0])
+        assert names is not None
+        wanted = ["0.weight", "1.weight", "0.bias", "1.bias"]
+        assert list(names.keys.values()) == (wanted if first else wanted[2:] + wanted[:2])
+        assert not names.doubtful
+
+
+def test_keys_of_an_optimizer_become_names_and_positions_again(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, torch.optim.Adam)
+    run = edited(open_run(path, in_model_order=True), ckpt_surgeon.strip_prefix.plan)
+    by_name = written(with_optimizer_keys(run, "names"), tmp_path / "names.ckpt")
+    file = torch.load(by_name)["optimizer"]
+    assert file["param_groups"][0]["params"] == [name for name, _ in Net().named_parameters()]
+    again = written(with_optimizer_keys(open_run(by_name), "positions"), tmp_path / "positions.ckpt")
+    before, after = torch.load(path)["optimizer"], torch.load(again)["optimizer"]
+    assert before["param_groups"] == after["param_groups"]
+    assert all(torch.equal(before["state"][one]["exp_avg"], after["state"][one]["exp_avg"]) for one in before["state"])
+
+
+def test_averages_behind_a_prefix_of_their_own_follow(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    torch.save({"state_dict": model.state_dict(), "ema_state_dict": average.state_dict()}, tmp_path / "last.pt")
+    run = open_run(tmp_path / "last.pt", select="state_dict")
+    run = edited(run, partial(ckpt_surgeon.add_prefix.plan, prefix="net."))
+    file = torch.load(written(run, tmp_path / "out.pt"))
+    assert list(file["ema_state_dict"]) == ["module.net.weight", "module.net.bias", "n_averaged"]
+
+
+# -- values
+
+
+def test_values_are_set_by_path_in_the_type_that_was_there(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, torch.optim.Adam)
+    run = with_values(open_run(path), ["epoch=0", "optimizer.param_groups.*.lr=1e-4"])
+    file = torch.load(written(run, tmp_path / "out.ckpt"))
+    assert file["epoch"] == 0
+    assert file["optimizer"]["param_groups"][0]["lr"] == 1e-4
+    for wrong, said in (("epoch=0.5", "int 3"), ("epoch=none", "None"), ("optimizer.param_groups.0.lr=fast", "float")):
+        with pytest.raises(EditError, match=said):
+            with_values(open_run(path), [wrong])
+    with pytest.raises(CheckpointError, match="matches no key"):
+        with_values(open_run(path), ["epochs=0"])
+
+
+def test_attributes_and_steps_are_values_too(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "args": Namespace(lr=0.1, name="a")}
+    torch.save(state, tmp_path / "last.pt")
+    run = with_values(open_run(tmp_path / "last.pt"), {"args.lr": 0.5, "optimizer.state.0.step": 7, "args.name": "b"})
+    file = torch.load(written(run, tmp_path / "out.pt"), weights_only=False)
+    assert (file["args"].lr, file["args"].name) == (0.5, "b")
+    assert file["optimizer"]["state"][0]["step"].item() == 7
+    assert file["optimizer"]["state"][1]["step"].item() == 1

@@ -301,6 +301,54 @@ def _out_of_band(machine: Machine, at: int) -> int:
 # -- written again
 
 
+def below(value: Value) -> Iterator[Value]:
+    """What a node refers to directly."""
+    if isinstance(value, DictNode):
+        for pair in value.pairs:
+            yield from pair
+    elif isinstance(value, (ListNode, SetNode)):
+        yield from value.items
+    elif isinstance(value, tuple):
+        yield from value
+    elif isinstance(value, PersistentNode):
+        yield from value.name if isinstance(value.name, tuple) else ()
+    elif isinstance(value, CallNode):
+        yield from (value.cls, value.args, value.kwargs)
+        for _, operands in value.after:
+            yield from operands
+
+
+def _shared(root: Value, instead: Mapping[int, Value]) -> set[object]:
+    """What is referred to more than once: nodes and tuples by identity, strings and names by value.
+
+    What lies between a tuple and a reference to itself counts too, so that a writer comes to an end there.
+    """
+    met: set[object] = set()
+    shared: set[object] = set()
+    path: list[object] = []  # the keys from the root to here
+    ahead: list[tuple[Value, bool]] = [(root, True)]
+    while ahead:
+        value, enters = ahead.pop()
+        if not enters:
+            path.pop()
+            continue
+        value = instead.get(id(value), value)
+        key = value if isinstance(value, (str, Global)) else id(value) if isinstance(value, (Node, tuple)) else None
+        if key is None:
+            continue
+        if key in met:
+            shared.add(key)
+            if isinstance(value, tuple) and value and key in path:
+                shared.update(path[path.index(key) :])
+            continue
+        met.add(key)
+        if isinstance(value, (Node, tuple)):
+            path.append(key)
+            ahead.append((None, False))
+            ahead.extend((one, True) for one in below(value))
+    return shared
+
+
 def written(
     root: Value,
     name_of: Callable[[PersistentNode], Value] | None = None,
@@ -312,7 +360,7 @@ def written(
     what is written in their place, wherever they are referred to.  The protocol is 2 unless something in the
     graph needs a later one.  Raises ValueError where an object is made of arguments that hold the object itself.
     """
-    writer = _Writer(name_of or (lambda node: node.name), instead or {})
+    writer = _Writer(name_of or (lambda node: node.name), instead or {}, root)
     writer.write(root)
     head = b"\x80" + bytes((writer.protocol,))
     return head + bytes(writer.out) + b"."
@@ -324,11 +372,12 @@ _Task: TypeAlias = "Callable[[], None]"
 class _Writer:
     """Writes depth first, by a stack of its own: graphs may be deeper than Python's stack."""
 
-    def __init__(self, name_of: Callable[[PersistentNode], Value], instead: Mapping[int, Value]) -> None:
+    def __init__(self, name_of: Callable[[PersistentNode], Value], instead: Mapping[int, Value], root: Value) -> None:
         self.out = bytearray()
         self.protocol = 2
         self._name_of = name_of
         self._instead = instead
+        self._shared = _shared(root, instead)
         self._memo: dict[object, int] = {}
         self._kept: list[Value] = []  # what the memo knows by id must stay alive
         self._making: set[int] = set()
@@ -343,6 +392,8 @@ class _Writer:
         self._ahead.extend(reversed(tasks))  # the last one runs first
 
     def _put(self, key: object, value: Value) -> None:
+        if key not in self._shared:
+            return
         index = self._memo[key] = len(self._memo)
         self._kept.append(value)
         self.out += b"q" + bytes((index,)) if index < 256 else b"r" + struct.pack("<I", index)

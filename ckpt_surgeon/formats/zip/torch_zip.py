@@ -250,10 +250,14 @@ class Index:
     def rewritten(self, texts: Mapping[Hashable, str]) -> Reindexed:
         """The pickle with other keys, and its new checksums.  Raises NoRoom."""
         places = {place: text for place, text in texts.items() if isinstance(place, Opcode)}
-        room = len(self._raw)
         made = self._machine.rewritten(places)
-        if len(made) > room:
+        if len(made) > len(self._raw):
             made = self._machine.rewritten(places, lean=True)
+        return self.with_pickle(made)
+
+    def with_pickle(self, made: bytes) -> Reindexed:
+        """Another pickle in the place of the one that is there, and its new checksums.  Raises NoRoom."""
+        room = len(self._raw)
         if len(made) > room:
             raise NoRoom(self._archive.path, len(made), room)
         padded = made.ljust(room, b"\0")

@@ -7,7 +7,7 @@ are shared stay shared, and their bytes are copied by the kernel.  Tensors that 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 from ...errors import BrokenFile, FileError
@@ -17,7 +17,7 @@ from ...files.sinks import Sink
 from ...tensors.records import OpaqueTensor, StoredTensor, Tensor, spans_of
 from ...tensors.strides import row_major
 from ..pickle import graph
-from ..pickle.graph import CallNode, DictNode, ListNode, Node, PersistentNode, SetNode
+from ..pickle.graph import CallNode, DictNode, ListNode, Node, PersistentNode, below
 from ..pickle.machine import PickleError
 from ..pickle.torch_objects import CONSTRUCTORS, TypedStorage
 from ..pickle.values import Global, Value
@@ -137,21 +137,6 @@ def plain_node(value: Value) -> Value:
     if isinstance(value, tuple):
         return tuple(plain_node(item) for item in value)
     return value
-
-
-def below(value: Value) -> Iterator[Value]:
-    """What a node refers to directly."""
-    if isinstance(value, DictNode):
-        for pair in value.pairs:
-            yield from pair
-    elif isinstance(value, (ListNode, SetNode)):
-        yield from value.items
-    elif isinstance(value, tuple):
-        yield from value
-    elif isinstance(value, CallNode):
-        yield from (value.cls, value.args, value.kwargs)
-        for _, operands in value.after:
-            yield from operands
 
 
 def storages_of(root: Value, instead: Mapping[int, Value]) -> list[PersistentNode]:
