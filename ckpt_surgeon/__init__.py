@@ -49,6 +49,13 @@ if TYPE_CHECKING:
     from .reading.opening import open
     from .reading.scanning import Name, Scan, scan
     from .reading.values import Inert
+    from .runs.applying import applied, fitted
+    from .runs.describe import Training, training_of
+    from .runs.folder import RunFolder, open_run
+    from .runs.optimizer_keys import with_optimizer_keys
+    from .runs.resume_check import ResumeCheck, resume_check
+    from .runs.run import Run
+    from .runs.values import with_values
     from .tensors.checkpoint import Checkpoint, LeftOut
     from .tensors.dtypes import DType
     from .tensors.records import ComputedTensor, OpaqueTensor, Storage, StoredTensor
@@ -104,8 +111,11 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RemotePath",
+    "ResumeCheck",
     "Rule",
     "Rules",
+    "Run",
+    "RunFolder",
     "Scan",
     "SelectionError",
     "Stats",
@@ -115,9 +125,11 @@ __all__ = [
     "StoredTensor",
     "TargetError",
     "Trainable",
+    "Training",
     "ValueDiff",
     "add_prefix",
     "align",
+    "applied",
     "cast",
     "compare",
     "concat",
@@ -126,6 +138,7 @@ __all__ = [
     "diff",
     "drop",
     "fit",
+    "fitted",
     "fold",
     "freeze",
     "from_torch",
@@ -137,6 +150,7 @@ __all__ = [
     "ls",
     "map_classes",
     "open",
+    "open_run",
     "pad",
     "param_groups",
     "plan_in_place",
@@ -149,6 +163,7 @@ __all__ = [
     "resize_grid",
     "resize_rows",
     "resolve",
+    "resume_check",
     "save",
     "scale",
     "scan",
@@ -160,9 +175,12 @@ __all__ = [
     "step",
     "strip_prefix",
     "trainable",
+    "training_of",
     "transpose",
     "unfreeze",
     "verify_frozen",
+    "with_optimizer_keys",
+    "with_values",
 ]
 
 # Where each public name is made; its module is imported when the name is first asked for.
@@ -191,6 +209,13 @@ _HOMES = {
     "reading.opening": "open",
     "reading.scanning": "Name Scan scan",
     "reading.values": "Inert",
+    "runs.applying": "applied fitted",
+    "runs.describe": "Training training_of",
+    "runs.folder": "RunFolder open_run",
+    "runs.optimizer_keys": "with_optimizer_keys",
+    "runs.resume_check": "ResumeCheck resume_check",
+    "runs.run": "Run",
+    "runs.values": "with_values",
     "tensors.checkpoint": "Checkpoint LeftOut",
     "tensors.dtypes": "DType",
     "tensors.records": "ComputedTensor OpaqueTensor Storage StoredTensor",

@@ -31,6 +31,8 @@ COMMANDS = {
     "recover": "editing",
     "align": "fitting",
     "fit": "fitting",
+    "set": "running",
+    "resume-check": "running",
     "freeze-plan": "training",
     "groups": "training",
     "edit": "recipes",

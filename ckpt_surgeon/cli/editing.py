@@ -18,7 +18,8 @@ from ..formats import registry
 from ..report import outputs
 from ..writing import in_place
 from . import torchrun
-from .options import FILE_PATH, OPTIONAL_OUT, OUT, SOURCE, STAY, opened, output, output_options, say_done
+from .options import FILE_PATH, OPTIONAL_OUT, OUT, SOURCE, STAY, output_options, say_done
+from .whole import NAMES, whole_options, work_of
 
 POSITIONAL = ("patterns", "pairs")  # arguments that stand behind IN and OUT, not behind a flag
 ALSO = {("resize_channels", "channels"): "--in-chans"}  # a second spelling of a flag
@@ -87,8 +88,8 @@ def _command(name: str) -> click.Command:
             return
         if values["out"] is None:
             raise click.UsageError("Missing argument 'OUT'; give it, or --in-place.")
-        written, checkpoint = output(values), opened(values)
-        written.write(_step(name, values).plan(checkpoint))
+        work = work_of(values)
+        work.edit(_step(name, values))
 
     shown = "\n".join(f"  ckpt {found.name} {example}" for example in found.declaration.examples)
     return click.Command(
@@ -100,6 +101,7 @@ def _command(name: str) -> click.Command:
             *others,
             *([STAY] if can_stay else []),
             *output_options(),
+            *whole_options(),
         ],
         callback=run,
         short_help=found.declaration.short_help,
@@ -114,7 +116,9 @@ def _step(name: str, values: dict[str, object]) -> recipe.Step:
 def _run_in_place(name: str, values: dict[str, object]) -> None:
     """Rename in IN itself; what stands where OUT would is the first pair of ``rename``, or one too many."""
     taken = {option: values.pop(option) for option in ("in_path", "out", "select", "dry_run", "quiet")}
+    whole = {option: values.pop(option) for option in NAMES}
     refused = [option for option in ("force", "salvage", "max_shard_size", "threads") if values.pop(option)]
+    refused += [option for option in ("without", "reset", "run", "optimizer_keys") if whole[option]]
     if refused:
         raise click.UsageError(f"--in-place and --{refused[0].replace('_', '-')} exclude each other")
     if taken["out"] is not None:
@@ -125,9 +129,10 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
     if torchrun.rank() > 0:  # of several processes, one does it
         return
     where, select = taken["in_path"], taken["select"]
-    planned = in_place.plan_in_place(
-        cast(FilePath, where), _step(name, values), select=None if select is None else str(select)
-    )
+    plan = in_place.plan_in_place
+    if whole["whole"]:
+        from ..runs.in_place import plan_run_in_place as plan
+    planned = plan(cast(FilePath, where), _step(name, values), select=None if select is None else str(select))
     if taken["dry_run"]:
         click.echo(outputs.in_place_plan_text(planned))
         return
@@ -172,8 +177,7 @@ def description(edit: Edit[...]) -> str:
 
 def _convert() -> click.Command:
     def run(**values: object) -> None:
-        written, checkpoint = output(values), opened(values)
-        written.write(change.rekeyed(checkpoint, {key: key for key in checkpoint}))
+        work_of(values).edit(recipe.Recipe())
 
     text = """Write any checkpoint as .pth, .safetensors or .dcp, by OUT's extension; only the weights, all on the cpu.
 
@@ -184,11 +188,12 @@ def _convert() -> click.Command:
       ckpt convert training.ckpt model.safetensors
       ckpt convert model.safetensors model.pth
       ckpt convert big.pth big.safetensors --max-shard-size 5GB
+      ckpt convert last.ckpt slim.ckpt --whole --without optimizer
     """
     return click.Command(
         "convert",
         short_help="Write .pth, .safetensors or .dcp from anything.",
-        params=[SOURCE, OUT, *output_options()],
+        params=[SOURCE, OUT, *output_options(), *whole_options()],
         callback=run,
         help=inspect.cleandoc(text),
     )

@@ -19,7 +19,8 @@ from ..report import alignments
 from ..tensors.records import Shaped
 from ..text import command, plural
 from . import torchrun
-from .options import FILE_PATH, OUT, SELECT, SOURCE, opened, output, output_options
+from .options import FILE_PATH, OUT, SELECT, SOURCE, output_options
+from .whole import whole_options, work_of
 
 
 @click.command(short_help="Find the renames that fit a checkpoint to a model.")
@@ -139,9 +140,9 @@ def _fit(
     prefix_tokens: int,
     **values: object,
 ) -> None:
-    written, checkpoint = output(values), opened(values)
+    work = work_of(values)
     found = fit_checkpoint(
-        checkpoint,
+        work.checkpoint,
         target,
         recipe=Recipe.load(recipe) if recipe else None,
         adapt=_adaptations(
@@ -154,9 +155,9 @@ def _fit(
         min_match=min_match,
         seed=seed,
     )
-    if torchrun.rank() == 0 and not written.quiet:
+    if torchrun.rank() == 0 and not work.out.quiet:
         click.echo(alignments.fit_json(found) if as_json else alignments.fit_text(found, full=full))
-    written.write(found.change, say=not as_json)
+    work.fit(found, say=not as_json)
 
 
 fit = click.Command(
@@ -192,6 +193,7 @@ fit = click.Command(
         click.Option(["--full"], is_flag=True, help="List every key, dropped ones too."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
         *output_options(),
+        *whole_options(),
     ],
     callback=_fit,
     short_help="Write a checkpoint that loads strictly into a model.",

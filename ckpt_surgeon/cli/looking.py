@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 @click.option("--fold", "fold_rows", is_flag=True, help="One line for keys that follow a pattern.")
 @click.option("--stats", "with_stats", is_flag=True, help="Read the values: mean, std, min, max, NaN, inf, all zero.")
 @click.option("--check", is_flag=True, help="Read every byte and compare the checksums.")
+@click.option("--training", is_flag=True, help="Show optimizers, the parameter behind each id, schedulers, counters.")
+@click.option(
+    "--run", metavar="FILE.py:FACTORY", help="With --training: builds (model, optimizer), which tell the ids."
+)
+@click.option("--in-model-order", is_flag=True, help="With --training: ids count in the order of the model.")
+@click.option("--full", is_flag=True, help="With --training: list every pattern of keys.")
 @click.option("--all", "with_all", is_flag=True, help="Also list every object that is no tensor.")
 @click.option("--salvage", is_flag=True, help="List the tensors that are whole in a truncated file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -39,6 +45,10 @@ def ls(
     fold_rows: bool,
     with_stats: bool,
     check: bool,
+    training: bool,
+    run: str | None,
+    in_model_order: bool,
+    full: bool,
     with_all: bool,
     salvage: bool,
     as_json: bool,
@@ -52,13 +62,31 @@ def ls(
       ckpt ls model.pth
       ckpt ls model.pth '*.bias' --json
       ckpt ls model.safetensors --stats
+      ckpt ls last.ckpt --training
     """
+    if training:
+        _show_training(path, select, run, in_model_order, full=full, as_json=as_json)
+        return
+    if run or in_model_order or full:
+        raise click.UsageError("--run, --in-model-order and --full go with --training")
     if fold_rows and with_stats:
         raise click.UsageError("--fold and --stats exclude each other")
     listing = list_checkpoint(
         path, patterns, select=select, check=check, stats=with_stats, all=with_all, salvage=salvage
     )
     click.echo(listings.listing_json(listing) if as_json else listings.listing_text(listing, fold_rows=fold_rows))
+
+
+def _show_training(
+    path: FilePath, select: str | None, run: str | None, in_model_order: bool, *, full: bool, as_json: bool
+) -> None:
+    from ..report import trainings
+    from ..runs.describe import training_of
+    from ..runs.resume_check import parameter_names
+
+    stated = parameter_names(run) if run else ()
+    found = training_of(path, select=select, stated=stated, in_model_order=in_model_order)
+    click.echo(trainings.training_json(found) if as_json else trainings.training_text(found, full=full))
 
 
 @click.command(short_help="Compare with a model or a checkpoint.")

@@ -15,7 +15,6 @@ import click
 from ..edits.change import Change
 from ..files.paths import FilePath, file_path
 from ..files.sinks import Progress
-from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from . import torchrun
 
@@ -86,7 +85,7 @@ class Output:
             if say:
                 click.echo(outputs.plan_text(planned, change))
             return
-        with _progress(planned.nbytes, self.quiet or torchrun.rank() > 0) as tell:
+        with progress(planned.nbytes, self.quiet or torchrun.rank() > 0) as tell:
             if shared:
                 from ..writing import ranks
 
@@ -134,12 +133,6 @@ def output(values: dict[str, object]) -> Output:
     return Output(**taken)  # type: ignore[arg-type]
 
 
-def opened(values: dict[str, object]) -> Checkpoint:
-    """Open what a command's IN, --select and --salvage name, and take them out of its parameters."""
-    taken = {name: values.pop(name) for name in ("in_path", "select", "salvage")}
-    return open_checkpoint(taken["in_path"], select=taken["select"], salvage=taken["salvage"])  # type: ignore[arg-type]
-
-
 def say_done(text: str) -> None:
     """Print what was done.  It stays done where standard output cannot take the text: that is said on stderr."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -153,7 +146,7 @@ def say_done(text: str) -> None:
 
 
 @contextmanager
-def _progress(total: int, quiet: bool) -> Iterator[Progress | None]:
+def progress(total: int, quiet: bool) -> Iterator[Progress | None]:
     """A bar on a terminal for work that takes a while, else nothing."""
     if quiet or total < PROGRESS_FROM or not sys.stderr.isatty():
         yield None

@@ -12,7 +12,8 @@ from ..files.paths import FilePath
 from ..reading.opening import open as open_checkpoint
 from ..text import plural
 from . import inline
-from .options import FILE_PATH, OUT, SOURCE, output, output_options
+from .options import FILE_PATH, OUT, SOURCE, output_options
+from .whole import whole_options, work_of
 
 _PROVENANCE = click.Option(
     ["--no-provenance"], is_flag=True, help="Do not note the recipe's digest and the version in a safetensors header."
@@ -34,10 +35,8 @@ class _Ordered(click.Command):
         return rest
 
 
-def _edit(
-    in_path: FilePath, select: str | None, salvage: bool, order: list[str], no_provenance: bool, **values: object
-) -> None:
-    written = output(values)
+def _edit(order: list[str], no_provenance: bool, **values: object) -> None:
+    work = work_of(values)
     given = {option: _given(values[inline.parameter_name(option)]) for option in inline.forms()}
     by_name = {inline.parameter_name(option): option for option in given}
     steps = []
@@ -47,9 +46,7 @@ def _edit(
     if not steps:
         raise click.UsageError("no edit was asked for; to change the container alone, use: ckpt convert")
     recipe = Recipe(tuple(steps))
-    written.write(
-        recipe.plan(open_checkpoint(in_path, select=select, salvage=salvage)), metadata=_noted(recipe, no_provenance)
-    )
+    work.edit(recipe, metadata=_noted(recipe, no_provenance))
 
 
 def _given(value: object) -> list[str]:
@@ -68,7 +65,7 @@ def _noted(recipe: Recipe, declined: bool) -> dict[str, str]:
 edit = _Ordered(
     "edit",
     short_help="Several edits in one pass.",
-    params=[SOURCE, OUT, *output_options(), _PROVENANCE],
+    params=[SOURCE, OUT, *output_options(), *whole_options(), _PROVENANCE],
     callback=_edit,
     help="""Several edits, in the order given, in one pass over the bytes.
 
@@ -83,16 +80,9 @@ Example:
 )
 
 
-def _apply(
-    recipe: FilePath, in_path: FilePath, select: str | None, salvage: bool, no_provenance: bool, **values: object
-) -> None:
-    written = output(values)
+def _apply(recipe: FilePath, no_provenance: bool, **values: object) -> None:
     loaded = Recipe.load(recipe)
-    written.write(
-        loaded.plan(open_checkpoint(in_path, select=select, salvage=salvage)),
-        metadata=_noted(loaded, no_provenance),
-        job=loaded.digest,
-    )
+    work_of(values).edit(loaded, metadata=_noted(loaded, no_provenance), job=loaded.digest)
 
 
 RECIPE = click.Argument(["recipe"], type=FILE_PATH)
@@ -100,7 +90,7 @@ RECIPE = click.Argument(["recipe"], type=FILE_PATH)
 apply = click.Command(
     "apply",
     short_help="Run a recipe file.",
-    params=[RECIPE, SOURCE, OUT, *output_options(), _PROVENANCE],
+    params=[RECIPE, SOURCE, OUT, *output_options(), *whole_options(), _PROVENANCE],
     callback=_apply,
     help="""Run a recipe file: [[edit]] tables with do = 'NAME' and the edit's arguments.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fnmatch import translate
 from functools import cached_property, update_wrapper
 from itertools import takewhile
-from typing import Annotated, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast
+from typing import Annotated, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 from .. import hooks
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
@@ -86,6 +86,15 @@ class Declaration:
     only_renames: bool = False  # every tensor stays, so that it can be done in place
     changes_values: bool = False
     inline: tuple[Inline, ...] = ()
+    computes: bool = False  # makes new numbers of a parameter's own, which no optimizer's state fits
+    fills: str = ""  # the argument that says what new elements get; an optimizer's moments get others
+
+
+@runtime_checkable
+class Editable(Protocol):
+    """More than a state_dict that an edit can be called on: a whole training checkpoint, whose optimizers follow."""
+
+    def edited_by(self, edit: Edit[...], args: tuple[object, ...], kwargs: Mapping[str, object]) -> object: ...
 
 
 class Edit(Generic[Arguments]):
@@ -104,6 +113,8 @@ class Edit(Generic[Arguments]):
         update_wrapper(cast(Callable[..., object], self), function)
 
     def __call__(self, state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> StateDict:
+        if isinstance(state_dict, Editable):
+            return cast(StateDict, state_dict.edited_by(self, args, kwargs))
         return self.plan(state_dict, *args, **kwargs).result
 
     def __get__(self, instance: object, owner: type | None = None) -> Edit[Arguments]:
@@ -167,6 +178,8 @@ def edit(
     only_renames: bool = False,
     changes_values: bool = False,
     inline: Iterable[Inline] = (),
+    computes: bool = False,
+    fills: str = "",
 ) -> Callable[[Callable[Concatenate[StateDict, Arguments], Change[StateDict]]], Edit[Arguments]]:
     """Make a planning function an :class:`Edit` and give it a place in :data:`EDITS`.
 
@@ -175,7 +188,7 @@ def edit(
     """
 
     def made(function: Callable[Concatenate[StateDict, Arguments], Change[StateDict]]) -> Edit[Arguments]:
-        declaration = Declaration(short_help, examples, only_renames, changes_values, tuple(inline))
+        declaration = Declaration(short_help, examples, only_renames, changes_values, tuple(inline), computes, fills)
         found: Edit[Arguments] = Edit(function, declaration)
         EDITS[function.__name__.removesuffix("_")] = found
         return found

@@ -50,6 +50,18 @@ class Step(Shown):
         given = {name: self.arguments[one.name] for name, one in edit.arguments.items() if one.name in self.arguments}
         return edit.plan(state_dict, **given)
 
+    @property
+    def computes(self) -> bool:
+        """Whether it makes new numbers of a parameter's own, which no optimizer's state fits."""
+        return EDITS[self.name].declaration.computes
+
+    def for_moments(self, fill: str) -> Step:
+        """The step as it is done to an optimizer's moments: new elements get "zero", or the "mean" of the others."""
+        name = EDITS[self.name].declaration.fills
+        if not name:
+            return self
+        return Step(self.name, {**self.arguments, name: 0.0 if name == "value" else fill})
+
 
 def step(name: str, /, **arguments: object) -> Step:
     """A checked step.  Raises EditError for an unknown name or argument, or one of another type.
@@ -154,6 +166,15 @@ class Recipe(Shown):
             }
             notes += change.notes
         return Change(state_dict, result, origins, tuple(notes))
+
+    @property
+    def computes(self) -> bool:
+        """Whether a step makes new numbers of a parameter's own, which no optimizer's state fits."""
+        return any(one.computes for one in self.steps)
+
+    def for_moments(self, fill: str) -> Recipe:
+        """The recipe as it is done to an optimizer's moments: see :meth:`Step.for_moments`."""
+        return Recipe(tuple(one.for_moments(fill) for one in self.steps))
 
     def apply(self, state_dict: StateDict) -> StateDict:
         """The edited state_dict."""

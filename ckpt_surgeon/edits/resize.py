@@ -39,6 +39,7 @@ GridMode = Annotated[Literal["bicubic", "bilinear"], "How values between those o
     "Cut or pad rows (vocabularies, class heads).",
     "llm.pth grown.pth 'embed_tokens.weight' 'lm_head.weight' --rows 32002 --fill mean",
     inline=[Inline("{patterns}={rows}")],
+    fills="fill",
 )
 def resize_rows(
     state_dict: Checkpoint,
@@ -102,6 +103,7 @@ def _filling(values: torch.Tensor, axis: int, count: int, fill: str, seed: int) 
 @value_edit(
     "Reorder a head's rows by class name.",
     "model.pth mapped.pth 'fc.*' --old cat,dog,bird --new dog,fish --fill zero",
+    fills="fill",
 )
 def map_classes(
     state_dict: Checkpoint,
@@ -153,6 +155,7 @@ def map_classes(
     "Change the input channels of convolutions.",
     "rgb.pth grey.pth 'conv1.weight' --channels 1 --mode sum",
     inline=[Inline("{patterns}={channels}")],
+    computes=True,
 )
 def resize_channels(
     state_dict: Checkpoint,
@@ -199,6 +202,7 @@ def resize_channels(
     "Interpolate position embeddings.",
     "vit.pth large.pth 'pos_embed' --grid 14x14:24x24 --prefix-tokens 1",
     inline=[Inline("{patterns}={grid}")],
+    computes=True,
 )
 def resize_grid(
     state_dict: Checkpoint,
@@ -246,6 +250,7 @@ def resize_grid(
     "Interpolate relative-position tables.",
     "swin.pth large.pth '*relative_position_bias_table' --window 7x7:12x12",
     inline=[Inline("{patterns}={window}")],
+    computes=True,
 )
 def resize_bias_table(
     state_dict: Checkpoint,

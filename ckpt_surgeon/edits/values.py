@@ -35,7 +35,7 @@ STATISTICS = ("running_mean", "running_var")
 
 
 def value_edit(
-    short_help: str, *examples: str, inline: Iterable[Inline] = ()
+    short_help: str, *examples: str, inline: Iterable[Inline] = (), computes: bool = False, fills: str = ""
 ) -> Callable[[Callable[Concatenate[Checkpoint, Arguments], Change[Checkpoint]]], Edit[Arguments]]:
     """An edit of values, written for a Checkpoint; a state_dict of torch tensors goes there and back.
 
@@ -55,7 +55,9 @@ def value_edit(
 
         plan.__name__, plan.__doc__, plan.__module__ = function.__name__, function.__doc__, function.__module__
         plan.__wrapped__ = function  # type: ignore[attr-defined]
-        found: Edit[Arguments] = edit(short_help, *examples, changes_values=True, inline=inline)(plan)
+        found: Edit[Arguments] = edit(
+            short_help, *examples, changes_values=True, inline=inline, computes=computes, fills=fills
+        )(plan)
         return found
 
     return made
@@ -86,6 +88,7 @@ def _carried_out(state_dict: StateDict, records: Checkpoint, change: Change[Chec
     "Convert to another dtype.",
     "model.safetensors half.safetensors --dtype bf16 --except '*norm*'",
     inline=[Inline("{dtype}")],
+    computes=True,
 )
 def cast(
     state_dict: Checkpoint,
@@ -175,7 +178,10 @@ def _cast(key: str, tensor: Tensor, wanted: DType, *, elements: int, allow_inf: 
 
 
 @value_edit(
-    "Multiply by a factor.", "model.pth scaled.pth 'logit_scale' --factor 0.5", inline=[Inline("{patterns}={factor}")]
+    "Multiply by a factor.",
+    "model.pth scaled.pth 'logit_scale' --factor 0.5",
+    inline=[Inline("{patterns}={factor}")],
+    computes=True,
 )
 def scale(
     state_dict: Checkpoint,
@@ -283,7 +289,7 @@ def slice_(
     return each(state_dict, matching(state_dict, patterns), cut)
 
 
-@value_edit("Add indices to a dimension.", "model.pth padded.pth 'embed.weight' --after 2")
+@value_edit("Add indices to a dimension.", "model.pth padded.pth 'embed.weight' --after 2", fills="value")
 def pad(
     state_dict: Checkpoint,
     patterns: Annotated[Patterns, "Globs on keys."],
@@ -401,6 +407,7 @@ def split(
     "Fold weight norm, spectral norm, masks.",
     "vocoder.pth plain.pth",
     inline=[Inline("", help="Fold weight norm, spectral norm, masks.")],
+    computes=True,
 )
 def fold(
     state_dict: Checkpoint,

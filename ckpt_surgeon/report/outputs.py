@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from ..edits.change import Change, StateDict
 from ..files import swap
 from ..formats import sharded
+from ..formats.zip import torch_zip
 from ..key_patterns import FEW
 from ..tensors.checkpoint import Checkpoint
 from ..text import plural, size, table, visible
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from ..writing.plan import Plan
 
 
-def plan_text(plan: Plan, change: Change[Checkpoint]) -> str:
+def plan_text(plan: Plan, change: Change[Checkpoint], *, notes: Iterable[str] = ()) -> str:
     """What ``--dry-run`` prints: every key, the files, the bytes."""
-    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], _change_rows(change)), ""]
-    lines += [f"note: {note}" for note in change.notes]
+    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change)), ""]
+    lines += [f"note: {note}" for note in (*change.notes, *notes)]
     lines += [f"beside, left out: {visible(left.path)}: {left.what}" for left in plan.checkpoint.left_out]
     lines += [f"would write {file.path}: {plural(len(file.tensors), 'tensor')}" for file in plan.files]
     if plan.index is not None:
@@ -51,7 +52,7 @@ def change_text(change: Change[StateDict]) -> str:
 def change_rows(change: Change[StateDict]) -> Iterator[Sequence[object]]:
     """A row for each key, new or dropped, of a change of a Checkpoint or of any other state_dict."""
     if isinstance(change.before, Checkpoint) and isinstance(change.result, Checkpoint):
-        yield from _change_rows(cast("Change[Checkpoint]", change))
+        yield from change_rows(cast("Change[Checkpoint]", change))
         return
     for new, olds in change.origins.items():
         same = olds == (new,)
@@ -67,7 +68,7 @@ def _described(value: object) -> tuple[str, str, str]:
     return dtype, "" if dims is None else str(list(dims)), "" if nbytes is None else f"{nbytes:,}"
 
 
-def _change_rows(change: Change[Checkpoint]) -> Iterator[Sequence[object]]:
+def change_rows(change: Change[Checkpoint]) -> Iterator[Sequence[object]]:
     for new, olds in change.origins.items():
         made = change.result[new]
         same = olds == (new,)
@@ -108,7 +109,8 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
     left = plan.checkpoint.left_out
     if left:
         names = ", ".join(visible(one.path) for one in left[:FEW]) + (" …" if len(left) > FEW else "")
-        lines.append(f"note: left out, beside the weights: {names}")
+        keeps = " (--whole keeps them)" if plan.checkpoint.container == torch_zip.CONTAINER else ""
+        lines.append(f"note: left out, beside the weights: {names}{keeps}")
     return "\n".join(lines)
 
 
@@ -123,7 +125,7 @@ def _written_bytes(plan: Plan) -> int:
 
 def in_place_plan_text(plan: InPlace) -> str:
     """What ``--dry-run --in-place`` prints: every key, the bytes."""
-    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], _change_rows(plan.change)), ""]
+    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(plan.change)), ""]
     lines += [f"note: {note}" for note in plan.change.notes]
     verdict = "no key changes"
     if plan.patches:

@@ -1,13 +1,18 @@
-"""What ``ckpt ls --training`` and ``ckpt resume-check`` say."""
+"""What is said of training checkpoints: ``ckpt ls --training``, ``resume-check``, ``set``, ``--whole``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..edits.change import Change
 from ..key_patterns import FEW, folded
 from ..runs.describe import ListedGroup, ListedOptimizer, Parameter, Training
+from ..runs.folder import RunFolder
 from ..runs.resume_check import ResumeCheck
+from ..runs.run import Run, followed
+from ..tensors.checkpoint import Checkpoint
 from ..text import as_json, html, plural, table, visible
+from .outputs import change_rows
 
 _COLUMNS = ("group", "ids", "key", "known", "slots", "step")
 _PARTS = ("entry", "what", "value")
@@ -153,3 +158,48 @@ def resume_json(found: ResumeCheck) -> str:
     """What ``ckpt resume-check --json`` prints."""
     keys = {name: list(getattr(found, name)) for name, _ in _OUTCOMES}
     return as_json({"steps": found.steps, "same_run": found.is_same_run, "holds": found.holds, **keys})
+
+
+# -- written whole
+
+
+def run_notes(run: Run | RunFolder) -> list[str]:
+    """What a run's edits said, and the class of proof."""
+    proofs = {
+        "same run": "same run: training goes on bit for bit as it would have",
+        "kept part": "kept part: what was kept trains on as it would have, given the same gradients",
+        "no proof": "no proof: values were computed, so training goes on from others",
+    }
+    has_optimizer = bool(run.optimizers)
+    return [*run.notes, *([proofs[run.proof]] if has_optimizer else [])]
+
+
+def values_set_text(run: Run, out: object, *, was_written: bool) -> str:
+    """What ``ckpt set`` prints: every value, old and new."""
+    rows = [
+        (".".join(path), _shown(followed(run.whole.root, path)), "→", _shown(value))
+        for path, value in run.values.items()
+    ]
+    end = f"wrote {out}" if was_written else "nothing was written (--dry-run)"
+    return "\n".join([table(["path", "was", "", "is"], rows), "", end])
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else "(a tensor)"
+
+
+def folder_plan_text(run: RunFolder, change: Change[Checkpoint], out: object) -> str:
+    """What ``--dry-run`` prints for a run that is a folder."""
+    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change)), ""]
+    lines += [f"note: {note}" for note in (*change.notes, *run_notes(run))]
+    files = [*run.weight_files, *(file.name for file in run.optimizers)]
+    lines.append(f"would write {out}: {', '.join(files)}, and {plural(len(run.others), 'file')} as they are")
+    return "\n".join([*lines, "nothing was written (--dry-run)"])
+
+
+def folder_summary(run: RunFolder, change: Change[Checkpoint], out: object) -> str:
+    """The line after a folder was written, and a line for each thing worth knowing."""
+    what = [plural(len(change.result), "tensor"), f"{change.renamed:,} renamed", f"{len(change.dropped):,} dropped"]
+    files = f"{plural(len(run.optimizers), 'optimizer')}, {plural(len(run.others), 'file')} as they were"
+    lines = [f"wrote {out}: {', '.join(what)}; {files}"]
+    return "\n".join([*lines, *(f"note: {note}" for note in (*change.notes, *run_notes(run)))])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..formats.pickle.graph import CallNode
 from ..formats.pickle.values import Value
 from ..text import Shown
-from .run import Run, open_run
+from .run import Run, open_run_file
 from .state import PACKED, OptimizerState, Path, Slot, entry, is_optimizer, named_children, pairs_of
 
 from ..files.paths import AnyPath, FilePath  # isort: skip
@@ -64,7 +64,7 @@ class Training(Shown):
     twins: tuple[str, ...]
 
 
-def training(
+def training_of(
     source: AnyPath | Run, *, select: str | None = None, stated: Iterable[str] = (), in_model_order: bool = False
 ) -> Training:
     """The optimizers, schedulers, scalers, loops and counters of a training checkpoint.
@@ -75,11 +75,11 @@ def training(
     >>> model = torch.nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, "last.ckpt")
-    >>> found = training("last.ckpt")
+    >>> found = training_of("last.ckpt")
     >>> found.optimizers[0].groups[0].parameters[1].key, found.parts[0].said
     ('bias', '3')
     """
-    run = source if isinstance(source, Run) else open_run(
+    run = source if isinstance(source, Run) else open_run_file(
         source, select=select, stated=stated, in_model_order=in_model_order
     )  # fmt: skip
     return Training(

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import mkdtemp
 
-from ..edits.change import Change
-from ..errors import BrokenFile, EditError, FileError, OutputExists
+from ..edits.change import Change, Edit
+from ..errors import BrokenFile, EditError, FileError, NothingMatched, OutputExists
 from ..files import swap
-from ..files.paths import file_path
-from ..files.sinks import FileSink
+from ..files.paths import AnyPath, file_path
+from ..files.sinks import FileSink, Progress
 from ..formats.zip.whole import Whole, read_whole, write_whole
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from ..writing import write
-from .follow import SAME_RUN, Plan, follow_all, weakest
+from .follow import SAME_RUN, Plan, follow_all, notes_of, weakest
 from .naming import Names, names_of
-from .run import differs
+from .run import Run, differs, open_run_file
 from .state import OptimizerState, is_optimizer, read_state, written_state
 
 OPTIMIZERS = ("optimizer*.pt", "optimizer*.bin")
@@ -60,8 +61,9 @@ class RunFolder:
         return names_of(state, self.weights, stated=self.stated, in_model_order=self.in_model_order)
 
     def edited(
-        self, plan: Plan, *, computes: bool = False, replay: Plan | None = None, reset: Iterable[str] = ()
-    ) -> tuple[RunFolder, Change[Checkpoint]]:
+        self, plan: Plan, *, computes: bool = False, replay: Plan | None = None, reset: Iterable[str] = (),
+        moments: str = "zero",
+    ) -> tuple[RunFolder, Change[Checkpoint]]:  # fmt: skip
         """The folder after an edit of its weights, and the change: see :meth:`ckpt_surgeon.runs.run.Run.edited`."""
         change = plan(self.weights)
         states = [(file.state, self.names(file.state)) for file in self.optimizers]
@@ -69,10 +71,62 @@ class RunFolder:
         if any(one.emptied for one in done):
             raise EditError(["a param group would lose all its parameters, and the schedulers lie in other files"])
         files = tuple(replace(file, state=one.state) for file, one in zip(self.optimizers, done, strict=True))
-        notes = dict.fromkeys([*self.notes, *(note for one in done for note in one.notes)])
+        notes = dict.fromkeys([*self.notes, *notes_of(done, moments)])
         proofs = [self.proof, *(one.proof for one in done)]
         made = replace(self, weights=change.result, optimizers=files, notes=tuple(notes), proof=weakest(proofs))
         return made, change
+
+    def left_out(self, patterns: Iterable[str]) -> RunFolder:
+        """The folder without the files that the globs name, with or without their extension.  Raises NothingMatched."""
+        gone: set[str] = set()
+        names = [*self.others, *(file.name for file in self.optimizers)]
+        for pattern in patterns:
+            hits = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(Path(name).stem, pattern)}
+            if not hits:
+                raise NothingMatched([pattern], what="file", examples=names)
+            gone |= hits
+        others = tuple(name for name in self.others if name not in gone)
+        return replace(self, others=others, optimizers=tuple(one for one in self.optimizers if one.name not in gone))
+
+    def edited_by(self, edit: Edit[...], args: tuple[object, ...], kwargs: Mapping[str, object]) -> RunFolder:
+        """The folder after an edit that is called on it."""
+        fills = edit.declaration.fills
+        moments = {**kwargs, **({fills: 0.0 if fills == "value" else "zero"} if fills else {})}
+        made, _ = self.edited(
+            lambda tensors: edit.plan(tensors, *args, **kwargs),
+            computes=edit.declaration.computes,
+            replay=lambda tensors: edit.plan(tensors, *args, **moments),
+        )
+        return made
+
+    def save_to(self, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> write.Plan:
+        """Write the run as a folder: see :func:`save_run_folder`."""
+        return save_run_folder(self, out, force=force)
+
+
+def open_run(
+    source: AnyPath, *, select: str | None = None, stated: Iterable[str] = (), in_model_order: bool = False
+) -> Run | RunFolder:
+    """Open a training checkpoint whole, a file of torch.save or a folder of Trainer's or accelerate's.
+
+    Nothing in it is run and no tensor is read.  Edits of it return another run whose optimizers have followed, and
+    :func:`ckpt_surgeon.save` writes it.  ``select`` is the dotted path of the weights, where a file holds several;
+    ``stated`` are the parameters' names in the order of the optimizer's ids; ``in_model_order`` says that the optimizer
+    got the parameters in the order of the state_dict.  Raises what :func:`ckpt_surgeon.open` raises, and FileError for
+    what cannot be kept whole.
+
+    >>> import ckpt_surgeon, torch
+    >>> model = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 2)})
+    >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, "last.ckpt")
+    >>> plan = ckpt_surgeon.save(ckpt_surgeon.strip_prefix(ckpt_surgeon.open_run("last.ckpt")), "clean.ckpt")
+    >>> torch.load("clean.ckpt")["optimizer"]["param_groups"][0]["param_names"]
+    ['weight', 'bias']
+    """
+    where = file_path(source)
+    if where.local is not None and is_run_folder(where.local):
+        return open_run_folder(where.local, stated=stated, in_model_order=in_model_order)
+    return open_run_file(where, select=select, stated=stated, in_model_order=in_model_order)
 
 
 def is_run_folder(path: Path) -> bool:
@@ -117,16 +171,19 @@ def _optimizer(path: Path) -> OptimizerFile | None:
     return OptimizerFile(path.name, whole, read_state(whole, (), whole.root)) if is_optimizer(whole.root) else None
 
 
-def save_run_folder(run: RunFolder, out: Path, *, force: bool = False) -> None:
+def save_run_folder(run: RunFolder, target: AnyPath, *, force: bool = False) -> write.Plan:
     """Write a run as a folder: weights in their container, optimizers, and all other files as they are; all or none.
 
-    Raises OutputExists where something is there, without ``force``; FileError where OUT is no folder's name.
+    Raises OutputExists where something is there, without ``force``; FileError where OUT is not on this machine.
     """
-    if os.path.lexists(out) and not force:
+    out = file_path(target).local
+    if out is None:
+        raise FileError(file_path(target), "would be a folder at a URL", "write it on this machine")
+    if out.lexists() and not force:
         raise OutputExists(out)
     made = Path(mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
-        _write_weights(run, made)
+        planned = _write_weights(run, made)
         for file in run.optimizers:
             _write_optimizer(file, made / file.name)
         for name in run.others:
@@ -137,17 +194,17 @@ def save_run_folder(run: RunFolder, out: Path, *, force: bool = False) -> None:
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
+    return planned
 
 
-def _write_weights(run: RunFolder, made: Path) -> None:
+def _write_weights(run: RunFolder, made: Path) -> write.Plan:
     """The weights under the name and in the shards' size that they had."""
     shards = [name for name in run.weight_files if not name.endswith(".index.json")]
     if len(shards) == 1:
-        write.save(run.weights, made / shards[0])
-        return
+        return write.save(run.weights, made / shards[0])
     index = next(name for name in run.weight_files if name.endswith(".index.json"))
     limit = max((run.folder / name).stat().st_size for name in shards)
-    write.save(run.weights, made / index.removesuffix(".index.json"), max_shard_size=limit)
+    return write.save(run.weights, made / index.removesuffix(".index.json"), max_shard_size=limit)
 
 
 def _write_optimizer(file: OptimizerFile, path: Path) -> None:

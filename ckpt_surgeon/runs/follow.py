@@ -26,6 +26,7 @@ from .state import Group, OptimizerState, Slot, slot_of
 SAME_RUN = "same run"
 KEPT_PART = "kept part"
 NO_PROOF = "no proof"
+ADAMS = ("Adam", "NAdam")  # their first update on zero moments beside an old step is up to 3.16 times the rate
 
 Plan = Callable[[Checkpoint], Change[Checkpoint]]
 Replay = Callable[[Checkpoint], Checkpoint]  # what the edit makes of other tensors with the same keys and shapes
@@ -38,6 +39,7 @@ class Followed:
     state: OptimizerState
     proof: str
     notes: tuple[str, ...] = ()
+    grown: tuple[str, ...] = ()  # parameters with new elements whose moments are new beside an old step
     emptied: tuple[int, ...] = ()  # the places of groups that lost all their parameters, and are gone
 
 
@@ -74,6 +76,19 @@ def follow_all(
     ]
 
 
+def notes_of(done: Iterable[Followed], moments: str) -> list[str]:
+    """What is worth saying of optimizers that followed; ``moments`` is what new elements got."""
+    notes: list[str] = []
+    for one in done:
+        notes += one.notes
+        if one.grown and moments == "zero":
+            said = (
+                "has new elements with zero moments beside an old step: Adam's first update on them is up to 3.16 × lr"
+            )
+            notes.append(f"{listed(one.grown)} {said}; moments of the others' mean avoid that")
+    return list(dict.fromkeys(notes))
+
+
 def weakest(proofs: Iterable[str]) -> str:
     """The weakest of some classes of proof.
 
@@ -95,6 +110,7 @@ class _Work:
         self.ids = {key: one for one, key in names.keys.items()} if names is not None else {}
         self.replayed: dict[str, Checkpoint] = {}
         self.notes: list[str] = []
+        self.grown: list[str] = []
 
     # -- what the edit does to the parameters
 
@@ -154,6 +170,10 @@ class _Work:
         used: set[Hashable] = set()
         proof = SAME_RUN
         for new in self.change.result:
+            if not self.change.origins[new] and not is_buffer(new):
+                new_ids[new] = new if self.state.is_by_name else fresh_id()
+                self.notes.append(f"{new!r} is new and starts without state")
+                proof = KEPT_PART
             olds = [old for old in self.change.origins[new] if old in self.ids]
             if not olds:
                 continue
@@ -179,24 +199,49 @@ class _Work:
         pairs = enumerate(zip(self.state.groups, groups, strict=True))
         emptied = tuple(place for place, (old, new_group) in pairs if old.ids and not new_group.ids)
         kept = tuple(group for place, group in enumerate(groups) if place not in emptied)
-        return Followed(replace(self.state, groups=kept, slots=slots), proof, tuple(self.notes), emptied)
+        return Followed(
+            replace(self.state, groups=kept, slots=slots), proof, tuple(self.notes), tuple(self.grown), emptied
+        )
 
     def _group(self, group: Group, new_ids: Mapping[str, Hashable]) -> Group:
         """A group with the new ids of its parameters, in the order that it had (or that the result has)."""
         members = {self.names.keys[one]: place for place, one in enumerate(group.ids)} if self.names else {}
-        keys = [
-            new for new in new_ids
-            if any(old in members for old in self.change.origins[new][:1] if old in members)
-        ]  # fmt: skip
+        keys = [new for new in new_ids if self._home(new, members, group)]
         order = list(self.change.before)
         places = [order.index(key) for key in members if key in self.change.before]
         if places != sorted(places):
-            keys.sort(key=lambda new: members[self.change.origins[new][0]])
+            keys.sort(
+                key=lambda new: members[self.change.origins[new][0]] if self.change.origins[new] else len(members)
+            )
         names = None if group.names is None else tuple(self._name(new, group, members) for new in keys)
         return Group(tuple(new_ids[new] for new in keys), names, group.options)
 
+    def _home(self, new: str, members: Mapping[str, int], group: Group) -> bool:
+        """Whether a parameter belongs to a group: with what it was made of, or, where it is new, with its like."""
+        olds = self.change.origins[new]
+        if olds:
+            return olds[0] in members
+        if len(self.state.groups) == 1:
+            return True
+        assert self.names is not None
+        like = [
+            place
+            for place, other in enumerate(self.state.groups)
+            if any(self._is_like(self.names.keys[one], new) for one in other.ids)
+        ]
+        if len(like) != 1:
+            problem = f"{new!r} is new, and which of {len(self.state.groups)} param groups it belongs to is open"
+            raise EditError([problem], remedy="leave the optimizer out")
+        return self.state.groups[like[0]] is group
+
+    def _is_like(self, old: str, new: str) -> bool:
+        dims = len(self.change.before[old].shape) if old in self.change.before else -1
+        return old.rpartition(".")[2] == new.rpartition(".")[2] and dims == len(self.change.result[new].shape)
+
     def _name(self, new: str, group: Group, members: Mapping[str, int]) -> str:
         """The name of a parameter in its group: with wrappers where it had them and the key still has."""
+        if not self.change.origins[new]:
+            return new
         old = self.change.origins[new][0]
         said = (group.names or ())[members[old]]
         return said if said != old and without_wrappers(said) == without_wrappers(new) else new
@@ -218,6 +263,9 @@ class _Work:
                 made[name] = slot
             else:
                 return None
+        size = sum(self.change.before[old].numel for old in olds)
+        if self.kind.name in ADAMS and self.change.result[new].numel > size:
+            self.grown.append(new)
         return made
 
     def _replayed(self, name: str) -> Checkpoint:

@@ -12,7 +12,7 @@ from ..reading.opening import index_of
 from ..reading.selecting import select as select_state_dict
 from ..tensors.checkpoint import Checkpoint
 from ..writing.in_place import Edit, InPlace
-from .run import Run, open_run
+from .run import Run, open_run_file
 
 
 def plan_run_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -> InPlace:
@@ -35,7 +35,7 @@ def plan_run_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -
     local = index.contents.path.local
     if not isinstance(index, torch_zip.Index) or local is None:
         raise FileError(index.contents.path, "is no file of torch.save, so there is no run in it", "leave out --whole")
-    run, change = open_run(path, select=select).edited(edit.plan)
+    run, change = open_run_file(path, select=select).edited(edit.plan)
     _refuse_more_than_names(run, change)
     made = index.with_pickle(graph.written(run.whole.root, instead=run.instead()))
     found = select_state_dict(made.contents, run.weights.selected or ".")

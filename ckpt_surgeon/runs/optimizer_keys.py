@@ -24,8 +24,8 @@ def with_optimizer_keys(run: Run, keys: str) -> Run:
     >>> model = torch.nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
     >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "last.ckpt")
-    >>> from ckpt_surgeon.runs.run import open_run
-    >>> with_optimizer_keys(open_run("last.ckpt"), "names").optimizers[0].ids
+    >>> from ckpt_surgeon.runs.run import open_run_file
+    >>> with_optimizer_keys(open_run_file("last.ckpt"), "names").optimizers[0].ids
     ('weight', 'bias')
     """
     if keys not in (NAMES, POSITIONS):

@@ -21,7 +21,7 @@ from ..models.targets import called
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.torch_bridge import to_torch
 from ..text import Shown
-from .run import Run, open_run
+from .run import Run, open_run_file
 from .state import OptimizerState
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def resume_check(
     True
     """
     model, optimizers = _made(factory)
-    edited = open_run(after, select=select)
-    old = open_run(before, select=select, in_model_order=in_model_order)
+    edited = open_run_file(after, select=select)
+    old = open_run_file(before, select=select, in_model_order=in_model_order)
     if not len(optimizers) == len(edited.optimizers) == len(old.optimizers):
         counts = f"{len(optimizers)}, {len(edited.optimizers)} and {len(old.optimizers)}"
         raise EditError([f"the factory, the file after and the file before have {counts} optimizers"])
@@ -98,6 +98,21 @@ def _made(factory: str | Callable[[], object]) -> tuple[torch.nn.Module, list[to
             return made[0], optimizers
     name = factory if isinstance(factory, str) else getattr(factory, "__name__", "the factory")
     raise TargetError(name, "has to return (model, optimizer), both built but not yet loaded")
+
+
+def parameter_names(factory: str | Callable[[], object]) -> list[str]:
+    """The names of the parameters in the order in which a factory's optimizers have them.
+
+    >>> import torch
+    >>> def make_run():
+    ...     model = torch.nn.Linear(2, 2)
+    ...     return model, torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> parameter_names(make_run)
+    ['weight', 'bias']
+    """
+    model, optimizers = _made(factory)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names.get(id(one), "") for optimizer in optimizers for one in _parameters(optimizer)]
 
 
 # -- the two arms

@@ -12,17 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..edits.change import Change
+from ..edits.change import Change, Edit
 from ..errors import EditError, NothingMatched
 from ..files.paths import AnyPath, file_path
+from ..files.sinks import Progress
 from ..formats.pickle.graph import CallNode, DictNode, ListNode, Pair
 from ..formats.pickle.values import Value
 from ..formats.zip.whole import Whole, ordered, plain_node, read_whole, tensor_node
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ExtraState, Tensor
-from .follow import SAME_RUN, Plan, follow_all, weakest
+from .follow import SAME_RUN, Plan, follow_all, notes_of, weakest
 from .naming import Names, names_of
+from .saving import WritePlan, save_whole
 from .state import OptimizerState, Path, attributes_of, entry, named_children, optimizers_in, pairs_of, written_state
 
 
@@ -69,19 +71,21 @@ class Run:
         return names_of(state, self.weights, stated=self.stated, in_model_order=self.in_model_order)
 
     def edited(
-        self, plan: Plan, *, computes: bool = False, replay: Plan | None = None, reset: Iterable[str] = ()
-    ) -> tuple[Run, Change[Checkpoint]]:
+        self, plan: Plan, *, computes: bool = False, replay: Plan | None = None, reset: Iterable[str] = (),
+        moments: str = "zero",
+    ) -> tuple[Run, Change[Checkpoint]]:  # fmt: skip
         """The run after an edit of its weights, and the change; optimizers and twins follow.
 
         ``plan`` is the edit; ``replay`` is what it does to moments in place of weights (``plan`` itself by default);
-        ``computes`` says that it makes new values, so that state must be reset by name.  Raises EditError.
+        ``computes`` says that it makes new values, so that state must be reset by name; ``moments`` is what new
+        elements get in the replay.  Raises EditError.
         """
         change = plan(self.weights)
         if self.unwritable and not _is_identity(change):
             raise EditError([f"{self.whole.path}: {self.unwritable}, so they can be kept whole but not edited"])
         states = [(state, self.names(state)) for state in self.optimizers]
         done = follow_all(states, change, replay or plan, computes=computes, reset=reset)
-        notes = [*self.notes, *(note for one in done for note in one.notes)]
+        notes = [*self.notes, *notes_of(done, moments)]
         schedulers = dict(self.schedulers)
         for state, one in zip(self.optimizers, done, strict=True):
             if one.emptied:
@@ -95,6 +99,21 @@ class Run:
             proof=weakest([self.proof, *(one.proof for one in done)]),
         )  # fmt: skip
         return made, change
+
+    def edited_by(self, edit: Edit[...], args: tuple[object, ...], kwargs: Mapping[str, object]) -> Run:
+        """The run after an edit that is called on it: ``ckpt_surgeon.strip_prefix(run)``."""
+        fills = edit.declaration.fills
+        moments = {**kwargs, **({fills: 0.0 if fills == "value" else "zero"} if fills else {})}
+        made, _ = self.edited(
+            lambda tensors: edit.plan(tensors, *args, **kwargs),
+            computes=edit.declaration.computes,
+            replay=lambda tensors: edit.plan(tensors, *args, **moments),
+        )
+        return made
+
+    def save_to(self, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> WritePlan:
+        """Write the run to one file of torch.save: see :func:`ckpt_surgeon.save`."""
+        return save_whole(self, out, force=force, progress=progress)
 
     def _schedulers_of(self, state: OptimizerState) -> list[Path]:
         """The schedulers whose lists have an entry for each group of an optimizer."""
@@ -274,7 +293,7 @@ def _with_pairs(node: CallNode, pairs: list[Pair]) -> CallNode:
 # -- opening
 
 
-def open_run(
+def open_run_file(
     source: AnyPath, *, select: str | None = None, stated: Iterable[str] = (), in_model_order: bool = False
 ) -> Run:
     """Open a training checkpoint whole; nothing in it is run and no tensor is read.
@@ -288,7 +307,7 @@ def open_run(
     >>> model = torch.nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, "last.ckpt")
-    >>> run = open_run("last.ckpt")
+    >>> run = open_run_file("last.ckpt")
     >>> list(run.weights), run.optimizers[0].ids
     (['weight', 'bias'], (0, 1))
     """

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ..errors import FileError
 from ..files.paths import AnyPath
 from ..files.sinks import Progress, Sink
 from ..formats.pickle.values import Value
 from ..formats.zip import torch_zip
-from ..formats.zip.whole import size_of, write_whole
+from ..formats.zip.whole import Whole, size_of, write_whole
+from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import Tensor
 from ..writing import write
 from ..writing.plan import Plan, PlannedFile, plan
-from .run import Run
+
+WritePlan = Plan
+
+
+class Writable(Protocol):
+    """What is asked of a run: the file that it came from, its weights, and what is written in place of nodes."""
+
+    @property
+    def whole(self) -> Whole: ...
+
+    @property
+    def weights(self) -> Checkpoint: ...
+
+    def instead(self) -> dict[int, Value]: ...
 
 
 @dataclass(slots=True, eq=False)
 class WholeWriter:
     """The writer of one run, in the place of a container's own: see :class:`ckpt_surgeon.formats.registry.Writer`."""
 
-    run: Run
+    whole: Whole
     instead: Mapping[int, Value]
     CONTAINER: str = torch_zip.CONTAINER
     SUFFIXES: tuple[str, ...] = torch_zip.SUFFIXES
@@ -32,7 +47,7 @@ class WholeWriter:
 
     def size_of(self, tensors: Mapping[str, Tensor]) -> int:
         """About how many bytes the whole file will have."""
-        return size_of(self.run.whole, self.instead)
+        return size_of(self.whole, self.instead)
 
     def write(
         self,
@@ -42,33 +57,31 @@ class WholeWriter:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Write the whole file."""
-        write_whole(sink, self.run.whole, self.instead)
+        write_whole(sink, self.whole, self.instead)
 
 
-def plan_run(run: Run, out: AnyPath, *, force: bool = False) -> Plan:
+def plan_run(run: Writable, out: AnyPath, *, force: bool = False) -> Plan:
     """Plan the one file that a run becomes; nothing is touched.
 
     Raises what :func:`ckpt_surgeon.writing.plan.plan` raises, and FileError for an extension whose container holds
     weights alone.
     """
-    planned = plan(run.weights, out, force=force)
+    planned = plan(replace(run.weights, left_out=()), out, force=force)
     if planned.writer.SUFFIXES != torch_zip.SUFFIXES:
         problem = "its container holds weights alone, so that the rest of the run would be lost"
         remedy = f"end OUT in {' or '.join(torch_zip.SUFFIXES)}, or leave out --whole"
         raise FileError(planned.out, problem, remedy)
     selected = run.weights.selected or "."
     file = PlannedFile(planned.out, run.weights.tensors, selected)
-    return replace(planned, writer=WholeWriter(run, run.instead()), files=(file,))
+    return replace(planned, writer=WholeWriter(run.whole, run.instead()), files=(file,))
 
 
-def save_run(run: Run, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> Plan:
+def save_whole(run: Writable, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> Plan:
     """Write a run to one file of torch.save, all or nothing, and verified; gives the plan that was carried out.
 
     >>> import ckpt_surgeon, torch
-    >>> from ckpt_surgeon.runs.run import open_run
     >>> torch.save({"model": {"module.fc.bias": torch.ones(3)}, "epoch": 3}, "last.ckpt")
-    >>> run, change = open_run("last.ckpt").edited(ckpt_surgeon.strip_prefix.plan)
-    >>> plan = save_run(run, "clean.ckpt")
+    >>> plan = save_whole(ckpt_surgeon.strip_prefix(ckpt_surgeon.open_run("last.ckpt")), "clean.ckpt")
     >>> torch.load("clean.ckpt")["epoch"]
     3
     """

@@ -48,8 +48,8 @@ def with_values(run: Run, values: Mapping[str, object] | Iterable[str]) -> Run:
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"model": {"fc.bias": torch.zeros(2)}, "epoch": 3}, "last.ckpt")
-    >>> from ckpt_surgeon.runs.run import open_run
-    >>> with_values(open_run("last.ckpt"), ["epoch=0"]).values
+    >>> from ckpt_surgeon.runs.run import open_run_file
+    >>> with_values(open_run_file("last.ckpt"), ["epoch=0"]).values
     {('epoch',): 0}
     """
     wanted = dict(values) if isinstance(values, Mapping) else dict(map(_parsed, values))

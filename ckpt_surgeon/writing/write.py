@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast, runtime_checkable
 
 from ..errors import EditError
 from ..files.paths import AnyPath
@@ -66,8 +66,15 @@ class Alone:
         pass
 
 
+@runtime_checkable
+class Saveable(Protocol):
+    """What writes itself: a training checkpoint as a whole."""
+
+    def save_to(self, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> Plan: ...
+
+
 def save(
-    state_dict: Source,
+    state_dict: Source | Saveable,
     out: AnyPath,
     *,
     force: bool = False,
@@ -77,7 +84,8 @@ def save(
 ) -> Plan:
     """Write a Checkpoint, a state_dict or a model to ``out``; the container is that of its extension.
 
-    A dict may hold tensors of several checkpoints (``{**a, **b}``): what is not changed is copied from file to file.
+    A whole training checkpoint (:func:`ckpt_surgeon.open_run`) is written with everything in it.  A dict may hold
+    tensors of several checkpoints (``{**a, **b}``): what is not changed is copied from file to file.
     All or nothing, and verified: see :func:`plan` and :func:`write` for the arguments and errors.  Returns the
     plan that was carried out.
 
@@ -86,6 +94,10 @@ def save(
     >>> safetensors.torch.load_file("weights.safetensors")
     {'fc.bias': tensor([1., 1., 1.])}
     """
+    if isinstance(state_dict, Saveable):
+        if max_shard_size or metadata:
+            raise EditError(["a whole training checkpoint is written as it was: without shards, without metadata"])
+        return state_dict.save_to(out, force=force, progress=progress)
     planned = plan(checkpoint_of(state_dict), out, force=force, max_shard_size=max_shard_size)
     write(planned, progress=progress, metadata=metadata)
     return replace(planned, written=True)

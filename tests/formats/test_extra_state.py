@@ -169,13 +169,10 @@ def test_equal_values_have_equal_digests_in_any_container(tmp_path: Path) -> Non
 
 
 def test_a_run_that_is_kept_whole_keeps_it_under_its_new_key(tmp_path: Path) -> None:
-    from ckpt_surgeon.runs.run import open_run
-    from ckpt_surgeon.runs.saving import save_run
-
     wrapped = {f"module.{key}": value for key, value in model_with({"amax": torch.ones(2)}).state_dict().items()}
     torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "last.ckpt")
-    run, _ = open_run(tmp_path / "last.ckpt").edited(ckpt_surgeon.strip_prefix.plan)
-    save_run(run, tmp_path / "clean.ckpt")
+    run = ckpt_surgeon.strip_prefix(ckpt_surgeon.open_run(tmp_path / "last.ckpt"))
+    ckpt_surgeon.save(run, tmp_path / "clean.ckpt")
     made = torch.load(tmp_path / "clean.ckpt")
     assert made["epoch"] == 3
     assert same(made["state_dict"]["fc._extra_state"], {"amax": torch.ones(2)})

@@ -1,0 +1,144 @@
+"""The options of ``--whole``: a training checkpoint that stays one, and the writing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from ..edits.change import Change
+from ..edits.recipe import Recipe, Step
+from ..files.paths import FilePath
+from ..reading.opening import open as open_checkpoint
+from ..tensors.checkpoint import Checkpoint
+from . import torchrun
+from .options import Output, output, progress
+
+if TYPE_CHECKING:
+    from ..models.fit import Fit
+    from ..runs.folder import RunFolder
+    from ..runs.run import Run
+
+NAMES = ("whole", "without", "reset", "moments", "run", "in_model_order", "optimizer_keys")
+
+
+def whole_options() -> list[click.Option]:
+    """What every command that writes takes to keep a training checkpoint whole."""
+    return [
+        click.Option(["--whole"], is_flag=True, help="Keep everything beside the weights; optimizers follow the edit."),
+        click.Option(["--without"], multiple=True, metavar="GLOB",
+                     help="With --whole: entries to leave out, as optimizer or 'callbacks.*' (repeatable)."),
+        click.Option(["--reset"], multiple=True, metavar="GLOB",
+                     help="With --whole: new keys whose optimizer state starts afresh (repeatable)."),
+        click.Option(["--moments"], type=click.Choice(("zero", "mean")), default="zero", show_default=True,
+                     help="With --whole: what an optimizer's moments get where a parameter grows."),
+        click.Option(["--run"], metavar="FILE.py:FACTORY",
+                     help="With --whole: builds (model, optimizer), which tell the parameter behind each id."),
+        click.Option(["--in-model-order"], is_flag=True,
+                     help="With --whole: the optimizer got the parameters in the model's order."),
+        click.Option(["--optimizer-keys"], type=click.Choice(("names", "positions")),
+                     help="With --whole: how OUT names parameters in its optimizers; names for FSDP."),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a command edits and how it writes: weights alone, or with --whole the run around them."""
+
+    out: Output
+    source: Checkpoint | Run | RunFolder
+    reset: tuple[str, ...] = ()
+    moments: str = "zero"
+    keys: str = ""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The weights."""
+        return self.source if isinstance(self.source, Checkpoint) else self.source.weights
+
+    def edit(
+        self, edit: Step | Recipe, *, metadata: Mapping[str, str] | None = None, say: bool = True, job: str = ""
+    ) -> None:
+        """Edit and write."""
+        if isinstance(self.source, Checkpoint):
+            self.out.write(edit.plan(self.source), metadata=metadata, say=say, job=job)
+            return
+        from ..runs.applying import applied
+
+        run, change = applied(self.source, edit, moments=self.moments, reset=self.reset)
+        self._write(run, change, say=say)
+
+    def fit(self, found: Fit, *, say: bool = True) -> None:
+        """Write what was fitted to a model."""
+        if isinstance(self.source, Checkpoint):
+            self.out.write(found.change, say=say)
+            return
+        from ..runs.applying import fitted
+
+        run = fitted(self.source, found, moments=self.moments, reset=self.reset)
+        self._write(run, found.change, say=say)
+
+    def _write(self, run: Run | RunFolder, change: Change[Checkpoint], *, say: bool) -> None:
+        from ..report import outputs, trainings
+        from ..runs.folder import RunFolder, save_run_folder
+        from ..runs.optimizer_keys import with_optimizer_keys
+        from ..runs.saving import plan_run
+        from ..writing import write
+
+        if torchrun.rank() > 0:  # of several processes, one does it
+            return
+        quiet = self.out.quiet or not say
+        if isinstance(run, RunFolder):
+            if self.out.dry_run:
+                click.echo(trainings.folder_plan_text(run, change, self.out.out))
+                return
+            save_run_folder(run, self.out.out, force=self.out.force)
+            if not quiet:
+                click.echo(trainings.folder_summary(run, change, self.out.out))
+            return
+        run = with_optimizer_keys(run, self.keys) if self.keys else run
+        planned = plan_run(run, self.out.out, force=self.out.force or self.out.dry_run)
+        if self.out.dry_run:
+            if not quiet:
+                click.echo(outputs.plan_text(planned, change, notes=trainings.run_notes(run)))
+            return
+        with progress(planned.nbytes, self.out.quiet) as tell:
+            remarks = write.write(planned, progress=tell)
+        if not quiet:
+            click.echo(outputs.summary(planned, change, [*remarks, *trainings.run_notes(run)]))
+
+
+def work_of(values: dict[str, object]) -> Work:
+    """Take IN, OUT and the options of writing and of --whole out of a command's parameters."""
+    taken = {name: values.pop(name) for name in NAMES}
+    out = output(values)
+    source = {name: values.pop(name) for name in ("in_path", "select", "salvage")}
+    where, select, salvage = cast(FilePath, source["in_path"]), cast("str | None", source["select"]), source["salvage"]
+    if not taken["whole"]:
+        given = [name for name in NAMES if taken[name] and not (name == "moments" and taken[name] == "zero")]
+        if given:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} goes with --whole")
+        return Work(out, open_checkpoint(where, select=select, salvage=bool(salvage)))
+    for name, value in (("--salvage", salvage), ("--max-shard-size", out.max_shard_size)):
+        if value:
+            raise click.UsageError(f"--whole and {name} exclude each other")
+    stated = _stated(cast("str | None", taken["run"]))
+    from ..runs.folder import open_run
+
+    run = open_run(where, select=select, stated=stated, in_model_order=bool(taken["in_model_order"]))
+    without = cast("tuple[str, ...]", taken["without"])
+    if without:
+        run = run.left_out(without)
+    reset = cast("tuple[str, ...]", taken["reset"])
+    return Work(out, run, reset, str(taken["moments"]), str(taken["optimizer_keys"] or ""))
+
+
+def _stated(factory: str | None) -> list[str]:
+    """The names of the parameters in the order in which a factory's optimizer has them."""
+    if factory is None:
+        return []
+    from ..runs.resume_check import parameter_names
+
+    return parameter_names(factory)

@@ -1,0 +1,55 @@
+"""Edits of a run: a step, a recipe, or fitting its weights to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from glob import escape
+from typing import TypeAlias
+
+from ..edits.change import Change
+from ..edits.recipe import Recipe, Step
+from ..models.fit import Fit
+from ..tensors.checkpoint import Checkpoint
+from .folder import RunFolder
+from .run import Run
+
+AnyRun: TypeAlias = Run | RunFolder
+
+
+def applied(
+    run: AnyRun, edit: Step | Recipe, *, moments: str = "zero", reset: Iterable[str] = ()
+) -> tuple[AnyRun, Change[Checkpoint]]:
+    """The run after a step or a recipe, and the change of its weights.
+
+    ``moments`` is what an optimizer's moments get where a parameter gets new elements: "zero", or the "mean" of the
+    others; ``reset`` are globs on the new keys of parameters whose state is given up.  Raises EditError.
+
+    >>> import ckpt_surgeon, torch
+    >>> from ckpt_surgeon.runs.run import open_run_file
+    >>> torch.save({"model": {"module.fc.bias": torch.ones(3)}, "epoch": 3}, "last.ckpt")
+    >>> run, change = applied(open_run_file("last.ckpt"), ckpt_surgeon.step("strip_prefix"))
+    >>> list(run.weights), run.proof
+    (['fc.bias'], 'same run')
+    """
+    again = edit.for_moments(moments).plan
+    return run.edited(edit.plan, computes=edit.computes, replay=again, reset=reset, moments=moments)
+
+
+def fitted(run: AnyRun, found: Fit, *, moments: str = "zero", reset: Iterable[str] = ()) -> AnyRun:
+    """The run after its weights were fitted to a model: a parameter of another shape starts afresh under its id.
+
+    ``found`` is what :func:`ckpt_surgeon.fit` made of ``run.weights``.  Raises EditError.
+    """
+    again = found.recipe.for_moments(moments).plan
+    renamed = found.recipe.plan(run.weights)
+    origins = {new: olds or renamed.origins.get(new, ()) for new, olds in found.change.origins.items()}
+    afresh: list[str] = [escape(new) for new, olds in found.change.origins.items() if not olds]
+    change = replace(found.change, origins=origins)
+    if isinstance(run, Run) and run.twins:
+        left = ", ".join(".".join(twin.path) for twin in run.twins)
+        run = replace(run, twins=(), notes=(*run.notes, f"{left} has the same keys and was not fitted"))
+    made, _ = run.edited(
+        lambda _: change, computes=found.recipe.computes, replay=again, reset=[*reset, *afresh], moments=moments
+    )
+    return made
