@@ -9,7 +9,17 @@ from dataclasses import dataclass, replace
 from fnmatch import translate
 from functools import cached_property, update_wrapper
 from itertools import takewhile
-from typing import Annotated, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
+from typing import (
+    Annotated,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    runtime_checkable,
+)
 
 from .. import hooks
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
@@ -97,6 +107,9 @@ class Editable(Protocol):
     def edited_by(self, edit: Edit[...], args: tuple[object, ...], kwargs: Mapping[str, object]) -> object: ...
 
 
+Editee = TypeVar("Editee", bound=Mapping | Editable)  # type: ignore[type-arg]
+
+
 class Edit(Generic[Arguments]):
     """A function that edits a state_dict; ``plan`` takes the same arguments and returns the :class:`Change`.
 
@@ -112,10 +125,10 @@ class Edit(Generic[Arguments]):
         self.__name__ = function.__name__
         update_wrapper(cast(Callable[..., object], self), function)
 
-    def __call__(self, state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> StateDict:
+    def __call__(self, state_dict: Editee, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Editee:
         if isinstance(state_dict, Editable):
-            return cast(StateDict, state_dict.edited_by(self, args, kwargs))
-        return self.plan(state_dict, *args, **kwargs).result
+            return cast(Editee, state_dict.edited_by(self, args, kwargs))
+        return cast(Editee, self.plan(state_dict, *args, **kwargs).result)
 
     def __get__(self, instance: object, owner: type | None = None) -> Edit[Arguments]:
         return self  # an edit is a routine, and help() shows it as one

@@ -62,7 +62,7 @@ def _rows(optimizer: ListedOptimizer, *, full: bool) -> list[Sequence[object]]:
         for (known, slots, step), ones in alike.items():
             keys = folded([one.key for one in ones], limit=None if full else FEW) if ones[0].key else [("?", len(ones))]
             for pattern, count in keys:
-                ids = _ids(ones) if len(keys) == 1 else f"{count:,} ids"
+                ids = _ids(ones) if len(keys) == 1 else plural(count, "id")
                 rows.append((place, ids, pattern, known, slots, step))
     return rows
 
@@ -77,7 +77,7 @@ def _ids(ones: Iterable[Parameter]) -> str:
     numbers = [one for one in ids if isinstance(one, int)]
     if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}–{numbers[-1]}"
-    return ", ".join(map(str, ids)) if len(ids) <= 4 else f"{len(ids):,} ids"
+    return ", ".join(map(str, ids)) if len(ids) <= 4 else plural(len(ids), "id")
 
 
 def training_json(found: Training) -> str:
@@ -122,7 +122,7 @@ def _parameter(one: Parameter) -> dict[str, object]:
 _OUTCOMES = (
     ("equal", "go on bit for bit"),
     ("kept_part", "go on bit for bit on the part that both have"),
-    ("fresh", "start with fresh state"),
+    ("fresh", "start afresh"),
     ("different", "go on differently"),
     ("new", "are new"),
     ("gone", "are gone"),

@@ -261,9 +261,13 @@ def _compared(pairs: _Pairs, steps: int) -> ResumeCheck:
         name for name, was in pairs.pairs.items()
         if pairs.new[name][1].dim() == pairs.old[was][1].dim() and torch.equal(*pairs.boxes(name))
     ]  # fmt: skip
-    fresh = [name for name in alike if pairs.state(name)[1] and not pairs.state(name)[0]]
-    unlike = [name for name in pairs.pairs if name not in alike]
-    for name in unlike:
+    fresh = [
+        name for name, was in pairs.pairs.items()
+        if (pairs.state(name)[1] and not pairs.state(name)[0])
+        or (name not in alike and pairs.new[name][1].shape != pairs.old[was][1].shape)
+    ]  # fmt: skip
+    unlike = [name for name in pairs.pairs if name not in alike and name not in fresh]
+    for name in {*unlike, *(name for name in fresh if name not in alike)}:
         del pairs.pairs[name]
     pairs.train(steps)
     equal: list[str] = []
