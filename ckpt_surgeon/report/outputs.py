@@ -52,7 +52,7 @@ def change_text(change: Change[StateDict]) -> str:
 def change_rows(change: Change[StateDict]) -> Iterator[Sequence[object]]:
     """A row for each key, new or dropped, of a change of a Checkpoint or of any other state_dict."""
     if isinstance(change.before, Checkpoint) and isinstance(change.result, Checkpoint):
-        yield from change_rows(cast("Change[Checkpoint]", change))
+        yield from _record_rows(cast("Change[Checkpoint]", change))
         return
     for new, olds in change.origins.items():
         same = olds == (new,)
@@ -68,7 +68,7 @@ def _described(value: object) -> tuple[str, str, str]:
     return dtype, "" if dims is None else str(list(dims)), "" if nbytes is None else f"{nbytes:,}"
 
 
-def change_rows(change: Change[Checkpoint]) -> Iterator[Sequence[object]]:
+def _record_rows(change: Change[Checkpoint]) -> Iterator[Sequence[object]]:
     for new, olds in change.origins.items():
         made = change.result[new]
         same = olds == (new,)
