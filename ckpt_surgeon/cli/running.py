@@ -24,7 +24,7 @@ def set_(
 ) -> None:
     """Set single values of a training checkpoint, and keep everything else: epochs, learning rates, arguments.
 
-    A PATH is dotted, ``*`` stands for one of its parts; a VALUE is spelled as in TOML (0, 1e-4, true, "text"; a bare
+    A PATH is dotted, * stands for one of its parts; a VALUE is spelled as in TOML (0, 1e-4, true, "text"; a bare
     word is text, none is None) and has to have the type of what was there.
 
     \b

@@ -11,8 +11,10 @@ from ..models.load_into import LoadReport
 from ..reading.comparing import Hashes, StatsByKey, ValueDiff
 from ..reading.listing import Listing, ls
 from ..reading.scanning import Scan
-from ..runs.describe import Training
+from ..runs.describe import Training, training_of
+from ..runs.folder import RunFolder
 from ..runs.resume_check import ResumeCheck
+from ..runs.run import Run
 from ..tensors.checkpoint import Checkpoint
 from ..text import command, look, visible
 from ..training.freezing import Trainable
@@ -26,7 +28,7 @@ from .differences import diff_text, hashes_text, values_text
 from .listings import listing_text, scan_text, stats_text
 from .outputs import change_rows, change_text, in_place_text, plan_line
 from .training_plans import groups_html, groups_text, initialized_html, initialized_text, trainable_html, trainable_text
-from .trainings import resume_html, resume_text, training_html, training_text
+from .trainings import folder_text, resume_html, resume_text, training_html, training_text
 
 
 def register() -> None:
@@ -40,6 +42,8 @@ def register() -> None:
     look(ParamGroups, groups_text, groups_html)
     look(Initialized, initialized_text, initialized_html)
     look(Training, training_text, training_html)
+    look(Run, lambda run: training_text(training_of(run)), lambda run: training_html(training_of(run)))
+    look(RunFolder, folder_text)
     look(ResumeCheck, resume_text, resume_html)
 
 

@@ -188,6 +188,16 @@ def _shown(value: object) -> str:
     return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else "(a tensor)"
 
 
+def folder_text(run: RunFolder) -> str:
+    """What a run that is a folder holds."""
+    lines = [f"{run.folder}: {plural(len(run.weights), 'tensor')} in {', '.join(map(visible, run.weight_files))}"]
+    for file in run.optimizers:
+        names = run.names(file.state)
+        how = f"ids told by {names.how}" if names is not None else "nothing tells which parameter is behind each id"
+        lines.append(f"  {visible(file.name)}: {plural(len(file.state.ids), 'parameter')}; {how}")
+    return "\n".join([*lines, *(f"  {visible(name)}" for name in run.others)])
+
+
 def folder_plan_text(run: RunFolder, change: Change[Checkpoint], out: object) -> str:
     """What ``--dry-run`` prints for a run that is a folder."""
     lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change)), ""]

@@ -53,7 +53,7 @@ class Part:
     said: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Training(Shown):
     """What ``ckpt ls --training`` shows."""
 

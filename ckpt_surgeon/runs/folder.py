@@ -23,6 +23,7 @@ from ..files.sinks import FileSink, Progress
 from ..formats.zip.whole import Whole, read_whole, write_whole
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
+from ..text import Shown
 from ..writing import write
 from .follow import SAME_RUN, Plan, follow_all, notes_of, weakest
 from .naming import Names, names_of
@@ -42,8 +43,8 @@ class OptimizerFile:
     state: OptimizerState
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RunFolder:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class RunFolder(Shown):
     """A folder's weights and optimizers, edited together; ``others`` are the names of files that stay as they are."""
 
     folder: Path

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STEPS = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ResumeCheck(Shown):
     """What :func:`resume_check` found, parameter by parameter.
 

@@ -22,6 +22,7 @@ from ..formats.zip.whole import Whole, ordered, plain_node, read_whole, tensor_n
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ExtraState, Tensor
+from ..text import Shown
 from .follow import SAME_RUN, Plan, follow_all, notes_of, weakest
 from .naming import Names, names_of
 from .saving import WritePlan, save_whole
@@ -43,8 +44,8 @@ class Twin:
     beside: tuple[Pair, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Run(Shown):
     """An opened training checkpoint; edits return another one, nothing is written before :func:`save_run`.
 
     ``optimizers`` are those that the file holds, ``twins`` the state_dicts that get the same edits; ``proof`` is the

@@ -80,11 +80,20 @@ def small() -> StateDict:
     return {"layers.0.gamma": torch.ones(2), "layers.0.attn.q": torch.ones(2)}
 
 
+def training(prefix: str) -> dict[str, object]:
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    weights = {prefix + key: torch.ones_like(value) for key, value in net.state_dict().items()}
+    return {"model": weights, "optimizer": optimizer.state_dict(), "epoch": 3}
+
+
 # What the example of a command finds, by the name of the file.
 FILES: dict[str, Callable[[], object]] = {
     "parallel.pth": lambda: {"module.fc.weight": torch.ones(2, 2)},
     "compiled.pth": lambda: {"_orig_mod.fc.weight": torch.ones(2, 2)},
     "training.ckpt": lambda: {"state_dict": {"module.fc.weight": torch.ones(2, 2)}, "epoch": 3},
+    "last.ckpt": lambda: training("module."),
+    "clean.ckpt": lambda: training(""),
     "backbone.pth": small,
     "old.pth": small,
     "before.pth": small,
@@ -131,6 +140,12 @@ def vit_384():
     model.pos_embed = torch.nn.Parameter(torch.zeros(1, 577, 8))
     return model
 """
+TRAIN_PY = """
+import torch
+def make_run():
+    model = torch.nn.Linear(2, 2)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+"""
 RECIPE = "[[edit]]\ndo = 'rename'\npairs = [['layers', 'blocks']]\n"
 RULES = "lr = 0.01\n[[group]]\nname = 'head'\nmatch = 'fc.*'\nlr = '10x'\n"
 
@@ -147,7 +162,7 @@ def test_the_example_of_a_help_text_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _, command, *words = (INSTEAD.get(word, word) for word in shlex.split(example))
-    inputs = words if command in ("diff", "apply", "recipe", "strip-prefix") else words[:1]
+    inputs = words if command in ("diff", "apply", "recipe", "strip-prefix", "resume-check") else words[:1]
     for name, make in (FILES | SPECIAL.get(command, {})).items():
         if name in inputs:
             torch.save(make(), name)

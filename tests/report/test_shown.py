@@ -91,16 +91,41 @@ def records_of(folder: Path, first: str, second: str) -> dict[str, object]:
     return found
 
 
+def run_records(folder: Path, model: nn.Module) -> dict[str, object]:
+    """The records of a training checkpoint, and of one that is a folder."""
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
+    inside = folder / "run"
+    inside.mkdir()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, folder / "last.ckpt")
+    cs.save(model, inside / "model.safetensors")
+    torch.save(optimizer.state_dict(), inside / "optimizer.pt")
+
+    def make_run() -> tuple[nn.Module, torch.optim.Optimizer]:
+        made = Many()
+        return made, torch.optim.SGD(made.named_parameters(), lr=0.1, momentum=0.9)
+
+    return {
+        "Run": cs.open_run(folder / "last.ckpt"),
+        "RunFolder": cs.open_run(inside),
+        "Training": cs.training_of(folder / "last.ckpt"),
+        "ResumeCheck": cs.resume_check(folder / "last.ckpt", folder / "last.ckpt", make_run, steps=1),
+    }
+
+
 @pytest.fixture(scope="module")
 def records(folder: Path, model: nn.Module) -> Mapping[str, object]:
     path = folder / "many.pth"
-    return records_of(folder, "many.pth", "other.pth") | {
-        "Fit": cs.fit(path, model),
-        "LoadReport": cs.load_into(model, path),
-        "Trainable": cs.trainable(model),
-        "ParamGroups": cs.param_groups(model, [cs.Rule("first", "layers.0.*")], lr=0.1),
-        "Initialized": cs.initialize(Many(), "layers.*", "zeros"),
-    }
+    return (
+        records_of(folder, "many.pth", "other.pth")
+        | run_records(folder, model)
+        | {
+            "Fit": cs.fit(path, model),
+            "LoadReport": cs.load_into(model, path),
+            "Trainable": cs.trainable(model),
+            "ParamGroups": cs.param_groups(model, [cs.Rule("first", "layers.0.*")], lr=0.1),
+            "Initialized": cs.initialize(Many(), "layers.*", "zeros"),
+        }
+    )
 
 
 def public_records() -> list[str]:
