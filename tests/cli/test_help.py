@@ -170,6 +170,7 @@ def test_the_example_of_a_help_text_runs(
         if name in inputs:
             save_file(model(), name)
     Path("models.py").write_text(MODELS_PY)
+    Path("train.py").write_text(TRAIN_PY)
     Path("rules.toml").write_text(RULES)
     if command != "align":
         Path("recipe.toml").write_text(RECIPE.replace("layers", "stem") if "resnet50.pth" in words else RECIPE)
