@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..files.paths import FilePath
-from .options import FILE_PATH, OUT, SELECT, SOURCE, Output, progress
+from .options import FILE_PATH, OUT, SELECT, SOURCE, Output, progress, say_done
 
 
 @click.command("set", params=[SOURCE, OUT], short_help="Set single values of a training checkpoint.")
@@ -44,7 +44,7 @@ def set_(
         with progress(planned.nbytes, asked.quiet) as tell:
             write.write(planned, progress=tell)
     if not asked.quiet:
-        click.echo(trainings.values_set_text(run, out, was_written=not dry_run))
+        say_done(trainings.values_set_text(run, out, was_written=not dry_run))
 
 
 @click.command("resume-check", short_help="Prove that training goes on after an edit.")

@@ -14,7 +14,7 @@ from ..files.paths import FilePath
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from . import torchrun
-from .options import Output, output, progress
+from .options import Output, output, progress, say_done
 
 if TYPE_CHECKING:
     from ..models.fit import Fit
@@ -96,7 +96,7 @@ class Work:
                 return
             save_run_folder(run, self.out.out, force=self.out.force)
             if not quiet:
-                click.echo(trainings.folder_summary(run, change, self.out.out))
+                say_done(trainings.folder_summary(run, change, self.out.out))
             return
         run = with_optimizer_keys(run, self.keys) if self.keys else run
         planned = plan_run(run, self.out.out, force=self.out.force or self.out.dry_run)
@@ -107,7 +107,7 @@ class Work:
         with progress(planned.nbytes, self.out.quiet) as tell:
             remarks = write.write(planned, progress=tell)
         if not quiet:
-            click.echo(outputs.summary(planned, change, [*remarks, *trainings.run_notes(run)]))
+            say_done(outputs.summary(planned, change, [*remarks, *trainings.run_notes(run)]))
 
 
 def work_of(values: dict[str, object]) -> Work:

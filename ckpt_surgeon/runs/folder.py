@@ -25,6 +25,7 @@ from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from ..text import Shown
 from ..writing import write
+from ..writing.plan import Plan as WritePlan
 from .follow import SAME_RUN, Plan, follow_all, notes_of, weakest
 from .naming import Names, names_of
 from .run import Run, differs, open_run_file
@@ -100,7 +101,7 @@ class RunFolder(Shown):
         )
         return made
 
-    def save_to(self, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> write.Plan:
+    def save_to(self, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> WritePlan:
         """Write the run as a folder: see :func:`save_run_folder`."""
         return save_run_folder(self, out, force=force)
 
@@ -172,7 +173,7 @@ def _optimizer(path: Path) -> OptimizerFile | None:
     return OptimizerFile(path.name, whole, read_state(whole, (), whole.root)) if is_optimizer(whole.root) else None
 
 
-def save_run_folder(run: RunFolder, target: AnyPath, *, force: bool = False) -> write.Plan:
+def save_run_folder(run: RunFolder, target: AnyPath, *, force: bool = False) -> WritePlan:
     """Write a run as a folder: weights in their container, optimizers, and all other files as they are; all or none.
 
     Raises OutputExists where something is there, without ``force``; FileError where OUT is not on this machine.
@@ -198,7 +199,7 @@ def save_run_folder(run: RunFolder, target: AnyPath, *, force: bool = False) -> 
     return planned
 
 
-def _write_weights(run: RunFolder, made: Path) -> write.Plan:
+def _write_weights(run: RunFolder, made: Path) -> WritePlan:
     """The weights under the name and in the shards' size that they had."""
     shards = [name for name in run.weight_files if not name.endswith(".index.json")]
     if len(shards) == 1:
