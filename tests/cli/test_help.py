@@ -169,6 +169,9 @@ def test_the_example_of_a_help_text_runs(
     for name in ("model.safetensors", "old.safetensors", *(["new.safetensors"] if command == "diff" else [])):
         if name in inputs:
             save_file(model(), name)
+    if "fp8.safetensors" in inputs:
+        codes = {"fc.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "fc.weight_scale_inv": torch.ones(1, 1)}
+        save_file(codes, "fp8.safetensors")
     Path("models.py").write_text(MODELS_PY)
     Path("train.py").write_text(TRAIN_PY)
     Path("rules.toml").write_text(RULES)
