@@ -2,13 +2,15 @@
 
 PYTHON ?= python3
 BENCH ?=
+SECONDS_EACH ?= 3600
+SEED ?= 0
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 15
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test quick check coverage bench clean distclean
+.PHONY: help demo test quick check coverage fuzz bench clean distclean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -33,6 +35,10 @@ coverage: $(VENV)/.check real/.complete ## run the whole suite and list the line
 	$(BIN)/python -m coverage run $(PYTEST)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --show-missing
+
+fuzz: $(VENV)/.test ## search for files that two readers read in two ways; SECONDS_EACH=3600 SEED=0
+	CKPT_FUZZ_SECONDS=$(SECONDS_EACH) CKPT_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -n 0 tests/formats/test_differential.py
+	CKPT_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/formats/test_fuzz.py
 
 bench: $(VENV)/.test ## measure time and memory against cp; BENCH="--gib 1" for a smaller file
 	$(BIN)/python tests/bench.py $(BENCH)

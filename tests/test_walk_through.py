@@ -27,7 +27,7 @@ from ckpt_surgeon.files.sinks import Sink
 from ckpt_surgeon.files.spans import ByteSpan
 from ckpt_surgeon.formats import registry
 from ckpt_surgeon.formats.contents import Contents
-from ckpt_surgeon.formats.pickle.machine import Value
+from ckpt_surgeon.formats.pickle.values import Value
 from ckpt_surgeon.tensors.dtypes import parse
 from ckpt_surgeon.tensors.records import Storage, StoredTensor, Tensor
 from ckpt_surgeon.tensors.strides import row_major

@@ -124,12 +124,12 @@ class _Fields(NamedTuple):
 
 def _fields(saved: Value) -> _Fields:
     """Raises ValueError for a persistent id that is no storage."""
-    if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] not in ("storage", b"storage"):
+    if not isinstance(saved, tuple) or len(saved) != 6 or saved[0] not in ("storage", b"storage"):
         raise ValueError("a persistent id that is no storage")
-    cls, key, location, numel = saved[1:5]
+    _, cls, key, location, numel, view = saved
     if type(numel) is not int or numel < 0:
         raise ValueError("a storage without a proper size")
-    return _Fields(cls, _key(key), spelled(location), numel, saved[5] if len(saved) == 6 else None)
+    return _Fields(cls, _key(key), spelled(location), numel, view)
 
 
 def _key(key: Value) -> str:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from ..errors import BrokenFile
 from ..files.spans import ByteSpan
 from ..formats.dcp.metadata import Pickled
-from ..formats.pickle.machine import Global, Inline, Object, Ordered, Value
+from ..formats.pickle.values import Global, Inline, Object, Ordered, Value
 from ..formats.zip import torch_zip
 from ..formats.zip.archive import read_archive
 from ..tensors.dtypes import BY_NAME

@@ -94,11 +94,15 @@ def _stored(
     if type(offset) is not int:
         raise ValueError("an offset that is no integer")
     dtype = dtype or stored_as
+    conjugate, negative = _flags(metadata, dtype)
     if storage.is_lost:
         return OpaqueTensor(LOST, dtype, _shape(shape), storage.device)
+    if storage.device == "meta":  # torch throws the elements away
+        return OpaqueTensor("meta", dtype, _shape(shape), "meta")
     if storage.big_endian and stored_as.part != dtype.part:  # torch swaps a storage by the dtype of its class
         return OpaqueTensor(f"{dtype} in big-endian {stored_as}, which torch does not swap,", dtype, _shape(shape))
-    conjugate, negative = _flags(metadata, dtype)
+    if negative and not (dtype.is_floating or dtype.is_complex):
+        return OpaqueTensor(f"negative view of {dtype}", dtype, _shape(shape), storage.device)
     start = offset + _base(found, dtype)
     made = StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage, conjugate, negative)
     if offset < 0 or (found.numel is not None and _end(made) > (found.base + found.numel) * stored_as.itemsize):
