@@ -83,7 +83,7 @@ def folded_pairs(pairs: Mapping[str, str]) -> list[tuple[str, str, int]]:
     """Pairs of keys as few lines: what is old, what is new, and how many keys that is.
 
     >>> folded_pairs({f"layers.{i}.fc.weight": f"blocks.{i + 1}.fc.weight" for i in range(3)})
-    [('layers.{n}', 'blocks.{n+1}', 3)]
+    [('layers.{n}.*', 'blocks.{n+1}.*', 3)]
     """
     trimmed: dict[Pair, list[Pair]] = {}
     for old, new in pairs.items():
@@ -97,8 +97,15 @@ def folded_pairs(pairs: Mapping[str, str]) -> list[tuple[str, str, int]]:
         counts = (
             [sum(len(trimmed[rule]) for rule in group)] if len(rules) == 1 else [len(trimmed[one]) for one in rules]
         )
-        found += [(old.strip("^$"), new, count) for (old, new), count in zip(rules, counts, strict=True)]
+        found += [(*_whole(old, new), count) for (old, new), count in zip(rules, counts, strict=True)]
     return found
+
+
+def _whole(old: str, new: str) -> Pair:
+    """A rule as the names that it is about: ``blocks.*`` where more follows."""
+    if old.endswith("$"):
+        return old.strip("^$"), new
+    return old.removeprefix("^") + ".*", new + ".*" if new else "*"
 
 
 def _length(rule: Pair) -> tuple[int, Pair]:

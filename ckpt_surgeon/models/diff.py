@@ -224,7 +224,7 @@ def best_hint(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], no
             best = (matches, said, command)
     if best is not None and best[0] == len(target):
         return _hint(best, _without_rest(best, checkpoint), checkpoint, target)
-    found = align(tensors_alone(checkpoint), tensors_alone(target)).at_least("certain")
+    found = align(tensors_alone(checkpoint), tensors_alone(target), by_value=False).at_least("certain")
     aligned = sum(one.certainty != OTHER_SHAPE for one in found.proposals)
     if aligned > max(now, best[0] if best else 0, len(target) // 2):
         return Hint(f"renaming makes {aligned:,} of {len(target):,} match", ("align",), aligned)

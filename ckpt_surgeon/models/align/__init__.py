@@ -3,8 +3,8 @@
 Evidence is taken in this order, the strongest first, each kind in its own module; what one settles the next build on:
 
 1. *numbering*: numbered parts that are the same but for where the numbers begin;
-2. *names*: the same key, and known spellings of it (``conventions``); then *prefixes*: the same keys behind another
-   path; *values*: the same bytes under another name, where both sides have values;
+2. *names*: the same key, and known spellings of it (``conventions``), *flattened* paths too; then *prefixes*: the
+   same keys behind another path; *values*: the same bytes under another name, where both sides have values;
 3. *order*: the longest sequence of equal shapes that runs through both sides, where names or numbers tell apart what
    could change places;
 4. *siblings*: when the weight of a module is settled, so are its bias and statistics;
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from ...reading.sources import state_dict_of
 from ...tensors.records import Shaped
 from ..targets import expected_of
+from .flattened import flattened
 from .names import same_names
 from .numbering import renumbered
 from .order import sequence
@@ -30,6 +31,7 @@ from .shapes import only_ones, other_shapes
 from .siblings import siblings
 from .state import State
 from .structure import judged
+from .values import same_values
 
 if TYPE_CHECKING:
     from ...reading.sources import Source
@@ -38,11 +40,12 @@ if TYPE_CHECKING:
 __all__ = ["CERTAINTIES", "OTHER_SHAPE", "Alignment", "Ambiguity", "Proposal", "align"]
 
 
-def align(source: Source | Mapping[str, Shaped], target: Target) -> Alignment:
+def align(source: Source | Mapping[str, Shaped], target: Target, *, by_value: bool = True) -> Alignment:
     """Propose which key of ``source`` becomes which of ``target``.
 
     Both are paths or URLs, opened Checkpoints, state_dicts, models, or mappings from keys to anything with a shape;
-    ``target`` may be the spelling of a model too.
+    ``target`` may be the spelling of a model too.  Where both hold values and names leave keys open, these values
+    are read and compared, unless ``by_value`` is False.
 
     >>> from ckpt_surgeon.tensors.dtypes import parse
     >>> from ckpt_surgeon.models.targets import Expected
@@ -55,7 +58,10 @@ def align(source: Source | Mapping[str, Shaped], target: Target) -> Alignment:
     renumbered(state)
     same_names(state)
     unwrapped(state)
+    flattened(state)
     prefixes(state)
+    if by_value:
+        same_values(state)
     siblings(state)
     # A bias goes with its weight, where there is one; twice, for the parts that come in another order.
     for kinds in (("weight", ""), ("weight", ""), ("weight", "", "bias")):
