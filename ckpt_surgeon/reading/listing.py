@@ -15,11 +15,11 @@ from ..formats.contents import Contents
 from ..tensors.checkpoint import Checkpoint, LeftOut
 from ..tensors.records import StoredTensor, Tensor, spans_of
 from ..text import Shown
+from .objects import Entry, describe, entries
 from .opening import read
 from .selecting import Candidate, beside, candidates, without_lost
 from .selecting import select as select_state_dict
 from .sources import checkpoint_of
-from .tree import Entry, describe, entries
 
 if TYPE_CHECKING:
     from .comparing import Stats

@@ -28,6 +28,7 @@ from ..tensors.checkpoint import Checkpoint, LeftOut, Versions
 from ..tensors.extra_state import is_extra_state, without_extra_states
 from ..tensors.records import OpaqueTensor, Tensor
 from .extra_states import read_extra_state
+from .objects import describe
 from .tree import (
     DEPTH,
     TENSORS,
@@ -36,7 +37,6 @@ from .tree import (
     Weights,
     attribute,
     children,
-    describe,
     followed,
     holders,
     is_mapping,

@@ -17,7 +17,8 @@ from ..formats.pickle.values import Global, Inline, Object, spelled
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import Tensor
 from ..text import Shown
-from .tree import DEPTH, children, describe, followed
+from .objects import describe
+from .tree import DEPTH, children, followed
 
 SIMPLE = (bool, int, float, complex, str, bytes, type(None))
 Plain: TypeAlias = object  # numbers, texts, None, tensors, Inert objects, and lists, tuples and dicts of them
