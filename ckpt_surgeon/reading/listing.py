@@ -15,10 +15,10 @@ from ..formats.contents import Contents
 from ..tensors.checkpoint import Checkpoint, LeftOut
 from ..tensors.records import StoredTensor, Tensor, spans_of
 from ..text import Shown
+from .candidates import Candidate, candidates
 from .objects import Entry, describe, entries
 from .opening import read
-from .selecting import Candidate, beside, candidates, without_lost
-from .selecting import select as select_state_dict
+from .selecting import beside, select_state_dict, without_lost
 from .sources import checkpoint_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ..files.paths import AnyPath, file_path
 from ..formats import registry
 from ..formats.contents import Contents, Index
 from ..tensors.checkpoint import Checkpoint
-from .selecting import select as select_state_dict
+from .selecting import select_state_dict
 
 INTERRUPTED = "a rename in place was interrupted"  # how the note on it begins
 

@@ -9,7 +9,7 @@ from ..formats.pickle import graph
 from ..formats.zip import torch_zip
 from ..formats.zip.whole import FreshStorage, storages_of
 from ..reading.opening import index_of
-from ..reading.selecting import select as select_state_dict
+from ..reading.selecting import select_state_dict
 from ..tensors.checkpoint import Checkpoint
 from ..writing.in_place import Edit, InPlace
 from .run import Run, open_run_file

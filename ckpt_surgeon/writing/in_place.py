@@ -21,9 +21,9 @@ from ..files.paths import AnyPath, FilePath, LocalPath
 from ..formats.contents import Contents, Index, Reindexed
 from ..formats.pickle.torch_objects import TypedStorage
 from ..formats.pickle.values import Object, Ordered, Value, spelled
+from ..reading.candidates import continues
 from ..reading.opening import INTERRUPTED, index_of
-from ..reading.selecting import continues
-from ..reading.selecting import select as select_state_dict
+from ..reading.selecting import select_state_dict
 from ..reading.tree import CONTAINERS, TENSORS, Step, Trail, children, followed, is_module
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import digest, is_extra_state

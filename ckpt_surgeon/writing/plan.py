@@ -14,7 +14,7 @@ from ..files.paths import AnyPath, FilePath, LocalPath, file_path
 from ..files.sinks import Progress, Sink
 from ..formats import registry, sharded
 from ..formats.registry import FolderWriter, Layout, Writer
-from ..reading.selecting import select
+from ..reading.selecting import select_state_dict
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import without_extra_states
 from ..tensors.records import ComputedTensor, Outcome, StoredTensor, Tensor, outcomes
@@ -120,7 +120,7 @@ class Plan(Shown):
         """
         whole = [PlannedFile(self.out, self.checkpoint.tensors)] if self.is_folder else self.files
         for file in whole:
-            written = select(registry.read(made(file.path)), file.selected)
+            written = select_state_dict(registry.read(made(file.path)), file.selected)
             asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
             found = [(key, tensor.dtype, tensor.shape) for key, tensor in written.items()]
             if asked != found:
