@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..edits.change import Change
 from ..errors import NEW_FILE, FileError, listed
 from ..files.paths import AnyPath
-from ..formats.pickle import graph
+from ..formats.pickle import graph_writer
 from ..formats.zip import torch_zip
 from ..formats.zip.whole import FreshStorage, storages_of
 from ..reading.opening import index_of
@@ -37,7 +37,7 @@ def plan_run_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -
         raise FileError(index.contents.path, "is no file of torch.save, so there is no run in it", "leave out --whole")
     run, change = open_run_file(path, select=select).edited(edit.plan)
     _refuse_more_than_names(run, change)
-    made = index.with_pickle(graph.written(run.whole.root, instead=run.instead()))
+    made = index.with_pickle(graph_writer.written(run.whole.root, instead=run.instead()))
     found = select_state_dict(made.contents, run.weights.selected or ".")
     if list(found) != list(run.weights):
         raise FileError(local, "would not read back as planned", NEW_FILE)

@@ -23,7 +23,8 @@ from torch import nn
 
 from ckpt_surgeon.files.paths import file_path
 from ckpt_surgeon.files.sinks import FileSink
-from ckpt_surgeon.formats.pickle.graph import recorded, written
+from ckpt_surgeon.formats.pickle.graph import recorded
+from ckpt_surgeon.formats.pickle.graph_writer import written
 from ckpt_surgeon.formats.zip.whole import read_whole, write_whole
 
 

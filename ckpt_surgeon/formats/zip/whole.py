@@ -16,8 +16,9 @@ from ...files.prefetch import reading_ahead
 from ...files.sinks import Sink
 from ...tensors.records import OpaqueTensor, StoredTensor, Tensor, spans_of
 from ...tensors.strides import row_major
-from ..pickle import graph
-from ..pickle.graph import CallNode, DictNode, ListNode, Node, PersistentNode, below
+from ..pickle import graph, graph_writer
+from ..pickle.graph import CallNode, DictNode, ListNode, Node, PersistentNode
+from ..pickle.graph_writer import below
 from ..pickle.machine import PickleError
 from ..pickle.torch_objects import CONSTRUCTORS, TypedStorage
 from ..pickle.values import Global, Value
@@ -186,7 +187,7 @@ def _pickled(whole: Whole, keys: Mapping[int, str], instead: Mapping[int, Value]
         kind, cls, _, device, count = _parts(node)
         return kind, cls, keys[id(node)], device, count
 
-    return graph.written(whole.root, name, instead)
+    return graph_writer.written(whole.root, name, instead)
 
 
 def _parts(node: PersistentNode) -> tuple[Value, ...]:
