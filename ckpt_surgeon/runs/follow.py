@@ -82,10 +82,8 @@ def notes_of(done: Iterable[Followed], moments: str) -> list[str]:
     for one in done:
         notes += one.notes
         if one.grown and moments == "zero":
-            said = (
-                "has new elements with zero moments beside an old step: Adam's first update on them is up to 3.16 × lr"
-            )
-            notes.append(f"{listed(one.grown)} {said}; moments of the others' mean avoid that")
+            said = "new elements have zero moments beside an old step: Adam's first update on them is up to 3.16 × lr"
+            notes.append(f"{listed(one.grown)}: {said}; moments of the others' mean avoid that")
     return list(dict.fromkeys(notes))
 
 

@@ -29,6 +29,8 @@ from ckpt_surgeon import Recipe
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 COOKBOOK = DOCS / "cookbook.md"
 FINE_TUNING = DOCS / "fine_tuning.md"
+RUNS = DOCS / "runs.md"
+PAGES = (COOKBOOK, FINE_TUNING, RUNS)
 RECIPES = sorted((DOCS / "recipes").glob("*.toml"))
 
 BLOCK = re.compile(r"^```(console|python|toml|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -129,12 +131,13 @@ def test_the_cookbook_is_what_happens(kitchen: Path, ckpt: Run) -> None:
     assert_same(torch.load("once.pth"), torch.load("today.pth"))
 
 
-def test_the_story_of_fine_tuning_is_what_happens(kitchen: Path, ckpt: Run) -> None:
+@pytest.mark.parametrize("page", [FINE_TUNING, RUNS], ids=lambda page: page.stem)
+def test_a_story_is_what_happens(page: Path, kitchen: Path, ckpt: Run) -> None:
     def run(line: str) -> tuple[int, str]:
         ran = ckpt(*shlex.split(line)[1:])
         return ran.status, ran.out + ran.err
 
-    text = FINE_TUNING.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     with torch.random.fork_rng():
         assert played(text, run, {}) == text, (
             "to write what happens into the page: python tests/writing/test_conversion.py"
@@ -199,7 +202,7 @@ def main() -> None:
         for one in RECIPES:
             shutil.copy(one, folder)
         os.chdir(folder)
-        for page in (COOKBOOK, FINE_TUNING):
+        for page in PAGES:
             page.write_text(played(page.read_text(encoding="utf-8"), run, {}), encoding="utf-8")
 
 
