@@ -58,7 +58,9 @@ if TYPE_CHECKING:
     from .runs.values import with_values
     from .tensors.checkpoint import Checkpoint, LeftOut
     from .tensors.dtypes import DType
-    from .tensors.records import ComputedTensor, OpaqueTensor, Storage, StoredTensor
+    from .tensors.records import ComputedTensor, OpaqueTensor
+    from .tensors.storage import Storage
+    from .tensors.stored import StoredTensor
     from .tensors.torch_bridge import from_torch
     from .training.freezing import ModuleState, Trainable, freeze, snapshot, trainable, unfreeze, verify_frozen
     from .training.grouping import GroupSummary, ParamGroups, Rule, Rules, param_groups

@@ -29,7 +29,9 @@ from ckpt_surgeon.formats import registry
 from ckpt_surgeon.formats.contents import Contents
 from ckpt_surgeon.formats.pickle.values import Value
 from ckpt_surgeon.tensors.dtypes import parse
-from ckpt_surgeon.tensors.records import Storage, StoredTensor, Tensor
+from ckpt_surgeon.tensors.records import Tensor
+from ckpt_surgeon.tensors.storage import Storage
+from ckpt_surgeon.tensors.stored import StoredTensor
 from ckpt_surgeon.tensors.strides import row_major
 
 

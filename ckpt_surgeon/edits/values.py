@@ -17,11 +17,11 @@ from typing import Annotated, Concatenate, ParamSpec, TypeVar
 
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
 from ..files.spans import Block
-from ..tensors import arithmetic
+from ..tensors import arithmetic, casts
 from ..tensors.checkpoint import Checkpoint, versions_of
 from ..tensors.dtypes import DType
 from ..tensors.dtypes import parse as parse_dtype
-from ..tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Outcome, Tensor, outcomes
+from ..tensors.records import ComputedTensor, ExtraState, Finding, OpaqueTensor, Tensor, findings
 from ..tensors.views import axis_of, concatenated, filled, interleaved, parts_of, reshaped, restrided, sliced, viewed
 from .arguments import DTypeLike, Patterns
 from .change import AllowUnmatched, Change, Edit, Inline, edit, listed_patterns, matching, rebuilt, rename_versions
@@ -70,13 +70,13 @@ def _carried_out(state_dict: StateDict, records: Checkpoint, change: Change[Chec
     kept = {id(record): key for key, record in records.items()}
     fresh = {key: tensor for key, tensor in change.result.items() if id(tensor) not in kept}
     made = to_torch(Checkpoint(fresh)) if fresh else {}
-    if problems := [outcome.problem for outcome in outcomes(fresh.values()) if outcome.problem]:
+    if problems := [finding.problem for finding in findings(fresh.values()) if finding.problem]:
         raise EditError(problems)
     tensors = {
         key: made[key].to(state_dict[change.origins[key][0]].device) if key in made else state_dict[kept[id(tensor)]]
         for key, tensor in change.result.items()
     }
-    notes = [outcome.note for outcome in outcomes(fresh.values()) if outcome.note]
+    notes = [finding.note for finding in findings(fresh.values()) if finding.note]
     result = rebuilt(state_dict, tensors, change.result.versions)
     return Change(state_dict, result, change.origins, (*change.notes, *notes), change.settled)
 
@@ -132,8 +132,8 @@ def cast(
         if wanted.name == "float16" and key.rpartition(".")[2] in STATISTICS and not statistics:
             left["statistics"] += 1
             return tensor
-        arithmetic.check_computable(key, tensor.dtype)
-        arithmetic.check_computable(key, wanted)
+        casts.check_computable(key, tensor.dtype)
+        casts.check_computable(key, wanted)
         if tensor.dtype.is_complex and not wanted.is_complex:
             raise EditError([f"{key!r} is {tensor.dtype}, casting it to {wanted} would lose its imaginary part"])
         return _cast(key, tensor, wanted, elements=elements, allow_inf=allow_inf)
@@ -158,23 +158,23 @@ def _dtype(spelling: DTypeLike) -> DType:
 
 
 def _cast(key: str, tensor: Tensor, wanted: DType, *, elements: int, allow_inf: bool) -> ComputedTensor:
-    outcome = Outcome()
+    finding = Finding()
 
     def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
-        losses = arithmetic.Losses()
-        yield from arithmetic.cast(inputs[0], wanted, losses, elements=elements)
+        losses = casts.Losses()
+        yield from casts.cast(inputs[0], wanted, losses, elements=elements)
         infinite, flushed = losses.infinite, losses.flushed
         became = f"became inf in {wanted}" if wanted.has_inf else f"were too large for {wanted}"
         if infinite and not allow_inf:
-            outcome.problem = Phrase(
+            finding.problem = Phrase(
                 f"{key!r}: {infinite:,} values {became} (", Argument("allow_inf", True), " accepts that)"
             )
         if losses.inexact:
-            outcome.problem = f"{key!r}: {losses.inexact:,} values are not exact in {wanted}"
+            finding.problem = f"{key!r}: {losses.inexact:,} values are not exact in {wanted}"
         lost = [f"{infinite:,} values {became}"] * bool(infinite) + [f"{flushed:,} flushed to zero"] * bool(flushed)
-        outcome.note = f"{key}: {', '.join(lost)}" if lost else ""
+        finding.note = f"{key}: {', '.join(lost)}" if lost else ""
 
-    return ComputedTensor(wanted, tensor.shape, (tensor,), make, outcome)
+    return ComputedTensor(wanted, tensor.shape, (tensor,), make, finding)
 
 
 @value_edit(
@@ -198,7 +198,7 @@ def scale(
     def scaled(key: str, tensor: Tensor) -> Tensor:
         if not (tensor.dtype.is_floating or tensor.dtype.is_complex):
             raise EditError([f"{key!r} is {tensor.dtype}, only floating-point tensors are scaled"])
-        arithmetic.check_computable(key, tensor.dtype)
+        casts.check_computable(key, tensor.dtype)
 
         def make(inputs: tuple[Tensor, ...]) -> Iterator[Block]:
             return arithmetic.scaled(inputs[0], factor, elements=elements)
@@ -310,7 +310,7 @@ def pad(
         axis = axis_of(key, tensor, dim)
         if before < 0 or after < 0:
             raise EditError([f"{key!r} cannot be padded by {before} and {after} indices; to cut, use slice"])
-        arithmetic.check_computable(key, tensor.dtype)
+        casts.check_computable(key, tensor.dtype)
         if not (tensor.dtype.is_floating or tensor.dtype.is_complex or float(value).is_integer()):
             raise EditError([f"{key!r} is {tensor.dtype} and cannot be padded with {value}"])
         parts = [filled(tensor, axis, before, value), tensor, filled(tensor, axis, after, value)]

@@ -28,7 +28,7 @@ _NAME = b"ckpt-journal "
 _MAGIC = _NAME + b"1\n"
 _DIGEST = 32  # bytes of a SHA-256
 
-Outcome = Literal["finished", "rolled back"]
+Recovery = Literal["finished", "rolled back"]
 _State = Literal["old", "new", "mixed", "other"]
 
 
@@ -80,7 +80,7 @@ def apply(path: Path, patches: Sequence[Patch]) -> None:
         _remove(journal_path(path))
 
 
-def recover(path: str | Path, *, roll_back: bool = False) -> Outcome | None:
+def recover(path: str | Path, *, roll_back: bool = False) -> Recovery | None:
     """Finish a change in place that was interrupted, or take it back with ``roll_back``; None where there is none.
 
     Where nothing of the change had been written, the file stays as it is: "rolled back".  :func:`ckpt_surgeon.open`
@@ -109,7 +109,7 @@ def recover(path: str | Path, *, roll_back: bool = False) -> Outcome | None:
         return None  # a journal that is not complete yet, or was never: the file is untouched and may be read
 
 
-def _recovered(path: Path, descriptor: int, journal: Path, roll_back: bool) -> Outcome:
+def _recovered(path: Path, descriptor: int, journal: Path, roll_back: bool) -> Recovery:
     """Write what a journal has, from which on it may go."""
     found = _read_journal(path, journal)
     if found is None:

@@ -22,7 +22,9 @@ from ..files.prefetch import reading_ahead
 from ..files.sinks import Sink
 from ..files.spans import ByteSpan
 from ..tensors.dtypes import BY_CODE
-from ..tensors.records import DIMENSIONS, ELEMENTS, ExtraState, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
+from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
+from ..tensors.storage import Storage
+from ..tensors.stored import DIMENSIONS, ELEMENTS, StoredTensor
 from ..tensors.strides import row_major
 from .contents import Contents, Reindexed
 from .pickle.torch_objects import LOST

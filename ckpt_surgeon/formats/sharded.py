@@ -17,7 +17,8 @@ from typing import Protocol
 from ..errors import BrokenFile, CheckpointError, NotACheckpoint, listed
 from ..files.paths import FilePath, LocalPath, prefetch_heads
 from ..tensors.dtypes import BY_NAME
-from ..tensors.records import OpaqueTensor, StoredTensor
+from ..tensors.records import OpaqueTensor
+from ..tensors.stored import StoredTensor
 from .contents import Contents
 from .pickle.torch_objects import LOST
 from .pickle.values import Global, Ordered, Value, spelled

@@ -19,7 +19,7 @@ from ..files.fetched import ensure_fetched, retry_with_more
 from ..files.paths import FilePath
 from ..files.spans import ByteSpan
 from ..tensors.dtypes import DType
-from ..tensors.records import Storage
+from ..tensors.storage import Storage
 from .contents import Contents
 from .payloads import LEGACY, names_in_loads
 from .pickle.machine import PickleError, Unpickled

@@ -19,7 +19,7 @@ from ..errors import BrokenFile
 from ..files.fetched import ensure_all_fetched
 from ..files.paths import FilePath
 from ..files.spans import ByteSpan
-from ..tensors.records import Storage
+from ..tensors.storage import Storage
 from .contents import Contents
 from .payloads import names_in_loads
 from .pickle.machine import Load, PickleError

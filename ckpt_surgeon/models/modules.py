@@ -17,7 +17,8 @@ from ..errors import CheckpointError, TargetError
 from ..tensors.checkpoint import Checkpoint, versions_of
 from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
 from ..tensors.extra_state import is_extra_state, parts, unknown_in
-from ..tensors.records import ComputedTensor, ExtraState, Shaped, StoredTensor
+from ..tensors.records import ComputedTensor, ExtraState, Shaped
+from ..tensors.stored import StoredTensor
 from ..tensors.torch_bridge import python_value, to_torch
 
 if TYPE_CHECKING:

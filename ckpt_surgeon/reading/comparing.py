@@ -15,7 +15,8 @@ from ..files.spans import Block
 from ..tensors.arithmetic import distance, summed
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import digest
-from ..tensors.records import ExtraState, OpaqueTensor, StoredTensor, Tensor, spans_of
+from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
+from ..tensors.stored import StoredTensor
 from ..text import Shown
 from .sources import checkpoint_of, is_tensor
 

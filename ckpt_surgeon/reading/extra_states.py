@@ -13,7 +13,8 @@ from ..formats.zip import torch_zip
 from ..formats.zip.archive import read_archive
 from ..tensors.dtypes import BY_NAME
 from ..tensors.extra_state import DEPTH, Device, Unknown, extra_state
-from ..tensors.records import ComputedTensor, ExtraState, OpaqueTensor, StoredTensor
+from ..tensors.records import ComputedTensor, ExtraState, OpaqueTensor
+from ..tensors.stored import StoredTensor
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _TENSORS = (StoredTensor, ComputedTensor, OpaqueTensor)

@@ -13,7 +13,8 @@ from ..files.paths import FilePath, LocalPath, is_path
 from ..files.prefetch import reading_ahead
 from ..formats.contents import Contents
 from ..tensors.checkpoint import Checkpoint, LeftOut
-from ..tensors.records import StoredTensor, Tensor, spans_of
+from ..tensors.records import Tensor, spans_of
+from ..tensors.stored import StoredTensor
 from ..text import Shown
 from .candidates import Candidate, candidates
 from .objects import Entry, describe, entries

@@ -58,7 +58,7 @@ def index_of(path: AnyPath) -> Index:
         return index
 
 
-def _told(contents: Contents, outcome: journal.Outcome | None) -> Contents:
+def _told(contents: Contents, outcome: journal.Recovery | None) -> Contents:
     """Contents with a note on what became of an interrupted rename in place."""
     if outcome is None:
         return contents

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from ..errors import SelectionError
 from ..files.paths import FilePath
 from ..formats.pickle.values import Object, Value, spelled
-from ..tensors.records import ComputedTensor, OpaqueTensor, StoredTensor, Tensor
+from ..tensors.records import ComputedTensor, OpaqueTensor, Tensor
+from ..tensors.stored import StoredTensor
 
 Step = tuple[int, str]  # from a container (its identity) to a child of it
 Trail = tuple[Step, ...]  # from the root of a file to one of its nodes

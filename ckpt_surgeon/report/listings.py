@@ -10,7 +10,9 @@ from ..edits.companions import summary
 from ..formats.registry import writers
 from ..key_patterns import FEW, fold
 from ..tensors.checkpoint import LeftOut
-from ..tensors.records import ExtraState, Storage, StoredTensor, Tensor
+from ..tensors.records import ExtraState, Tensor
+from ..tensors.storage import Storage
+from ..tensors.stored import StoredTensor
 from ..text import as_json, command, long_table, number, plural, size, table, visible
 
 if TYPE_CHECKING:

@@ -19,7 +19,9 @@ from ..edits.keys import without_wrappers
 from ..errors import EditError, listed
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.dtypes import DType, parse
-from ..tensors.records import Storage, StoredTensor, Tensor
+from ..tensors.records import Tensor
+from ..tensors.storage import Storage
+from ..tensors.stored import StoredTensor
 from .naming import Names, is_buffer
 from .state import Group, OptimizerState, Slot, slot_of
 

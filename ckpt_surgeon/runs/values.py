@@ -12,7 +12,9 @@ from ..errors import EditError, NothingMatched
 from ..formats.pickle.graph import CallNode
 from ..formats.pickle.values import Value
 from ..formats.zip.whole import tensor_node
-from ..tensors.records import Storage, StoredTensor, Tensor
+from ..tensors.records import Tensor
+from ..tensors.storage import Storage
+from ..tensors.stored import StoredTensor
 from .run import Run
 from .state import PACKED, Path, named_children
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import BrokenFile
 from ..files.spans import Block, fill
-from .records import StoredTensor, Tensor
+from .records import Tensor
+from .stored import StoredTensor
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

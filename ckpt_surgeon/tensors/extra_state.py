@@ -17,7 +17,8 @@ from typing import TypeVar
 from ..errors import EditError
 from .checkpoint import Checkpoint
 from .dtypes import EXTRA_STATE, DType
-from .records import ComputedTensor, ExtraState, OpaqueTensor, Shaped, StoredTensor, Tensor
+from .records import ComputedTensor, ExtraState, OpaqueTensor, Shaped, Tensor
+from .stored import StoredTensor
 
 SUFFIX = "_extra_state"  # torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX
 DEPTH = 100  # how deep a value may nest

@@ -15,7 +15,9 @@ from ..files.spans import Block, fill
 from .checkpoint import Checkpoint, versions_of
 from .dtypes import BY_NAME, DType
 from .extra_state import Device, Unknown, extra_state, is_extra_state, unknown_in
-from .records import ComputedTensor, ExtraState, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
+from .records import ComputedTensor, ExtraState, OpaqueTensor, Tensor, spans_of
+from .storage import Storage
+from .stored import StoredTensor
 from .strides import row_major, swapped
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from math import prod
 from ..errors import EditError
 from ..files.spans import BLOCK, Block
 from .arithmetic import filled as constant
-from .records import ComputedTensor, ExtraState, OpaqueTensor, StoredTensor, Tensor
+from .records import ComputedTensor, ExtraState, OpaqueTensor, Tensor
+from .stored import StoredTensor
 from .strides import row_major
 
 

@@ -27,7 +27,8 @@ from ..reading.selecting import select_state_dict
 from ..reading.tree import CONTAINERS, TENSORS, Step, Trail, children, followed, is_module
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import digest, is_extra_state
-from ..tensors.records import ExtraState, OpaqueTensor, StoredTensor
+from ..tensors.records import ExtraState, OpaqueTensor
+from ..tensors.stored import StoredTensor
 from ..text import Shown
 
 Holder = tuple[Value, str]  # a dict and one of its names

@@ -17,7 +17,8 @@ from ..formats.registry import FolderWriter, Layout, Writer
 from ..reading.selecting import select_state_dict
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import without_extra_states
-from ..tensors.records import ComputedTensor, Outcome, StoredTensor, Tensor, outcomes
+from ..tensors.records import Finding, Tensor, findings, producer
+from ..tensors.stored import StoredTensor
 from ..text import Shown
 
 Places = Sequence[tuple[int, int]]  # where in a file the pieces are that an index has to tell of
@@ -94,7 +95,7 @@ class Plan(Shown):
         else:
             writer = cast(Writer, self.writer)
             writer.write(sink, file.tensors, self._versions_for(file), {**self.checkpoint.metadata, **metadata})
-        found = list(outcomes(file.tensors.values()))
+        found = list(findings(file.tensors.values()))
         return Written(places, *([text for text in texts if text] for texts in _texts(found)))
 
     def _versions_for(self, file: PlannedFile) -> Mapping[str, Mapping[str, object]] | None:
@@ -140,22 +141,22 @@ class Plan(Shown):
         return list(by_identity.values())
 
 
-def _texts(found: Sequence[Outcome]) -> tuple[list[str], list[str]]:
+def _texts(found: Sequence[Finding]) -> tuple[list[str], list[str]]:
     return [one.note for one in found], [one.problem for one in found]
 
 
 def sources_of(tensor: Tensor, seen: set[int]) -> Iterator[FilePath]:
     """The files that a tensor's bytes come from; ``seen`` has the computed tensors that were asked before."""
-    ahead = [tensor]
-    while ahead:
-        next_one = ahead.pop()
-        if isinstance(next_one, StoredTensor):
-            yield from next_one.storage.files
-            next_one = next_one.storage.source or next_one
-        if isinstance(next_one, ComputedTensor) and id(next_one) not in seen:
-            seen.add(id(next_one))
-            ahead.extend(next_one.inputs)
-            yield from next_one.files
+    waiting = [tensor]
+    while waiting:
+        tensor = waiting.pop()
+        if isinstance(tensor, StoredTensor):
+            yield from tensor.storage.files
+        computed = producer(tensor)
+        if computed is not None and id(computed) not in seen:
+            seen.add(id(computed))
+            waiting.extend(computed.inputs)
+            yield from computed.files
 
 
 def plan(

@@ -17,7 +17,7 @@ from ..files.paths import AnyPath
 from ..files.sinks import Progress
 from ..reading.sources import checkpoint_of
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.records import StoredTensor
+from ..tensors.stored import StoredTensor
 from .destinations import Destination, destination
 from .leftovers import left_behind
 from .plan import Places, Plan, Written, plan

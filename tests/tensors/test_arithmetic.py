@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tables import DTYPES
 
 from ckpt_surgeon import EditError, from_torch
-from ckpt_surgeon.tensors import arithmetic
-from ckpt_surgeon.tensors.arithmetic import cast_by_numpy, cast_by_torch
+from ckpt_surgeon.tensors import arithmetic, casts
+from ckpt_surgeon.tensors.casts import cast_by_numpy, cast_by_torch
 from ckpt_surgeon.tensors.dtypes import BY_NAME, DType
 
 pytestmark = [
@@ -128,7 +128,7 @@ def test_numbers_that_an_integer_cannot_hold_are_counted_and_the_others_are_torc
         assert by_numpy(numbers[fits], target) == bits(numbers[fits].to(getattr(torch, target))), target
 
 
-@pytest.mark.parametrize("pair", sorted(arithmetic._FASTER_BY_TORCH))
+@pytest.mark.parametrize("pair", sorted(casts._FASTER_BY_TORCH))
 @given(seed=st.integers(0, 2**32 - 1), mixed=st.booleans())
 @settings(max_examples=8, deadline=None)
 def test_both_engines_give_the_same_bits_and_count_the_same_losses(
@@ -204,16 +204,16 @@ def check_constant(dtype: str, value: float) -> None:
 def test_torch_is_asked_where_it_is_imported_or_where_the_work_pays_for_its_import(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert arithmetic._torch_pays(1)
+    assert casts.torch_pays(1)
     monkeypatch.delitem(sys.modules, "torch")
-    assert not arithmetic._torch_pays(arithmetic.TORCH_PAYS - 1)
-    assert arithmetic._torch_pays(arithmetic.TORCH_PAYS)
+    assert not casts.torch_pays(casts.TORCH_PAYS - 1)
+    assert casts.torch_pays(casts.TORCH_PAYS)
 
 
 def test_many_blocks_come_in_order() -> None:
     numbers = torch.arange(5_000_000, dtype=torch.int32)
     tensor = from_torch({"w": numbers})["w"]
-    losses = arithmetic.Losses()
-    made = b"".join(arithmetic.cast(tensor, BY_NAME["float64"], losses))
+    losses = casts.Losses()
+    made = b"".join(casts.cast(tensor, BY_NAME["float64"], losses))
     assert made == bits(numbers.double())
-    assert losses == arithmetic.Losses()
+    assert losses == casts.Losses()

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from ...errors import BrokenFile
 from ...files.paths import LocalPath
-from ...tensors.records import StoredTensor, Tensor
+from ...tensors.records import Tensor
+from ...tensors.stored import StoredTensor
 from .. import safetensors
 from ..contents import Contents
 from ..pickle.values import Value

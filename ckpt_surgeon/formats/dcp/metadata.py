@@ -23,7 +23,8 @@ from ...errors import BrokenFile, EditError, listed
 from ...files.paths import LocalPath
 from ...files.spans import Block, ByteSpan
 from ...tensors.dtypes import DType
-from ...tensors.records import DIMENSIONS, ELEMENTS, ComputedTensor, OpaqueTensor, Tensor
+from ...tensors.records import ComputedTensor, OpaqueTensor, Tensor
+from ...tensors.stored import DIMENSIONS, ELEMENTS
 from ..contents import Contents
 from ..payloads import Names, names_in_loads, names_in_pickles
 from ..pickle import torch_objects

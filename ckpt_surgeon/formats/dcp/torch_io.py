@@ -22,7 +22,8 @@ from ...errors import BrokenFile, EditError
 from ...files.sinks import Sink
 from ...files.spans import BLOCK, ByteSpan
 from ...tensors.extra_state import without_extra_states
-from ...tensors.records import ExtraState, StoredTensor, Tensor
+from ...tensors.records import ExtraState, Tensor
+from ...tensors.stored import StoredTensor
 from ...tensors.torch_bridge import python_value
 from ..zip import torch_zip
 from ..zip.archive import read_archive

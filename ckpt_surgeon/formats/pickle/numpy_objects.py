@@ -11,7 +11,8 @@ from math import prod
 
 from ...files.spans import ByteSpan
 from ...tensors.dtypes import BY_NAME, DType
-from ...tensors.records import DIMENSIONS, Storage, StoredTensor
+from ...tensors.storage import Storage
+from ...tensors.stored import DIMENSIONS, StoredTensor
 from ...tensors.strides import row_major
 from .machine import LONG
 from .values import Constructor, Global, Inline, Object, Value, spelled

@@ -11,7 +11,9 @@ from functools import cache
 from math import prod
 
 from ...tensors.dtypes import BY_NAME, BY_STORAGE, DType
-from ...tensors.records import DIMENSIONS, ELEMENTS, OpaqueTensor, Storage, StoredTensor
+from ...tensors.records import OpaqueTensor
+from ...tensors.storage import Storage
+from ...tensors.stored import DIMENSIONS, ELEMENTS, StoredTensor
 from .numpy_objects import NumpyArray
 from .values import Class, Constructor, Global, Object, Ordered, Value, hashable, set_pairs, spelled
 

@@ -17,7 +17,7 @@ from ...errors import Argument, BrokenFile, Phrase
 from ...files.fetched import ensure_all_fetched
 from ...files.paths import FilePath
 from ...files.spans import ByteSpan
-from ...tensors.records import Storage
+from ...tensors.storage import Storage
 
 MAGIC = b"PK\x03\x04"
 ALIGNMENT = 64  # bytes, as torch.save aligns

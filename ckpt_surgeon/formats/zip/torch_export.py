@@ -10,7 +10,8 @@ import json
 
 from ...errors import BrokenFile
 from ...tensors.dtypes import BY_NAME, DType
-from ...tensors.records import OpaqueTensor, StoredTensor
+from ...tensors.records import OpaqueTensor
+from ...tensors.stored import StoredTensor
 from ..contents import Contents
 from ..pickle.values import Ordered, Value
 from .archive import Archive

@@ -20,7 +20,9 @@ from ...files.prefetch import reading_ahead
 from ...files.sinks import Sink
 from ...tensors.dtypes import DType
 from ...tensors.extra_state import Device, tensors_in, unknown_in
-from ...tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Storage, StoredTensor, Tensor, spans_of
+from ...tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Tensor, spans_of
+from ...tensors.storage import Storage
+from ...tensors.stored import StoredTensor
 from ...tensors.strides import row_major
 from ..contents import Contents, Reindexed
 from ..payloads import names_in_loads

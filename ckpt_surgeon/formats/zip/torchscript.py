@@ -10,7 +10,8 @@ import re
 from functools import partial
 
 from ...errors import BrokenFile
-from ...tensors.records import OpaqueTensor, StoredTensor
+from ...tensors.records import OpaqueTensor
+from ...tensors.stored import StoredTensor
 from ..contents import Contents
 from ..payloads import names_in_loads
 from ..pickle.values import Object, Ordered, Value, spelled

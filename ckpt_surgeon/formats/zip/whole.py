@@ -14,7 +14,8 @@ from ...errors import BrokenFile, FileError
 from ...files.paths import FilePath
 from ...files.prefetch import reading_ahead
 from ...files.sinks import Sink
-from ...tensors.records import OpaqueTensor, StoredTensor, Tensor, spans_of
+from ...tensors.records import OpaqueTensor, Tensor, spans_of
+from ...tensors.stored import StoredTensor
 from ...tensors.strides import row_major
 from ..pickle import graph, graph_writer
 from ..pickle.graph import CallNode, DictNode, ListNode, Node, PersistentNode

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from ...tensors.records import ComputedTensor, Shaped, StoredTensor
+from ...tensors.records import ComputedTensor, Shaped
+from ...tensors.stored import StoredTensor
 from .state import State
 
 MOST = 4 << 30  # bytes of open tensors that are read to compare them; beyond, names and order have to do
