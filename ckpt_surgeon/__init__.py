@@ -15,11 +15,13 @@ from .hooks import provide as _provide
 TYPE_CHECKING = False  # type checkers take it for True; typing itself is not imported for it
 if TYPE_CHECKING:
     from .edits.change import Change
+    from .edits.combine import concat, split
+    from .edits.fold import fold
     from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
     from .edits.quantised import dequantize
     from .edits.recipe import Recipe, Step, step
     from .edits.resize import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
-    from .edits.values import cast, concat, fold, pad, reshape, scale, slice_, split, transpose
+    from .edits.values import cast, pad, reshape, scale, slice_, transpose
     from .errors import (
         BrokenFile,
         CheckpointError,
@@ -188,11 +190,13 @@ __all__ = [
 # Where each public name is made; its module is imported when the name is first asked for.
 _HOMES = {
     "edits.change": "Change",
+    "edits.combine": "concat split",
+    "edits.fold": "fold",
     "edits.quantised": "dequantize",
     "edits.keys": "add_prefix drop keep rename select strip_prefix",
     "edits.recipe": "Recipe Step step",
     "edits.resize": "map_classes resize_bias_table resize_channels resize_grid resize_rows",
-    "edits.values": "cast concat fold pad reshape scale slice_ split transpose",
+    "edits.values": "cast pad reshape scale slice_ transpose",
     "errors": (
         "BrokenFile CheckpointError EditError FileError FrozenChanged KeyCollision "
         "NoRoom NotACheckpoint NothingMatched OutputExists RecipeError SelectionError TargetError"

@@ -13,7 +13,8 @@ from ..edits.arguments import PAIRS, PATTERNS, TRUTH, Argument, Kind
 from ..edits.change import Edit
 from ..errors import FileError
 from ..files import journal
-from ..files.paths import FilePath, LocalPath
+from ..files.local import LocalPath
+from ..files.paths import FilePath
 from ..formats import registry
 from ..report import outputs
 from ..writing import in_place

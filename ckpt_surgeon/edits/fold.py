@@ -1,4 +1,4 @@
-"""Reparametrised weights and the plain weights that they stand for.
+"""The edit that folds reparametrised weights into plain ones: weight norm, spectral norm, pruning masks.
 
 The formulas are torch's: ``torch._weight_norm`` (torch/nn/utils/weight_norm.py), weight / sigma with
 sigma = uᵀ W v (torch/nn/utils/spectral_norm.py), weight × mask (torch/nn/utils/prune.py).
@@ -9,17 +9,60 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from ..errors import EditError
+from ..errors import EditError, NothingMatched
 from ..files.spans import Block
 from ..tensors.arithmetic import by_torch
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ComputedTensor, Tensor
 from . import companions
+from .arguments import Patterns
+from .change import AllowUnmatched, Change, Inline, listed_patterns, matching
+from .value_edit import regrouped, settled, value_edit
 
 if TYPE_CHECKING:
     import torch
+
+
+@value_edit(
+    "Fold weight norm, spectral norm, masks.",
+    "vocoder.pth plain.pth",
+    inline=[Inline("", help="Fold weight norm, spectral norm, masks.")],
+    computes=True,
+)
+def fold(
+    state_dict: Checkpoint,
+    patterns: Annotated[Patterns, "Globs on keys."] = "*",
+    *,
+    allow_unmatched: AllowUnmatched = False,
+) -> Change[Checkpoint]:
+    """Fold reparametrised weights into plain ones: weight norm, spectral norm and pruning masks.
+
+    Both spellings are known: ``weight_g``/``weight_v``, ``weight_orig``/``weight_u``, ``weight_orig``/
+    ``weight_mask``, and torch's ``parametrizations.weight.original…``.  ``patterns`` are globs on the plain keys
+    (``*.conv.weight``).  Computed by torch's own formulas.  Raises NothingMatched when there is nothing to fold.
+
+    >>> import torch
+    >>> layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2))
+    >>> torch.equal(fold(layer.state_dict())["weight"], layer.weight.detach())
+    True
+    """
+    found = list(reparametrised(state_dict))
+    chosen = matching([one.key for one in found], patterns, allow_unmatched=True)
+    if not chosen and not allow_unmatched:
+        raise NothingMatched(listed_patterns(patterns), what="reparametrised weight", examples=state_dict)
+    problems: list[str] = []
+    sets: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
+    for one in found:
+        try:
+            if one.key in chosen:
+                sets.append((one.keys, {one.key: one.plain()}))
+        except EditError as error:
+            problems += error.problems
+    if problems:
+        raise EditError(problems)
+    return settled(regrouped(state_dict, sets), sets)
 
 
 @dataclass(frozen=True, slots=True)

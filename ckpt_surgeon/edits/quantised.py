@@ -34,7 +34,7 @@ from . import companions
 from .arguments import Patterns
 from .change import AllowUnmatched, Change, Inline, listed_patterns, matching
 from .companions import Relation
-from .values import regrouped, settled, value_edit
+from .value_edit import regrouped, settled, value_edit
 
 if TYPE_CHECKING:
     import torch

@@ -27,14 +27,18 @@ from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
 from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
 from ..text import Shown
-from . import keys, quantised, resize, values
+
+# isort: off  (edits are listed in the order in which these modules declare them)
+from . import combine, fold, keys, quantised, resize, values
 from .arguments import PAIRS, Argument, problem_of, recipe_name
 from .change import EDITS, Change, as_state_dict
 from .rename import parse_pairs
 
+# isort: on
+
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 
-REGISTERED = (keys, values, quantised, resize)  # modules whose edits a recipe can name
+REGISTERED = (keys, values, combine, fold, quantised, resize)  # modules whose edits a recipe can name
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -18,7 +18,7 @@ from ..tensors.records import ComputedTensor, Tensor
 from ..tensors.views import axis_of, concatenated, filled, sliced
 from .arguments import Patterns
 from .change import Change, Inline, matching
-from .values import each, value_edit
+from .value_edit import each, value_edit
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import FileError
-from .paths import FilePath, LocalPath
+from .local import LocalPath
+from .paths import FilePath
 
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE

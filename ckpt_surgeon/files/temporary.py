@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .paths import LocalPath
+from .local import LocalPath
 from .swap import put_back, remove
 
 MADE, OLD = ".tmp", ".old"

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..errors import NEW_FILE, BrokenFile, FileError, NotACheckpoint
-from ..files.paths import FilePath, LocalPath
+from ..files.local import LocalPath
+from ..files.paths import FilePath
 from ..files.sinks import Sink
 from ..tensors.records import Tensor
 from . import foreign, plain_pickle, safetensors, sharded, torch_legacy, torch_tar

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import BrokenFile, CheckpointError, NotACheckpoint, listed
-from ..files.paths import FilePath, LocalPath, prefetch_heads
+from ..files.local import LocalPath
+from ..files.paths import FilePath, prefetch_heads
 from ..tensors.dtypes import BY_NAME
 from ..tensors.records import OpaqueTensor
 from ..tensors.stored import StoredTensor

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import SEE_ALL, BrokenFile, NotACheckpoint, NothingMatched
 from ..files import swap
-from ..files.paths import FilePath, LocalPath, is_path
+from ..files.local import LocalPath
+from ..files.paths import FilePath, is_path
 from ..files.prefetch import reading_ahead
 from ..formats.contents import Contents
 from ..tensors.checkpoint import Checkpoint, LeftOut

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from ..errors import FileError
 from ..files import journal, swap
-from ..files.paths import FilePath, LocalPath
+from ..files.local import LocalPath
+from ..files.paths import FilePath
 from ..files.remote import RemotePath
 from ..files.sinks import FileSink, Progress, Sink
 from ..files.temporary import MADE, OLD, Hold, new_token, temporary

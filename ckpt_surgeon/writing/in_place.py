@@ -3,7 +3,7 @@
 An edit that renames and does nothing else says which keys change.  Here each of them is led back to the names in the
 file that it is made of (a dict's, where dicts are nested also those of the dicts around it; torch's ``_metadata`` has
 module paths of its own), the container's :class:`~ckpt_surgeon.formats.contents.Index` says them anew, and what a
-reader would then find is compared with what was asked for, before :mod:`ckpt_surgeon.journal` touches the file.
+reader would then find is compared with what was asked for, before :mod:`ckpt_surgeon.files.journal` touches the file.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from ..edits.change import Change
 from ..errors import NEW_FILE, EditError, FileError, NoRoom, SelectionError, listed
 from ..files import journal
 from ..files.journal import Patch
-from ..files.paths import AnyPath, FilePath, LocalPath
+from ..files.local import LocalPath
+from ..files.paths import AnyPath, FilePath
 from ..formats.contents import Contents, Index, Reindexed
 from ..formats.pickle.torch_objects import TypedStorage
 from ..formats.pickle.values import Object, Ordered, Value, spelled
-from ..reading.candidates import continues
 from ..reading.opening import INTERRUPTED, index_of
 from ..reading.selecting import select_state_dict
-from ..reading.tree import CONTAINERS, TENSORS, Step, Trail, children, followed, is_module
+from ..reading.tree import CONTAINERS, TENSORS, Step, Trail, children, followed
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.extra_state import digest, is_extra_state
+from ..tensors.extra_state import digest
 from ..tensors.records import ExtraState, OpaqueTensor
 from ..tensors.stored import StoredTensor
 from ..text import Shown
-
-Holder = tuple[Value, str]  # a dict and one of its names
+from .index_names import IndexNames, joined_path
 
 
 class Edit(Protocol):
@@ -81,7 +80,7 @@ def plan_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -> In
     place = followed(contents.root, checkpoint.selected)
     if place is None:
         raise FileError(here, f"has {checkpoint.selected!r} in a place that cannot be told", NEW_FILE)
-    made = _rewritten(index, _Texts(index, names, _modules(change)).below(place[0]), names, place[1])
+    made = _rewritten(index, IndexNames(index, names, _modules(change)).below(place[0]), names, place[1])
     problem = _problem(change, made.contents, select)
     if not problem and place[1]:
         differs = _first_difference(contents.root, made.contents.root, place[1][-1])
@@ -160,128 +159,6 @@ def _modules(change: Change[Checkpoint]) -> dict[str, str]:
     return {paths[id(version)]: path for path, version in (change.result.versions or {}).items()}
 
 
-class _Texts:
-    """What to say at which places of an index so that the keys of a state_dict have their new names."""
-
-    def __init__(self, index: Index, names: Mapping[str, str], modules: Mapping[str, str]) -> None:
-        self._index = index
-        self._path = index.contents.path
-        self._names = names
-        self._modules = modules
-        self._holders: dict[int, Value] = {}
-        self._chosen: dict[tuple[int, str], str] = {}  # by a dict's identity and the name in it
-        self._texts: dict[Hashable, str] = {}
-
-    def below(self, node: Value) -> Mapping[Hashable, str]:
-        """The texts for the state_dict that a node is.  Raises FileError where names cannot be said anew."""
-        for steps in self._steps(node, (), (id(node),)):
-            self._choose(steps)
-        for identity, holder in self._holders.items():
-            self._check(identity, holder)
-        for (identity, name), text in self._chosen.items():
-            self._say(self._holders[identity], name, text)
-        self._say_modules(node, "", "", {id(node)})
-        return self._texts
-
-    def _steps(self, node: Value, above: tuple[Holder, ...], within: tuple[int, ...]) -> Iterator[tuple[Holder, ...]]:
-        """For each tensor the names that its key is made of, as :func:`ckpt_surgeon.open` joins them."""
-        if is_module(node):
-            raise FileError(self._path, "is, or has in it, a module saved whole, whose names are attributes", NEW_FILE)
-        for name, child in children(node):
-            steps = (*above, (node, name))
-            if isinstance(child, TENSORS) or is_extra_state(name):
-                yield steps
-            elif continues(name, child) and id(child) not in within:
-                yield from self._steps(child, steps, (*within, id(child)))
-
-    def _choose(self, steps: tuple[Holder, ...]) -> None:
-        olds = [name for _, name in steps]
-        key = ".".join(olds)
-        if key not in self._names:
-            raise FileError(self._path, f"has {key!r} in a place that cannot be told for certain", NEW_FILE)
-        new = self._names[key]
-        parts, counts = new.split("."), [name.count(".") + 1 for name in olds]
-        if new == key:
-            news = olds
-        elif len(olds) == 1:
-            news = [new]
-        elif len(parts) == sum(counts):
-            news = [".".join(parts[sum(counts[:depth]) : sum(counts[: depth + 1])]) for depth in range(len(counts))]
-        elif new.endswith(rest := "." + ".".join(olds[1:])) and new != rest:
-            news = [new.removesuffix(rest), *olds[1:]]
-        else:
-            raise self._other_nesting(key, new)
-        for (holder, old), text in zip(steps, news, strict=True):
-            self._holders[id(holder)] = holder
-            if self._chosen.setdefault((id(holder), old), text) != text:
-                raise self._other_nesting(key, new)
-
-    def _other_nesting(self, key: str, new: str) -> FileError:
-        problem = f"its dicts are nested, and {key!r} cannot become {new!r} without another nesting"
-        return FileError(self._path, problem, NEW_FILE)
-
-    def _check(self, identity: int, holder: Value) -> None:
-        """Beside the tensors, a dict may hold other things, under names that tensors cannot have too."""
-        seen: dict[str, str] = {}
-        for old, _ in children(holder):
-            new = self._chosen.get((identity, old), old)
-            if seen.setdefault(new, old) != old:
-                raise FileError(self._path, f"{seen[new]!r} and {old!r} would both become {new!r}", NEW_FILE)
-
-    def _say(self, holder: Value, name: str, text: str) -> None:
-        if name == text:
-            return
-        places = self._index.places(holder, name)
-        if not places:
-            raise FileError(self._path, f"says {name!r} in a way that cannot be changed in place", NEW_FILE)
-        self._texts.update(dict.fromkeys(places, text))
-
-    # -- torch's _metadata
-
-    def _say_modules(self, node: Value, old: str, new: str, seen: set[int]) -> None:
-        """Rename the module paths of a dict, at the path ``old`` and later ``new``, and of those in it."""
-        attributes = node.attributes if isinstance(node, Ordered) else None
-        saved = attributes.get("_metadata") if isinstance(attributes, dict) else None
-        if isinstance(saved, dict):
-            for name, text in self._module_names(saved, old, new).items():
-                self._say(saved, name, text)
-        for name, child in children(node):
-            is_key = isinstance(child, TENSORS) or is_extra_state(name)
-            if (id(node), name) in self._chosen and not is_key and id(child) not in seen:
-                seen.add(id(child))
-                text = self._chosen[id(node), name]
-                self._say_modules(child, _joined(old, name), _joined(new, text), seen)
-
-    def _module_names(self, saved: Mapping[Value, Value], old: str, new: str) -> dict[str, str]:
-        """The new name of each module path of one dict.
-
-        A path that goes takes the name of one that stays, so that the dict has it once: of the next, which overwrites
-        it, or of one that says the same.
-        """
-        made: dict[str, str] = {}
-        gone: list[str] = []
-        for name, version in saved.items():
-            if not isinstance(name, str) or not isinstance(version, dict):
-                continue
-            path = self._modules.get(_joined(old, name))
-            if path is None:
-                gone.append(name)
-                continue
-            if path != new and new and not path.startswith(new + "."):
-                raise self._other_nesting(_joined(old, name), path)
-            made[name] = path.removeprefix(new).removeprefix(".") if new else path
-            made |= dict.fromkeys(gone, made[name])
-            gone = []
-        for name in gone:
-            twin = next((other for other in made if saved[other] == saved[name]), name)
-            made[name] = made.get(twin, name)
-        return made
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path and name else path or name
-
-
 # -- what a reader would find
 
 
@@ -325,7 +202,7 @@ def _first_difference(old: Value, new: Value, apart: Step) -> str | None:
         if _facts(one) != _facts(other) or [name for name, _ in ours] != [name for name, _ in theirs]:
             return path or "the rest"
         pairs = zip(ours, theirs, strict=True)
-        ahead += [(_joined(path, name), a, b) for (name, a), (_, b) in pairs if (id(one), name) != apart]
+        ahead += [(joined_path(path, name), a, b) for (name, a), (_, b) in pairs if (id(one), name) != apart]
     return None
 
 

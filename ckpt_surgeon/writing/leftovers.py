@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..files.paths import AnyPath, FilePath, LocalPath, file_path
+from ..files.local import LocalPath
+from ..files.paths import AnyPath, FilePath, file_path
 from ..files.swap import nbytes, remove
 from ..files.temporary import clear, is_held, is_name_of, leftovers, short
 from ..formats import sharded

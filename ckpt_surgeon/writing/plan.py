@@ -10,7 +10,8 @@ from typing import NamedTuple, cast
 
 from ..errors import BrokenFile, EditError, FileError, OutputExists, listed
 from ..files import swap
-from ..files.paths import AnyPath, FilePath, LocalPath, file_path
+from ..files.local import LocalPath
+from ..files.paths import AnyPath, FilePath, file_path
 from ..files.sinks import Progress, Sink
 from ..formats import registry, sharded
 from ..formats.registry import FolderWriter, Layout, Writer

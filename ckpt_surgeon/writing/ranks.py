@@ -1,12 +1,11 @@
 """One output written by several processes that torchrun started: each makes some of the files, the first the index.
 
-Rendezvous and collectives are torch.distributed's (gloo).  Files of this machine are made in a folder beside the output
+Files of this machine are made in a folder beside the output
 and put in place when all of them are there; the index comes last, so that half a result is never taken for the whole.
 What a run that failed has finished is found there by the next one and not made again.  What goes to a URL is sent by
 the process that makes it.
 
 Every process plans the same output from the same arguments; which files are whose follows from their sizes alone.
-torch is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -14,46 +13,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, EditError, FileError, OutputExists, RankFailed, listed
+from ..errors import CheckpointError, FileError, OutputExists, RankFailed, listed
 from ..files import journal, swap
 from ..files.journal import sync_directory
-from ..files.paths import FilePath, LocalPath
+from ..files.local import LocalPath
+from ..files.paths import FilePath
 from ..files.sinks import FileSink, Progress
 from ..files.temporary import OLD, Hold, is_held, new_token, temporary
 from .destinations import Destination, Fill, destination, local_failure
+from .group import Group, joined
 from .leftovers import JOB, READY, clear_parts, left_behind, parts_folder
 from .plan import Plan, Written, sources_of
-from .write import Json, Steps, carry_out
+from .write import Steps, carry_out
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
+    pass
 
-PATIENCE = timedelta(days=7)  # that a process waits for the others, which may have much to write
-GRACE = 2.0  # seconds in which the others say that they are still there, once one has failed
 DONE = ".done"
-
-
-def shares(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Share out shards among ``count`` processes by bytes: the largest first, each to whom has least so far.
-
-    >>> shares([5, 4, 3, 3, 3], 2)
-    [[0, 3], [1, 2, 4]]
-    """
-    made: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-        least = loads.index(min(loads))
-        made[least].append(index)
-        loads[least] += sizes[index]
-    return [sorted(share) for share in made]
 
 
 def write(
@@ -72,7 +53,7 @@ def write(
     OutputExists, EditError with the problems of all processes, and RankFailed where one failed or died.
     """
     steps = Steps(progress or (lambda _: None))
-    with _joined() as group:
+    with joined() as group:
         digest = _digest(planned, job, metadata or {})
         group.agree(digest, planned.out)
         where: Destination
@@ -83,7 +64,7 @@ def write(
         else:
             if group.rank == 0 and not force and (there := planned.in_the_way()):
                 raise OutputExists(there[0])
-            where = _Telling(destination(planned, steps.tell), planned, group)
+            where = _NamingRank(destination(planned, steps.tell), planned, group)
         group.wait()
         notes = carry_out(planned, where, group=group, steps=steps, metadata=metadata)
     notes = (*notes, *left_behind(planned.out))
@@ -98,7 +79,7 @@ class Parts:
     It stays when one of them fails: the next run of the same job finds there what need not be made again.
     """
 
-    def __init__(self, planned: Plan, out: LocalPath, digest: str, group: _Group, tell: Progress) -> None:
+    def __init__(self, planned: Plan, out: LocalPath, digest: str, group: Group, tell: Progress) -> None:
         self._planned = planned
         self._out = out
         self._digest = digest
@@ -134,14 +115,14 @@ class Parts:
         if self._found(path) is not None:
             self._tell(self._planned.sizes[number])
             return _noted(self._folder, path)[1]
-        self._group.says(path.name)
+        self._group.announce(path.name)
         try:
             written = self._write_file(path, fill)
         except (OSError, CheckpointError) as error:
             problem = f"cannot be written ({error.strerror})" if isinstance(error, OSError) else str(error)
             remedy = "the same command goes on from here"
             raise RankFailed(self._group.rank, path.name, problem, remedy=remedy) from error
-        self._group.says("")
+        self._group.announce("")
         return written
 
     def _write_file(self, path: FilePath, fill: Fill) -> Written:
@@ -163,7 +144,7 @@ class Parts:
         return written
 
     def write_index(self, raw: bytes) -> None:
-        self._group.says(f"the index of {self._out.name}")
+        self._group.announce(f"the index of {self._out.name}")
         made = self._folder / "index"
         made.unlink(missing_ok=True)
         _write_down(made, raw)
@@ -221,10 +202,10 @@ class Parts:
         return None
 
 
-class _Telling:
+class _NamingRank:
     """A destination at a URL; what fails there is told with the rank and the file."""
 
-    def __init__(self, inner: Destination, planned: Plan, group: _Group) -> None:
+    def __init__(self, inner: Destination, planned: Plan, group: Group) -> None:
         self._inner = inner
         self._planned = planned
         self._group = group
@@ -235,7 +216,7 @@ class _Telling:
 
     def write_file(self, number: int, fill: Fill) -> Written:
         name = self._planned.files[number].path.name
-        self._group.says(name)
+        self._group.announce(name)
         try:
             return self._inner.write_file(number, fill)
         except (OSError, CheckpointError) as error:
@@ -288,111 +269,3 @@ def _refuse_sources(planned: Plan) -> None:
 def _local(path: FilePath) -> LocalPath:
     assert path.local is not None
     return path.local
-
-
-# -- the other processes
-
-
-class _Group:
-    """The processes of one torchrun: torch.distributed's store and its barrier."""
-
-    def __init__(self, number: int, size: int, store: Store) -> None:
-        self.rank = number
-        self.size = size
-        self.is_leaving = False
-        self._store = store
-        self._rounds = 0
-
-    def share(self, planned: Plan) -> Sequence[int]:
-        """The files that this process makes."""
-        return shares(planned.sizes, self.size)[self.rank]
-
-    def says(self, doing: str) -> None:
-        """Note what this process is at, for the others to tell if it dies."""
-        self._store.set(f"doing/{self.rank}", doing)
-
-    def wait(self) -> None:
-        """Wait until every process is here.  Raises RuntimeError (torch's) when one is gone."""
-        from torch import distributed
-
-        distributed.barrier()
-
-    def gathered(self, value: Json) -> list[Json]:
-        """What each process brings, by rank."""
-        self._rounds += 1
-        self._store.set(f"{self._rounds}/{self.rank}", json.dumps(value))
-        self.wait()
-        return [json.loads(self._store.get(f"{self._rounds}/{one}")) for one in range(self.size)]
-
-    def agree(self, digest: str, out: FilePath) -> None:
-        """Raise EditError unless every process has planned the same."""
-        first, *others = self.gathered(digest)
-        odd = [str(number) for number, other in enumerate(others, 1) if other != first]
-        if odd:
-            problem = f"{out}: rank {', '.join(odd)} plans another output than rank 0"
-            raise EditError(problem, remedy="do all nodes see the same files?")
-
-    def leave(self, why: str = "") -> None:
-        """Say that this process goes, and why where it is a trouble of its own."""
-        self.is_leaving = True
-        self._store.set(f"left/{self.rank}", why)
-
-    def lost(self) -> RankFailed:
-        """Which process the others have lost, and what it was at; the first of the others is to tell."""
-        self.leave()
-        time.sleep(GRACE)
-        gone = [one for one in range(self.size) if not self._store.check([f"left/{one}"])]
-        for one in range(self.size):
-            if one not in gone and (why := self._store.get(f"left/{one}").decode()):
-                return RankFailed(one, "", why, told_by=one)  # it has told by itself
-        if not gone:
-            return RankFailed(self.rank, "", "was stopped", told_by=self.rank)
-        doing = self._store.get(f"doing/{gone[0]}").decode() if self._store.check([f"doing/{gone[0]}"]) else ""
-        others = f", as did {', '.join(map(str, gone[1:]))}" if gone[1:] else ""
-        first = min(set(range(self.size)) - set(gone))
-        return RankFailed(gone[0], doing, f"died{others}", told_by=first, remedy="run the same command again to go on")
-
-
-@contextmanager
-def _joined() -> Iterator[_Group]:
-    """Meet the other processes, and part; where one is lost, say which and what it was at."""
-    from torch import distributed
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    store, number, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    distributed.init_process_group(
-        "gloo", store=PrefixStore("ckpt", store), rank=number, world_size=size, timeout=PATIENCE
-    )
-    group = _Group(number, size, PrefixStore("ckpt_state", store))
-    with _stopped_once(group):
-        try:
-            yield group
-            group.leave()
-        except CheckpointError as error:
-            group.leave(str(error))
-            raise
-        except (RuntimeError, SystemExit) as error:  # a collective without one of the others, or torchrun's SIGTERM
-            group.is_leaving = True
-            raise group.lost() from error
-        finally:
-            distributed.destroy_process_group()
-
-
-@contextmanager
-def _stopped_once(group: _Group) -> Iterator[None]:
-    """torchrun stops all processes once one has died: the first SIGTERM unwinds, but not while that is being told."""
-
-    def stop(number: int, _frame: object) -> None:
-        if not group.is_leaving:
-            raise SystemExit(128 + number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

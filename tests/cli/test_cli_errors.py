@@ -22,7 +22,7 @@ from tables import TABLE, ramp, rewritten, save_legacy, save_safetensors, save_s
 
 import ckpt_surgeon
 from ckpt_surgeon import CheckpointError
-from ckpt_surgeon.files import paths
+from ckpt_surgeon.files import local
 
 STATE = {"module.fc.weight": ramp(30, 40), "module.fc.bias": ramp(30)}
 COMMANDS = ("ls", "strip-prefix", "convert", "diff")
@@ -114,7 +114,7 @@ def test_a_file_that_may_not_be_read_is_told(
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(paths, "open", refused, raising=False)
+    monkeypatch.setattr(local, "open", refused, raising=False)
     assert_trouble(tried(ckpt, command, path, tmp_path / "out.pth"), str(path), "may not be read", "chmod")
 
 

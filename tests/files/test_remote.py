@@ -40,7 +40,8 @@ from upath import UPath
 import ckpt_surgeon
 from ckpt_surgeon import BrokenFile, EditError, FileError, RemotePath
 from ckpt_surgeon.files import prefetch, remote
-from ckpt_surgeon.files.paths import LocalPath, file_path
+from ckpt_surgeon.files.local import LocalPath
+from ckpt_surgeon.files.paths import file_path
 from ckpt_surgeon.files.remote import coalesced
 from ckpt_surgeon.files.spans import ByteSpan
 from ckpt_surgeon.formats.zip import torch_zip

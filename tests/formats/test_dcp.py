@@ -42,7 +42,7 @@ import ckpt_surgeon
 from ckpt_surgeon import CheckpointError
 from ckpt_surgeon.errors import BrokenFile, FileError, OutputExists
 from ckpt_surgeon.files import swap
-from ckpt_surgeon.files.paths import LocalPath
+from ckpt_surgeon.files.local import LocalPath
 from ckpt_surgeon.files.spans import ByteSpan
 from ckpt_surgeon.formats.dcp import pieces, torch_io
 from ckpt_surgeon.formats.dcp.pieces import Piece, Pieced

@@ -15,7 +15,7 @@ import torch
 import ckpt_surgeon
 from ckpt_surgeon import BrokenFile, CheckpointError, FileError, OutputExists
 from ckpt_surgeon.files import temporary
-from ckpt_surgeon.files.paths import LocalPath
+from ckpt_surgeon.files.local import LocalPath
 from ckpt_surgeon.files.sinks import FileSink
 from ckpt_surgeon.writing.destinations import Fill
 from ckpt_surgeon.writing.leftovers import clear_leftovers

@@ -20,8 +20,8 @@ from tables import assert_same
 import ckpt_surgeon
 from ckpt_surgeon.files.sinks import Progress, Sink
 from ckpt_surgeon.writing import write
+from ckpt_surgeon.writing.group import shares
 from ckpt_surgeon.writing.plan import Plan, Written, plan
-from ckpt_surgeon.writing.ranks import shares
 
 RECIPE = "[[edit]]\ndo = 'strip-prefix'\n[[edit]]\ndo = 'cast'\ndtype = 'bf16'\n"
 

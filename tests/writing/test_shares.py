@@ -14,9 +14,10 @@ from tables import TABLE, assert_same
 
 import ckpt_surgeon
 from ckpt_surgeon import CheckpointError, EditError
-from ckpt_surgeon.files.paths import LocalPath
+from ckpt_surgeon.files.local import LocalPath
 from ckpt_surgeon.writing import ranks
 from ckpt_surgeon.writing.destinations import Destination, destination
+from ckpt_surgeon.writing.group import Group, shares
 from ckpt_surgeon.writing.plan import Plan, plan
 from ckpt_surgeon.writing.write import Json, carry_out, write
 
@@ -30,9 +31,9 @@ class Threads:
         self.rank, self.size, self._barrier, self._said = rank, size, barrier, said
 
     def share(self, planned: Plan) -> Sequence[int]:
-        return ranks.shares(planned.sizes, self.size)[self.rank]
+        return shares(planned.sizes, self.size)[self.rank]
 
-    def says(self, doing: str) -> None:
+    def announce(self, doing: str) -> None:
         pass
 
     def gathered(self, value: Json) -> list[Json]:
@@ -50,7 +51,7 @@ def together(make: Callable[[], Plan], size: int = 3) -> list[tuple[str, ...]]:
 
     def run(rank: int) -> tuple[str, ...]:
         planned = make()
-        group = cast(ranks._Group, Threads(rank, size, barrier, said))
+        group = cast(Group, Threads(rank, size, barrier, said))
         where: Destination
         if (out := planned.out.local) is not None:
             where = ranks.Parts(planned, out, "job", group, lambda _: None)
@@ -151,7 +152,7 @@ def test_a_replaced_output_of_shares_keeps_its_modes(tmp_path: Path) -> None:
     (tmp_path / "o.dcp").chmod(0o700)
     with pytest.raises(ckpt_surgeon.OutputExists):
         together(make, size=1)
-    group = cast(ranks._Group, Threads(0, 1, threading.Barrier(1), {}))
+    group = cast(Group, Threads(0, 1, threading.Barrier(1), {}))
     where = ranks.Parts(make(), LocalPath(tmp_path / "o.dcp"), "job", group, lambda _: None)
     where.prepare(force=True)
     carry_out(make(), where, group=group)

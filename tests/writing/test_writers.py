@@ -46,7 +46,8 @@ from tables import (
 
 import ckpt_surgeon
 from ckpt_surgeon import BrokenFile, ByteSpan, Checkpoint, EditError, FileError, OutputExists, Storage, StoredTensor
-from ckpt_surgeon.files.paths import FilePath, LocalPath
+from ckpt_surgeon.files.local import LocalPath
+from ckpt_surgeon.files.paths import FilePath
 from ckpt_surgeon.formats import safetensors as safetensors_format
 from ckpt_surgeon.formats.zip import archive as zip_archive
 from ckpt_surgeon.formats.zip import torch_zip

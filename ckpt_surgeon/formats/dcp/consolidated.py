@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 
 from ...errors import BrokenFile
-from ...files.paths import LocalPath
+from ...files.local import LocalPath
 from ...tensors.records import Tensor
 from ...tensors.stored import StoredTensor
 from .. import safetensors

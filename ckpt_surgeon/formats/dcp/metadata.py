@@ -20,7 +20,7 @@ from math import prod
 from typing import NamedTuple
 
 from ...errors import BrokenFile, EditError, listed
-from ...files.paths import LocalPath
+from ...files.local import LocalPath
 from ...files.spans import Block, ByteSpan
 from ...tensors.dtypes import DType
 from ...tensors.records import ComputedTensor, OpaqueTensor, Tensor
