@@ -27,13 +27,13 @@ from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
 from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
 from ..text import Shown
-
-# isort: off  (edits are listed in the order in which these modules declare them)
-from . import combine, fold, keys, quantised, resize, values
 from .arguments import PAIRS, Argument, problem_of, recipe_name
 from .change import EDITS, Change, as_state_dict
 from .rename import parse_pairs
 
+# In this order, in which edits are listed.
+# isort: off
+from . import keys, values, combine, fold, quantised, resize
 # isort: on
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
