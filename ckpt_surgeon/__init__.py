@@ -65,8 +65,9 @@ if TYPE_CHECKING:
     from .tensors.stored import StoredTensor
     from .tensors.torch_bridge import from_torch
     from .training.freezing import ModuleState, Trainable, freeze, snapshot, trainable, unfreeze, verify_frozen
-    from .training.grouping import GroupSummary, ParamGroups, Rule, Rules, param_groups
+    from .training.grouping import GroupSummary, ParamGroups, param_groups
     from .training.initializing import Initialized, initialize
+    from .training.rules import Rule, Rules
     from .writing.in_place import InPlace, plan_in_place, rename_in_place
     from .writing.plan import Plan
     from .writing.write import convert, save
@@ -229,7 +230,8 @@ _HOMES = {
     "tensors.stored": "StoredTensor",
     "tensors.torch_bridge": "from_torch",
     "training.freezing": "ModuleState Trainable freeze snapshot trainable unfreeze verify_frozen",
-    "training.grouping": "GroupSummary ParamGroups Rule Rules param_groups",
+    "training.grouping": "GroupSummary ParamGroups param_groups",
+    "training.rules": "Rule Rules",
     "training.initializing": "Initialized initialize",
     "writing.in_place": "InPlace plan_in_place rename_in_place",
     "writing.plan": "Plan",

@@ -32,7 +32,7 @@ def set_(
       ckpt set last.ckpt from0.ckpt epoch=0 'optimizer.param_groups.*.lr=1e-4'
     """
     from ..report import trainings
-    from ..runs.run import open_run_file
+    from ..runs.opening import open_run_file
     from ..runs.saving import plan_run
     from ..runs.values import with_values
     from ..writing import write

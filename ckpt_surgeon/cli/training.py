@@ -12,7 +12,8 @@ from ..models.targets import build
 from ..report import training_plans
 from ..training.freezing import NORMS
 from ..training.freezing import freeze as freeze_model
-from ..training.grouping import OVERLAPS, Rules, param_groups
+from ..training.grouping import OVERLAPS, param_groups
+from ..training.rules import Rules
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,9 @@ from ..edits.change import Change
 from ..key_patterns import FEW, folded
 from ..runs.describe import ListedGroup, ListedOptimizer, Parameter, Training
 from ..runs.folder import RunFolder
+from ..runs.nodes import followed
 from ..runs.resume_check import ResumeCheck
-from ..runs.run import Run, followed
+from ..runs.run import Run
 from ..tensors.checkpoint import Checkpoint
 from ..text import as_json, html, plural, table, visible
 from .outputs import change_rows
@@ -28,14 +29,14 @@ def training_text(found: Training, *, full: bool = False) -> str:
     if not found.optimizers:
         lines += ["", "no optimizer's state"]
     if found.parts:
-        lines += ["", table(_PARTS, [(part.path, part.kind, part.said) for part in found.parts])]
+        lines += ["", table(_PARTS, [(part.path, part.kind, part.value) for part in found.parts])]
     return "\n".join(lines)
 
 
 def training_html(found: Training) -> str:
     """The tables as a notebook shows them."""
     tables = [html(_COLUMNS, _rows(one, full=False), _head(one)) for one in found.optimizers]
-    rows = [(part.path, part.kind, part.said) for part in found.parts]
+    rows = [(part.path, part.kind, part.value) for part in found.parts]
     return "\n".join([*tables, html(_PARTS, rows, str(found.path))])
 
 
@@ -102,7 +103,7 @@ def training_json(found: Training) -> str:
                 }
                 for one in found.optimizers
             ],
-            "parts": [{"path": part.path, "kind": part.kind, "value": part.said} for part in found.parts],
+            "parts": [{"path": part.path, "kind": part.kind, "value": part.value} for part in found.parts],
         }
     )
 

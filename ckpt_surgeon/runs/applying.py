@@ -26,7 +26,7 @@ def applied(
     others; ``reset`` are globs on the new keys of parameters whose state is given up.  Raises EditError.
 
     >>> import ckpt_surgeon, torch
-    >>> from ckpt_surgeon.runs.run import open_run_file
+    >>> from ckpt_surgeon.runs.opening import open_run_file
     >>> torch.save({"model": {"module.fc.bias": torch.ones(3)}, "epoch": 3}, "last.ckpt")
     >>> run, change = applied(open_run_file("last.ckpt"), ckpt_surgeon.step("strip_prefix"))
     >>> list(run.weights), run.proof

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from ..formats.pickle.graph import CallNode
 from ..formats.pickle.values import Value
 from ..text import Shown
-from .run import Run, open_run_file
-from .state import PACKED, OptimizerState, Path, Slot, entry, is_optimizer, named_children, pairs_of
+from .opening import open_run_file
+from .run import Run
+from .state import PACKED, OptimizerState, Slot, TreePath, entry, is_optimizer, named_children, pairs_of
 
 from ..files.paths import AnyPath, FilePath  # isort: skip
 
@@ -45,12 +46,12 @@ class ListedOptimizer:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TrainingPart:
     """Anything else that training goes on from: a scheduler, a scaler, loops, random state, a counter."""
 
     path: str
     kind: str
-    said: str
+    value: str
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -60,7 +61,7 @@ class Training(Shown):
     path: FilePath
     weights: str
     optimizers: tuple[ListedOptimizer, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[TrainingPart, ...]
     twins: tuple[str, ...]
 
 
@@ -76,7 +77,7 @@ def training_of(
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, "last.ckpt")
     >>> found = training_of("last.ckpt")
-    >>> found.optimizers[0].groups[0].parameters[1].key, found.parts[0].said
+    >>> found.optimizers[0].groups[0].parameters[1].key, found.parts[0].value
     ('bias', '3')
     """
     run = source if isinstance(source, Run) else open_run_file(
@@ -132,17 +133,17 @@ _KINDS = (
 _COUNTERS = ("epoch", "step", "iter", "iteration", "global_step", "iter_num", "best", "seen", "updates")
 
 
-def _parts(run: Run) -> Iterable[Part]:
+def _parts(run: Run) -> Iterable[TrainingPart]:
     skipped = {run.path, *(twin.path for twin in run.twins), *(state.path for state in run.optimizers)}
     for path, node in _entries(run.whole.root, ()):
         if path in skipped or is_optimizer(node):
             continue
         kind = _kind(path, node)
         if kind:
-            yield Part(".".join(path), kind, _few(node))
+            yield TrainingPart(".".join(path), kind, _value_text(node))
 
 
-def _entries(root: Value, above: Path) -> Iterable[tuple[Path, Value]]:
+def _entries(root: Value, above: TreePath) -> Iterable[tuple[TreePath, Value]]:
     """The entries of a file, and those of its lists and plain dicts of dicts, one level further."""
     for name, node in named_children(root):
         path = (*above, name)
@@ -151,7 +152,7 @@ def _entries(root: Value, above: Path) -> Iterable[tuple[Path, Value]]:
             yield from ((inner, below) for inner, below in _entries(node, path) if pairs_of(below) is not None)
 
 
-def _kind(path: Path, node: Value) -> str:
+def _kind(path: TreePath, node: Value) -> str:
     names = {str(key) for key, _ in pairs_of(node) or ()}
     for kind, wanted in _KINDS:
         if wanted <= names:
@@ -166,7 +167,7 @@ def _kind(path: Path, node: Value) -> str:
     return "arguments" if last in ("args", "hparams", "hyper_parameters", "config", "cfg") else ""
 
 
-def _few(node: Value) -> str:
+def _value_text(node: Value) -> str:
     if isinstance(node, (int, float, str)):
         return str(node)
     epoch = entry(node, "last_epoch")

@@ -25,10 +25,12 @@ from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from ..text import Shown
 from ..writing import write
-from ..writing.plan import Plan as WritePlan
-from .follow import SAME_RUN, Plan, follow_all, notes_of, weakest
+from ..writing.plan import Plan
+from .follow import SAME_RUN, Planner, follow_all, notes_of, weakest
 from .naming import Names, names_of
-from .run import Run, differs, open_run_file
+from .nodes import differs
+from .opening import open_run_file
+from .run import Run
 from .state import OptimizerState, is_optimizer, read_state, written_state
 
 OPTIMIZERS = ("optimizer*.pt", "optimizer*.bin")
@@ -63,7 +65,7 @@ class RunFolder(Shown):
         return names_of(state, self.weights, stated=self.stated, in_model_order=self.in_model_order)
 
     def edited(
-        self, plan: Plan, *, computes: bool = False, replay: Plan | None = None, reset: Iterable[str] = (),
+        self, plan: Planner, *, computes: bool = False, replay: Planner | None = None, reset: Iterable[str] = (),
         moments: str = "zero",
     ) -> tuple[RunFolder, Change[Checkpoint]]:  # fmt: skip
         """The folder after an edit of its weights, and the change: see :meth:`ckpt_surgeon.runs.run.Run.edited`."""
@@ -101,7 +103,7 @@ class RunFolder(Shown):
         )
         return made
 
-    def save_to(self, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> WritePlan:
+    def save_to(self, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> Plan:
         """Write the run as a folder: see :func:`save_run_folder`."""
         return save_run_folder(self, out, force=force)
 
@@ -173,7 +175,7 @@ def _optimizer(path: Path) -> OptimizerFile | None:
     return OptimizerFile(path.name, whole, read_state(whole, (), whole.root)) if is_optimizer(whole.root) else None
 
 
-def save_run_folder(run: RunFolder, target: AnyPath, *, force: bool = False) -> WritePlan:
+def save_run_folder(run: RunFolder, target: AnyPath, *, force: bool = False) -> Plan:
     """Write a run as a folder: weights in their container, optimizers, and all other files as they are; all or none.
 
     Raises OutputExists where something is there, without ``force``; FileError where OUT is not on this machine.
@@ -199,7 +201,7 @@ def save_run_folder(run: RunFolder, target: AnyPath, *, force: bool = False) -> 
     return planned
 
 
-def _write_weights(run: RunFolder, made: Path) -> WritePlan:
+def _write_weights(run: RunFolder, made: Path) -> Plan:
     """The weights under the name and in the shards' size that they had."""
     shards = [name for name in run.weight_files if not name.endswith(".index.json")]
     if len(shards) == 1:

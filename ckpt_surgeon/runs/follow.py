@@ -30,7 +30,7 @@ KEPT_PART = "kept part"
 NO_PROOF = "no proof"
 ADAMS = ("Adam", "NAdam")  # their first update on zero moments beside an old step is up to 3.16 times the rate
 
-Plan = Callable[[Checkpoint], Change[Checkpoint]]
+Planner = Callable[[Checkpoint], Change[Checkpoint]]
 Replay = Callable[[Checkpoint], Checkpoint]  # what the edit makes of other tensors with the same keys and shapes
 
 
@@ -67,7 +67,7 @@ def follow(
 
 
 def follow_all(
-    states: Iterable[tuple[OptimizerState, Names | None]], change: Change[Checkpoint], again: Plan,
+    states: Iterable[tuple[OptimizerState, Names | None]], change: Change[Checkpoint], again: Planner,
     *, computes: bool = False, reset: Iterable[str] = (),
 ) -> list[Followed]:  # fmt: skip
     """What becomes of several optimizers: see :func:`follow`; ``again`` is the edit as it is done to moments."""

@@ -12,7 +12,8 @@ from ..reading.opening import index_of
 from ..reading.selecting import select_state_dict
 from ..tensors.checkpoint import Checkpoint
 from ..writing.in_place import Edit, InPlace
-from .run import Run, open_run_file
+from .opening import open_run_file
+from .run import Run
 
 
 def plan_run_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -> InPlace:

@@ -24,7 +24,7 @@ def with_optimizer_keys(run: Run, keys: str) -> Run:
     >>> model = torch.nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
     >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "last.ckpt")
-    >>> from ckpt_surgeon.runs.run import open_run_file
+    >>> from ckpt_surgeon.runs.opening import open_run_file
     >>> with_optimizer_keys(open_run_file("last.ckpt"), "names").optimizers[0].ids
     ('weight', 'bias')
     """

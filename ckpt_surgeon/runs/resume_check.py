@@ -21,7 +21,8 @@ from ..models.targets import called
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.torch_bridge import to_torch
 from ..text import Shown
-from .run import Run, open_run_file
+from .opening import open_run_file
+from .run import Run
 from .state import OptimizerState
 
 if TYPE_CHECKING:

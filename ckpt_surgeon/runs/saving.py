@@ -17,8 +17,6 @@ from ..tensors.records import Tensor
 from ..writing import write
 from ..writing.plan import Plan, PlannedFile, plan
 
-WritePlan = Plan
-
 
 class Writable(Protocol):
     """What is asked of a run: the file that it came from, its weights, and what is written in place of nodes."""

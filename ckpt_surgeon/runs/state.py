@@ -12,7 +12,7 @@ from ..tensors.records import Tensor
 from .optimizers import Optimizer, kind_of
 
 PACKED = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}  # struct's formats of small tensors
-Path = tuple[str, ...]  # the names from the root of a file to something in it
+TreePath = tuple[str, ...]  # the names from the root of a file to something in it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class Group:
 class OptimizerState:
     """The ``state_dict()`` of one optimizer: ``path`` is where it lies, ``slots`` its state by id and slot."""
 
-    path: Path
+    path: TreePath
     groups: tuple[Group, ...]
     slots: Mapping[Hashable, Mapping[str, Slot]]
     beside: tuple[Pair, ...] = ()  # entries of its dict beside state and param_groups
@@ -102,10 +102,10 @@ def is_optimizer(node: Value) -> bool:
     return pairs_of(entry(node, "state")) is not None and isinstance(entry(node, "param_groups"), ListNode)
 
 
-def _found(root: Value) -> Iterator[tuple[Path, Value]]:
+def _found(root: Value) -> Iterator[tuple[TreePath, Value]]:
     """Every dict and list in a file with its path, each once; an optimizer is not entered."""
     seen: set[int] = set()
-    ahead: list[tuple[Path, Value]] = [((), root)]
+    ahead: list[tuple[TreePath, Value]] = [((), root)]
     while ahead:
         path, node = ahead.pop()
         if id(node) in seen:
@@ -117,7 +117,7 @@ def _found(root: Value) -> Iterator[tuple[Path, Value]]:
             ahead.extend(reversed([one for one in children if not isinstance(one[1], (str, int, float))]))
 
 
-def read_state(whole: Whole, path: Path, node: Value) -> OptimizerState:
+def read_state(whole: Whole, path: TreePath, node: Value) -> OptimizerState:
     """The state of the optimizer that a node is."""
     groups = entry(node, "param_groups")
     assert isinstance(groups, ListNode)

@@ -16,16 +16,16 @@ from ..tensors.records import Tensor
 from ..tensors.storage import Storage
 from ..tensors.stored import StoredTensor
 from .run import Run
-from .state import PACKED, Path, named_children
+from .state import PACKED, TreePath, named_children
 
 SCALARS = (bool, int, float, str, type(None))
 DEPTH = 12
 
 
-def scalars(run: Run) -> Iterator[tuple[Path, Value]]:
+def scalars(run: Run) -> Iterator[tuple[TreePath, Value]]:
     """Every number, string, flag, None and tensor of one element in a file, with its path."""
     seen: set[int] = set()
-    ahead: list[tuple[Path, Value]] = [((), run.whole.root)]
+    ahead: list[tuple[TreePath, Value]] = [((), run.whole.root)]
     while ahead:
         path, node = ahead.pop()
         if isinstance(node, SCALARS) or _single(run, node) is not None:
@@ -50,13 +50,13 @@ def with_values(run: Run, values: Mapping[str, object] | Iterable[str]) -> Run:
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"model": {"fc.bias": torch.zeros(2)}, "epoch": 3}, "last.ckpt")
-    >>> from ckpt_surgeon.runs.run import open_run_file
+    >>> from ckpt_surgeon.runs.opening import open_run_file
     >>> with_values(open_run_file("last.ckpt"), ["epoch=0"]).values
     {('epoch',): 0}
     """
     wanted = dict(values) if isinstance(values, Mapping) else dict(map(_parsed, values))
     there = list(scalars(run))
-    made: dict[Path, Value] = {}
+    made: dict[TreePath, Value] = {}
     problems: list[str] = []
     for pattern, value in wanted.items():
         hits = [(path, node) for path, node in there if _fits(path, pattern)]
@@ -84,7 +84,7 @@ def _parsed(text: str) -> tuple[str, object]:
         return path, spelled
 
 
-def _fits(path: Path, pattern: str) -> bool:
+def _fits(path: TreePath, pattern: str) -> bool:
     """Whether a path fits a pattern; names may have dots themselves, so that the whole text is compared too."""
     parts = pattern.split(".")
     if len(parts) == len(path) and all(map(fnmatchcase, path, parts)):

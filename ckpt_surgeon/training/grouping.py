@@ -9,42 +9,23 @@ torch is imported inside the functions.
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
-from ..edits.recipe import line_of, with_line
-from ..errors import Argument, EditError, FileError, NothingMatched, Phrase, RecipeError, listed
+from ..errors import Argument, EditError, NothingMatched, Phrase, listed
 from ..text import Shown
-from .selectors import Anatomy, Selector, Selectors, above, anatomy, chosen, each, has_parameters, is_called, spelled
+from .layers import depths_of
+from .rules import Rate, Rule, Rules
+from .selectors import Anatomy, Selector, Selectors, anatomy, chosen, each, has_parameters, is_called, spelled
 
 if TYPE_CHECKING:
     import torch
 
-Rate: TypeAlias = float | str  # 0.01, or "10x": ten times the base
-
 REST = "rest"  # the group of what no rule catches
 OVERLAPS = ("error", "first", "last", "combine")
 _MULTIPLE = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*[x×*]\s*")
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Rule(Shown):
-    """One named group: what it catches (see :mod:`.selectors`), its learning rate and weight decay.
-
-    None takes the base value; ``options`` are further entries for the optimizer (``momentum``, ``betas`` …).
-
-    >>> Rule("head", "fc.*", lr="10x").lr
-    '10x'
-    """
-
-    name: str
-    match: Selectors
-    lr: Rate | None = None
-    weight_decay: Rate | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -71,91 +52,6 @@ class ParamGroups(Shown, list[dict[str, object]]):
 
     def __repr__(self) -> str:
         return f"<ParamGroups: {', '.join(f'{one.name} ({len(one.keys):,})' for one in self.summary)}>"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Rules(Shown):
-    """All that :func:`param_groups` is asked, as it is kept in a TOML file.
-
-    >>> rules = Rules.loads('''
-    ... lr = 0.01
-    ... [[group]]
-    ... name = "head"
-    ... match = ["fc.*"]
-    ... lr = "10x"
-    ... ''')
-    >>> rules.lr, rules.groups[0].name
-    (0.01, 'head')
-    """
-
-    groups: tuple[Rule, ...] = ()
-    lr: float | None = None
-    weight_decay: float | None = None
-    layer_decay: float | None = None
-    layers: tuple[str, ...] = ()
-    on_overlap: str = "error"
-    only: tuple[str, ...] = ()
-
-    @classmethod
-    def loads(cls, text: str, *, path: str | Path = "rules") -> Rules:
-        """Read rules from TOML.  Raises RecipeError with all problems and their line numbers."""
-        try:
-            parsed = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(path, [with_line(str(error), text)]) from error
-        tables = parsed.pop("group", [])
-        found = [(0, name, problem) for name, problem in _odd_entries(parsed, _ENTRIES)]
-        if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-            found.append((0, "group", "groups are [[group]] tables"))
-            tables = []
-        for number, one in enumerate(tables, 1):
-            lacking = [("", f"needs {name} = …") for name in ("name", "match") if name not in one]
-            found += [(number, name, f"group {one.get('name', number)!r}: {problem}")
-                      for name, problem in (*_odd_entries(one, _OF_A_GROUP), *lacking)]  # fmt: skip
-        if found:
-            problems = [
-                f"line {line_of(text, number, name, table='group')}: {problem}" for number, name, problem in found
-            ]
-            raise RecipeError(path, problems)
-        plain: dict[str, Any] = {
-            name: tuple(each(value)) if _ENTRIES[name] is _TEXTS else value for name, value in parsed.items()
-        }
-        return cls(tuple(Rule(**one) for one in tables), **plain)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Rules:
-        """Read rules from a file.  Raises FileError, RecipeError."""
-        try:
-            text = Path(path).read_text("utf-8")
-        except OSError as error:
-            raise FileError(path, f"cannot be opened ({error.strerror})", "check the name") from error
-        except UnicodeDecodeError as error:
-            raise RecipeError(path, ["is not UTF-8 text"]) from error
-        return cls.loads(text, path=path)
-
-
-_TEXT = ("a string", (str,))
-_TEXTS = ("a string or a list of strings", (str, list))
-_NUMBER = ("a number", (int, float))
-_RATE = ("a number or a multiple like '10x'", (int, float, str))
-_TABLE = ("a table", (dict,))
-_ENTRIES = {"lr": _NUMBER, "weight_decay": _NUMBER, "layer_decay": _NUMBER, "layers": _TEXTS, "on_overlap": _TEXT,
-            "only": _TEXTS}  # fmt: skip
-_OF_A_GROUP = {"name": _TEXT, "match": _TEXTS, "lr": _RATE, "weight_decay": _RATE, "options": _TABLE}
-
-
-def _odd_entries(
-    table: Mapping[str, object], known: Mapping[str, tuple[str, tuple[type, ...]]]
-) -> Iterator[tuple[str, str]]:
-    """Pairs of an entry and what is wrong with it."""
-    for name, value in table.items():
-        if name not in known:
-            yield name, f"unknown entry {name!r}; known are {', '.join(known)}"
-            continue
-        said, kinds = known[name]
-        is_mixed = isinstance(value, list) and not all(isinstance(one, str) for one in value)
-        if not isinstance(value, kinds) or isinstance(value, bool) or is_mixed:
-            yield name, f"{name} should be {said}, not {value!r}"
 
 
 def param_groups(
@@ -203,7 +99,7 @@ def param_groups(
     if not trained:
         raise EditError(["no parameter of the model is trainable; see ckpt_surgeon.trainable(model)"])
     caught = _caught(parts, asked, trained)
-    depths, deepest = _depths(parts, list(layers) or list(each(asked.layers))) if asked.layer_decay else ({}, 0)
+    depths, deepest = depths_of(parts, list(layers) or list(each(asked.layers))) if asked.layer_decay else ({}, 0)
     made: dict[tuple[int, tuple[Rule, ...]], list[str]] = {}
     for key in trained:
         made.setdefault((depths.get(key, 0), caught[key]), []).append(key)
@@ -330,43 +226,3 @@ def _rate(what: str, given: Sequence[tuple[str, Rate | None]], base: float | Non
                 raise EditError([f"rule {name!r}: {what}={rate!r} is a multiple, but no base {what} is given"])
             value *= float(match[1])
     return value
-
-
-# -- layers
-
-
-def _depths(parts: Anatomy, layers: Sequence[Selector]) -> tuple[dict[str, int], int]:
-    """How deep each parameter lies, from 0 at the input, and the depth of the last layer."""
-    if layers:
-        sets = [chosen(parts, layer) for layer in layers]
-        depths = {key: depth for depth, keys in reversed(list(enumerate(sets))) for key in keys}
-        if left := [key for key in parts.parameters if key not in depths]:
-            raise EditError([f"{listed(left)} are in none of the {len(sets)} layers; layers has to cover the model"])
-        return depths, len(sets) - 1
-    units = _units(parts)
-    if not units:
-        raise EditError(["the model has no list or Sequential of blocks; name its layers, input first: layers=[…]"])
-    place = {path: depth for depth, path in enumerate(units, 1)}
-    inside = {key: place[path] for key in parts.parameters for path in above(key) if path in place}
-    ahead = len(inside)
-    depths, reached = {}, 0
-    for key in parts.parameters:
-        reached = inside.get(key, reached)
-        ahead -= key in inside
-        depths[key] = reached if ahead or key in inside else len(units) + 1
-    bottom, top = min(depths.values()), max(depths.values())
-    return {key: depth - bottom for key, depth in depths.items()}, top - bottom
-
-
-def _units(parts: Anatomy) -> list[str]:
-    """The paths of the blocks: the children, with parameters, of the outermost lists and Sequentials of several."""
-    from torch import nn
-
-    found: list[str] = []
-    for path, module in parts.modules.items():
-        if any(path.startswith(f"{unit}.") for unit in found) or not isinstance(module, (nn.Sequential, nn.ModuleList)):
-            continue
-        below = [f"{path}.{name}".removeprefix(".") for name, child in module.named_children() if has_parameters(child)]
-        if len(below) > 1:
-            found += below
-    return found
