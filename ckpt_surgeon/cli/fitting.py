@@ -155,9 +155,10 @@ def _fit(
         min_match=min_match,
         seed=seed,
     )
+    report = ""
     if torchrun.rank() == 0 and not work.out.quiet:
-        click.echo(alignments.fit_json(found) if as_json else alignments.fit_text(found, full=full))
-    work.fit(found, say=not as_json)
+        report = alignments.fit_json(found) if as_json else alignments.fit_text(found, full=full)
+    work.fit(found, report=report, say=not as_json)
 
 
 fit = click.Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,10 +72,21 @@ def ls(
         raise click.UsageError("--run, --in-model-order and --full go with --training")
     if fold_rows and with_stats:
         raise click.UsageError("--fold and --stats exclude each other")
-    listing = list_checkpoint(
-        path, patterns, select=select, check=check, stats=with_stats, all=with_all, salvage=salvage
-    )
+    try:
+        listing = list_checkpoint(
+            path, patterns, select=select, check=check, stats=with_stats, all=with_all, salvage=salvage
+        )
+    except NothingMatched as error:
+        _refuse_files(error.patterns)
+        raise
     click.echo(listings.listing_json(listing) if as_json else listings.listing_text(listing, fold_rows=fold_rows))
+
+
+def _refuse_files(patterns: tuple[str, ...]) -> None:
+    """Raise UsageError where a pattern that matches no key is the name of a file."""
+    for pattern in patterns:
+        if os.path.exists(pattern):
+            raise click.UsageError(f"ls takes one file, then patterns for its keys; {pattern} is another file")
 
 
 def _show_training(

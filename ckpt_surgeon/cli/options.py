@@ -67,8 +67,13 @@ class Output:
         metadata: Mapping[str, str] | None = None,
         say: bool = True,
         job: str = "",
+        report: str = "",
     ) -> None:
-        """Plan, and either say so or do it; ``job`` tells what the words of the command leave open (a recipe)."""
+        """Plan, then write or, in a dry run, print the plan.
+
+        ``job`` says what the words of the command leave open (a recipe).  ``report`` is printed before what was done,
+        and not before the work is done: a command that is refused prints nothing.
+        """
         from ..report import outputs  # not for commands that only look
         from ..writing import write
         from ..writing.plan import plan
@@ -82,6 +87,8 @@ class Output:
             max_shard_size=self.max_shard_size,
         )
         if self.dry_run:
+            if report:
+                click.echo(report)
             if say:
                 click.echo(outputs.plan_text(planned, change))
             return
@@ -93,8 +100,9 @@ class Output:
                 remarks = ranks.write(planned, job=asked, force=self.force, progress=tell, metadata=metadata)
             else:
                 remarks = write.write(planned, progress=tell, metadata=metadata, threads=self.threads)
-        if say and not self.quiet:
-            say_done(outputs.summary(planned, change, remarks))
+        said = outputs.summary(planned, change, remarks) if say and not self.quiet else ""
+        if report or said:
+            say_done("\n".join(filter(None, [report, said])))
 
 
 SELECT = click.Option(

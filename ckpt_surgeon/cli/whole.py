@@ -70,17 +70,17 @@ class Work:
         run, change = applied(self.source, edit, moments=self.moments, reset=self.reset)
         self._write(run, change, say=say)
 
-    def fit(self, found: Fit, *, say: bool = True) -> None:
-        """Write what was fitted to a model."""
+    def fit(self, found: Fit, *, report: str = "", say: bool = True) -> None:
+        """Write what was fitted to a model; ``report`` is printed before what was done, once that is done."""
         if isinstance(self.source, Checkpoint):
-            self.out.write(found.change, say=say)
+            self.out.write(found.change, say=say, report=report)
             return
         from ..runs.applying import fitted
 
         run = fitted(self.source, found, moments=self.moments, reset=self.reset)
-        self._write(run, found.change, say=say)
+        self._write(run, found.change, say=say, report=report)
 
-    def _write(self, run: Run | RunFolder, change: Change[Checkpoint], *, say: bool) -> None:
+    def _write(self, run: Run | RunFolder, change: Change[Checkpoint], *, say: bool, report: str = "") -> None:
         from ..report import outputs, trainings
         from ..runs.folder import RunFolder, save_run_folder
         from ..runs.optimizer_keys import with_optimizer_keys
@@ -92,22 +92,29 @@ class Work:
         quiet = self.out.quiet or not say
         if isinstance(run, RunFolder):
             if self.out.dry_run:
-                click.echo(trainings.folder_plan_text(run, change, self.out.out))
+                click.echo(_lines(report, trainings.folder_plan_text(run, change, self.out.out)))
                 return
             save_run_folder(run, self.out.out, force=self.out.force)
-            if not quiet:
-                say_done(trainings.folder_summary(run, change, self.out.out))
+            summary = "" if quiet else trainings.folder_summary(run, change, self.out.out)
+            if report or summary:
+                say_done(_lines(report, summary))
             return
         run = with_optimizer_keys(run, self.keys) if self.keys else run
         planned = plan_run(run, self.out.out, force=self.out.force or self.out.dry_run)
         if self.out.dry_run:
-            if not quiet:
-                click.echo(outputs.plan_text(planned, change, notes=trainings.run_notes(run)))
+            text = "" if quiet else outputs.plan_text(planned, change, notes=trainings.run_notes(run))
+            if report or text:
+                click.echo(_lines(report, text))
             return
         with progress(planned.nbytes, self.out.quiet) as tell:
             remarks = write.write(planned, progress=tell)
-        if not quiet:
-            say_done(outputs.summary(planned, change, [*remarks, *trainings.run_notes(run)]))
+        text = "" if quiet else outputs.summary(planned, change, [*remarks, *trainings.run_notes(run)])
+        if report or text:
+            say_done(_lines(report, text))
+
+
+def _lines(*texts: str) -> str:
+    return "\n".join(filter(None, texts))
 
 
 def work_of(values: dict[str, object]) -> Work:

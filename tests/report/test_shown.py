@@ -192,6 +192,31 @@ def test_the_text_of_a_record_is_what_the_command_prints(name: str, folder: Path
     assert str(make(folder)) == printed(command, *there)
 
 
+def test_the_text_of_a_fit_is_what_the_command_prints_before_it_says_what_it_wrote(folder: Path) -> None:
+    out = folder / "fitted.pth"
+    cs.save({"fc.weight": torch.ones(3, 2), "fc.bias": torch.ones(3)}, folder / "linear.pth", force=True)
+    (folder / "fit_target.py").write_text(
+        "import torch\n\n\ndef make():\n    return torch.nn.Sequential(torch.nn.Linear(2, 3))\n"
+    )
+    target = f"{folder / 'fit_target.py'}:make"
+    found = cs.fit(folder / "linear.pth", target, min_certainty="likely")
+    lines = printed("fit", folder / "linear.pth", target, out, "--min-certainty", "likely")
+    assert lines.startswith(f"{found}\nwrote {out}: ")
+
+
+def test_the_text_of_a_rename_in_place_is_what_the_command_prints(folder: Path) -> None:
+    path = folder / "renamed.pth"
+    path.write_bytes((folder / "other.pth").read_bytes())
+    planned = cs.plan_in_place(path, cs.step("strip_prefix"))
+    assert str(planned) == printed("strip-prefix", path, "--in-place", "--dry-run")
+
+
+def test_the_text_of_what_is_trained_and_of_groups_is_what_the_commands_print() -> None:
+    target = "torch.nn:Linear(2, 3)"
+    assert str(cs.freeze(nn.Linear(2, 3))) == printed("freeze-plan", target)
+    assert str(cs.param_groups(nn.Linear(2, 3), lr=0.1)) == printed("groups", target, "--lr", "0.1")
+
+
 def test_a_record_from_another_process_is_shown_too(folder: Path) -> None:
     script = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')))"
     hashes = cs.hash(folder / "other.pth")
