@@ -16,10 +16,10 @@ import ckpt_surgeon
 from ckpt_surgeon import CheckpointError, EditError
 from ckpt_surgeon.edits.change import Change
 from ckpt_surgeon.runs.in_place import plan_run_in_place
+from ckpt_surgeon.runs.opening import open_run_file as open_run
 from ckpt_surgeon.runs.optimizer_keys import with_optimizer_keys
 from ckpt_surgeon.runs.resume_check import resume_check
 from ckpt_surgeon.runs.run import Run
-from ckpt_surgeon.runs.run import open_run_file as open_run
 from ckpt_surgeon.runs.saving import save_whole as save_run
 from ckpt_surgeon.runs.values import with_values
 from ckpt_surgeon.tensors.checkpoint import Checkpoint

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ckpt_surgeon
 from ckpt_surgeon.runs.folder import open_run_folder, save_run_folder
-from ckpt_surgeon.runs.run import open_run_file as open_run
+from ckpt_surgeon.runs.opening import open_run_file as open_run
 from ckpt_surgeon.runs.saving import save_whole as save_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
