@@ -42,11 +42,13 @@ def fitted(run: AnyRun, found: Fit, *, moments: str = "zero", reset: Iterable[st
     ``found`` is what :func:`ckpt_surgeon.fit` made of ``run.weights``.  Raises EditError.
 
     >>> import ckpt_surgeon, torch
-    >>> model = torch.nn.Linear(2, 2)
+    >>> def build(classes):
+    ...     return torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, classes))
+    >>> model = build(2)
     >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
     >>> torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "last.ckpt")
     >>> run = ckpt_surgeon.open_run("last.ckpt")
-    >>> fitted(run, ckpt_surgeon.fit(run.weights, torch.nn.Linear(2, 3), on_mismatch="drop")).proof
+    >>> fitted(run, ckpt_surgeon.fit(run.weights, build(3), on_mismatch="drop")).proof
     'kept part'
     """
     again = found.recipe.for_moments(moments).plan
