@@ -1,0 +1,92 @@
+"""Pairs the parameters of two models by running both, and proves it: the copied model gives the same output.
+
+``elements`` numbers every element of a model's parameters, ``tracing`` follows them through a forward pass, ``pairing``
+finds for each of the target's operations the source's that was given the same, ``decoding`` says what that means key
+by key, and ``examples`` finds an input.  The values are random: names, shapes and trained values play no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .decoding import RunPair, decoded
+from .elements import EPS, Numbered
+from .examples import example_for, heads_of
+from .pairing import Search
+from .proving import proof
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TOLERANCE", "RunPair", "RunPairs", "pairs_by_running"]
+
+TOLERANCE = 1e-8  # of the outputs' largest value, in float64
+SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunPairs:
+    """What running showed: ``pairs`` are proven; ``unproven`` are keys of the target that are not, with the reason.
+
+    ``difference`` is the outputs' largest one, as a share of their largest value; None where no two are comparable.
+    """
+
+    pairs: tuple[RunPair, ...]
+    unproven: Mapping[str, str]
+    difference: float | None
+    example: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """The proof in one line."""
+        shape = "×".join(map(str, self.example))
+        return f"both models gave the same output on a random {shape} input (within {TOLERANCE:g}, eps {EPS:g} in both)"
+
+
+def pairs_by_running(
+    source: torch.nn.Module,
+    target: torch.nn.Module,
+    example: torch.Tensor | None = None,
+    *,
+    seconds: float = SECONDS,
+) -> RunPairs:
+    """Pair the parameters and buffers of two models by what they do in a forward pass.
+
+    Copies of both run in float64 with random weights, statistics and biases, with the same eps in all normalisations,
+    on ``example`` or on a random input that both take.  A pair is in the result only if the target, filled with
+    the source's values as the pairs say, gives the source's output within :data:`TOLERANCE`, and if the key has an
+    influence on that output.  The search for pairs ends after about ``seconds``.
+
+    Raises TargetError for models on the meta device, and where no input is found that both take.
+
+    >>> import torch
+    >>> one = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> two = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> found = pairs_by_running(one, two)
+    >>> [(pair.olds[0], pair.new) for pair in found.pairs]
+    [('0.weight', '1.weight'), ('0.bias', '1.bias'), ('2.weight', '3.weight'), ('2.bias', '3.bias')]
+    """
+    ours, theirs = Numbered.of(source, seed=1), Numbered.of(target, seed=2)
+    given = example_for(ours.model, theirs.model) if example is None else example.detach().cpu()
+    given = given.double() if given.is_floating_point() else given
+    search = Search(ours, theirs, given, seconds, heads_of(source, target))
+    origin = search.origins()
+    found = {key: pair for key in theirs.shapes if (pair := decoded(ours, theirs, origin, key)) is not None}
+    difference, alive = proof(ours, theirs, found, given, search.groups, TOLERANCE)
+    proven = tuple(found[key] for key in found if key in alive)
+    unproven = {key: _why(key, found, difference) for key in theirs.shapes if key not in alive}
+    notes = ("the search for pairs was ended: there were too many choices",) if search.ended else ()
+    return RunPairs(proven, unproven, difference, tuple(given.shape), notes)
+
+
+def _why(key: str, found: Mapping[str, RunPair], difference: float | None) -> str:
+    if key not in found:
+        return "nothing in the source is given the same in a forward pass"
+    if difference is None:
+        return "the two models give no outputs of one shape"
+    if difference > TOLERANCE:
+        return f"the outputs differ by {difference:.1g} of their largest value"
+    return "it has no influence on the output"
