@@ -35,6 +35,11 @@ from .whole import whole_options, work_of
     show_default=True,
     help="The least certainty of what the recipe renames.",
 )
+@click.option(
+    "--source",
+    metavar="MODEL",
+    help="The model that the checkpoint was saved from, spelled as TARGET is: both are run, which proves keys.",
+)
 @click.option("--full", is_flag=True, help="List every key, however many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -46,6 +51,7 @@ def align(
     out: FilePath | None,
     force: bool,
     min_certainty: str,
+    source: str | None,
     full: bool,
     as_json: bool,
 ) -> None:
@@ -55,18 +61,24 @@ def align(
     order and structure fit all round, possible where only the shape does.  Where several keys fit equally well, the
     choice is left open.  The recipe is what ckpt apply runs: review it first.
 
+    With --source, copies of both models are run with random weights on the same random input.  Proven is a key where
+    the target, filled with the source's weights, gives the same output: renamed, reshaped, fused or taken apart.
+
     Exit status: 0 when every key of the target is settled, 1 when some are open or missing, 2 on trouble.
 
     \b
     Example:
       ckpt align resnet50.pth 'models.py:Regrouped()' -o recipe.toml
       ckpt apply recipe.toml resnet50.pth regrouped.pth
+      ckpt align resnet50.pth 'models.py:Regrouped()' --source torchvision.models:resnet50
     """
+    if source is not None and not (is_model(source) and is_model(target)):
+        raise click.UsageError("--source runs two models: give it and TARGET as package.module:factory")
     if out is not None and not force and out.lexists():
         raise OutputExists(out)
     ours = open_checkpoint(checkpoint, select=select)
     theirs: dict[str, Shaped] = dict(resolve(target)) if is_model(target) else dict(open_checkpoint(target))
-    found = align_checkpoint(ours, theirs).at_least(min_certainty)
+    found = align_checkpoint(ours, theirs, source_model=source, target_model=target).at_least(min_certainty)
     click.echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
     if out is not None:
         recipe = alignment_recipe(found, ours)

@@ -20,14 +20,15 @@ _LETTERS = "nmkijpqrst"
 def alignment_recipe(found: Alignment, keys: Iterable[str]) -> Recipe:
     """The recipe that carries an alignment out on a checkpoint with these keys.
 
-    Renames first, as rules; then reshapes.  A key without a proposal keeps its name, unless the target means
-    something by that name: what is open would be settled by accident.  Then it is dropped.
+    First what is taken apart or joined, then renames, as rules, then reshapes.  A key without a proposal keeps its
+    name, unless the target means something by that name: what is open would be settled by accident.  Then it is
+    dropped.
     """
-    keys = list(keys)
     pairs = found.pairs
-    steps: list[Step] = []
+    steps, keys = _regrouping(found, list(keys))
+    made = {one.new for one in found.made}
     taken = {*pairs.values(), *found.missing, *(key for one in found.ambiguous for key in one.news)}
-    blocking = {key: None for key in keys if key not in pairs and key in taken}
+    blocking = {key: None for key in keys if key not in pairs and key in taken - made}
     if blocking:
         steps.append(step("drop", patterns=[_escaped(key) for key in blocking]))
     left = [key for key in keys if key not in blocking]
@@ -43,6 +44,57 @@ def alignment_recipe(found: Alignment, keys: Iterable[str]) -> Recipe:
             reshaped.setdefault(one.reshape, []).append(_escaped(one.new))
     steps += [step("reshape", patterns=names, shape=list(shape)) for shape, names in reshaped.items()]
     return Recipe(tuple(steps))
+
+
+def _regrouping(found: Alignment, keys: list[str]) -> tuple[list[Step], list[str]]:
+    """The steps that take apart and join, with an index for what numbers alone tell apart; and the keys after them."""
+    sets: list[tuple[str, ...]] = []
+    wholes: dict[str, dict[int, str]] = {}
+    for one in found.made:
+        if len(one.olds) > 1:
+            sets.append((one.new, *one.olds))
+        else:
+            wholes.setdefault(one.olds[0], {})[one.part[0]] = one.new
+    splits = _templates([(old, *(parts[at] for at in sorted(parts))) for old, parts in wholes.items()], keys)
+    steps = [step("split", source=old, into=list(news)) for old, *news in splits]
+    steps += [step("concat", sources=list(olds), into=new) for new, *olds in _templates(sets, keys)]
+    gone = {old for one in found.made for old in one.olds}
+    return steps, [*(key for key in keys if key not in gone), *(one.new for one in found.made)]
+
+
+def _templates(sets: list[tuple[str, ...]], keys: Iterable[str]) -> list[tuple[str, ...]]:
+    """Sets of keys that differ in one number alone, as one set of templates, where they name no key besides."""
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for one in sets:
+        groups.setdefault(tuple(_DIGITS.sub("#", text) for text in one), []).append(one)
+    found: list[tuple[str, ...]] = []
+    for group in groups.values():
+        numbers = [[int(number) for text in one for number in _DIGITS.findall(text)] for one in group]
+        varying = {tuple(column) for column in zip(*numbers, strict=True) if len(set(column)) > 1}
+        texts = [] if len(varying) != 1 else [_indexed(text, slots) for text, slots in _slots(group[0], numbers)]
+        named = sum(any(re.fullmatch(_pattern(text), key) for text in texts) for key in keys)
+        in_each = all("{n}" in text for text in texts)
+        covered = len({text for one in group for text in one} & set(keys))
+        found += [tuple(texts)] if texts and in_each and named == covered else group
+    return found
+
+
+def _slots(texts: tuple[str, ...], numbers: list[list[int]]) -> Iterable[tuple[str, list[bool]]]:
+    """Each text with which of its numbers vary."""
+    varying = [len(set(column)) > 1 for column in zip(*numbers, strict=True)]
+    for text in texts:
+        count = len(_DIGITS.findall(text))
+        yield text, varying[:count]
+        varying = varying[count:]
+
+
+def _indexed(text: str, varying: list[bool]) -> str:
+    numbers = _DIGITS.findall(text)
+    return _with_numbers(text, ["{n}" if vary else number for number, vary in zip(numbers, varying, strict=True)])
+
+
+def _pattern(template: str) -> str:
+    return r"\d+".join(re.escape(text) for text in template.split("{n}"))
 
 
 def _common_prefix(pairs: Mapping[str, str], keys: list[str]) -> str:
@@ -213,7 +265,11 @@ def commented(recipe: Recipe, found: Alignment) -> str:
     reasons: dict[tuple[str, str], int] = {}
     for one in found.proposals:
         reasons[one.certainty, one.reason] = reasons.get((one.certainty, one.reason), 0) + 1
-    lines = [f"# {len(found.proposals):,} keys aligned; review before you apply it"]
+    for made in found.made:
+        how = "joined" if len(made.olds) > 1 else "taken apart"
+        reasons["proven", f"{how}; {made.reason}"] = reasons.get(("proven", f"{how}; {made.reason}"), 0) + 1
+    count = len(found.proposals) + len(found.made)
+    lines = [f"# {count:,} keys aligned; review before you apply it"]
     lines += [f"#   {certainty}: {reason} ({count:,} keys)" for (certainty, reason), count in reasons.items()]
     for open_choice in found.ambiguous:
         lines.append(f"# open: {', '.join(open_choice.olds[:6])} -> {', '.join(open_choice.news[:6])}")

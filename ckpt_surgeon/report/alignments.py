@@ -9,7 +9,7 @@ from ..key_patterns import FEW, folded
 from ..text import as_json, percent, plural, table, visible
 
 if TYPE_CHECKING:
-    from ..models.align import Alignment, Proposal
+    from ..models.align import Alignment, Made, Proposal
     from ..models.fit import Fit
 
 
@@ -19,6 +19,9 @@ def alignment_text(found: Alignment, *, full: bool = False) -> str:
     groups: dict[tuple[str, str], list[str]] = {}
     for one in found.proposals:
         groups.setdefault((one.certainty, one.reason), []).append(one.new)
+    for made in found.made:
+        how = "joined" if len(made.olds) > 1 else "taken apart"
+        groups.setdefault(("proven", f"{how}; {made.reason}"), []).append(made.new)
     rows = [
         (pattern, count, certainty, reason)
         for (certainty, reason), keys in groups.items()
@@ -72,7 +75,13 @@ def alignment_json(found: Alignment) -> str:
             "missing": list(found.missing),
             "notes": list(found.notes),
         }
+        | ({"made": [_made_json(one) for one in found.made]} if found.made else {})
     )
+
+
+def _made_json(one: Made) -> dict[str, object]:
+    found: dict[str, object] = {"new": one.new, "olds": list(one.olds), "reason": one.reason, "certainty": "proven"}
+    return found | ({} if len(one.olds) > 1 else {"part": list(one.part)})
 
 
 def _proposal_json(one: Proposal) -> dict[str, object]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
 import transformers
+from command_line import Run
 from torch import nn
 
 from ckpt_surgeon.errors import TargetError
+from ckpt_surgeon.models.align import align
+from ckpt_surgeon.models.align_recipe import alignment_recipe, commented
 from ckpt_surgeon.models.execution import EPS, RunPairs, pairs_by_running
 
 Make = Callable[[], nn.Module]
@@ -27,7 +31,7 @@ def of_transformers(model: str, config: str, **sizes: object) -> Make:
 
 
 def of_timm(name: str, **sizes: object) -> Make:
-    return lambda: timm.create_model(name, num_classes=5, **sizes)  # type: ignore[no-any-return]
+    return lambda: timm.create_model(name, num_classes=5, **sizes)
 
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 3}
@@ -65,7 +69,9 @@ def tv_convnext() -> nn.Module:
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
     stages = (CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 1), CNBlockConfig(24, 32, 2), CNBlockConfig(32, None, 1))
-    return ConvNeXt(list(stages), num_classes=5)
+    made = ConvNeXt(list(stages), num_classes=5)
+    assert isinstance(made, nn.Module)
+    return made
 
 
 PAIRS: dict[str, tuple[Make, Make]] = {
@@ -127,7 +133,9 @@ def output(model: nn.Module, example: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         made = model(example)
     made = getattr(made, "logits", made)
-    return (made[0] if isinstance(made, tuple) else made).clone()
+    made = made[0] if isinstance(made, tuple) else made
+    assert isinstance(made, torch.Tensor)
+    return made
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -218,3 +226,48 @@ def test_a_model_without_values_is_refused() -> None:
         model = nn.Linear(2, 2)
     with pytest.raises(TargetError, match="meta device"):
         pairs_by_running(model, nn.Linear(2, 2))
+
+
+# In an alignment, and in the recipe
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["there", "back"])
+def test_the_recipe_of_a_proof_makes_the_file_that_the_target_takes(backwards: bool) -> None:
+    makes = (hf_vit, timm_vit) if backwards else (timm_vit, hf_vit)
+    source, target = randomised(makes[0]()), makes[1]()
+    found = align(source.state_dict(), target, source_model=source, target_model=target)
+    assert found.complete
+    assert {one.certainty for one in found.proposals} == {"proven"}
+    recipe = alignment_recipe(found, source.state_dict())
+    assert "proven" in commented(recipe, found)
+    assert "1e-08" in commented(recipe, found)
+    target.load_state_dict(recipe.apply(source.state_dict()), strict=True)
+    example = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(output(target, example), output(source, example), rtol=1e-5, atol=1e-6)
+
+
+def test_align_runs_the_model_that_source_names(tmp_path: Path, ckpt: Run) -> None:
+    file, recipe = tmp_path / "net.pth", tmp_path / "recipe.toml"
+    (tmp_path / "nets.py").write_text(NETS)
+    torch.save({f"0.{leaf}": torch.zeros(shape) for leaf, shape in (("weight", (3, 3)), ("bias", (3,)))}, file)
+    nets = tmp_path / "nets.py"
+    ran = ckpt("align", file, f"{nets}:target", "--source", f"{nets}:source", "-o", recipe, "--min-certainty", "proven")
+    assert (ran.status, ran.err) == (0, "")
+    assert "proven" in ran.out
+    assert "same output" in recipe.read_text()
+    wrong = ckpt("align", file, f"{nets}:target", "--source", "torch.nn:Linear(7, 7)")
+    assert wrong.status == 2
+    assert "none of the checkpoint's keys" in wrong.err
+    assert ckpt("align", file, file, "--source", f"{nets}:source").status == 2
+
+
+NETS = """
+from collections import OrderedDict
+from torch import nn
+
+def source():
+    return nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+
+def target():
+    return nn.Sequential(OrderedDict(body=nn.Linear(3, 3), act=nn.ReLU()))
+"""

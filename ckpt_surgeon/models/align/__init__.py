@@ -18,15 +18,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...reading.sources import state_dict_of
+from ...errors import TargetError
+from ...reading.sources import is_module, state_dict_of
 from ...tensors.records import Shaped
-from ..targets import expected_of
+from ..targets import expected_of, is_model
 from .flattened import flattened
 from .names import same_names
 from .numbering import renumbered
 from .order import sequence
 from .prefixes import prefixes, unwrapped
-from .results import CERTAINTIES, OTHER_SHAPE, Alignment, Ambiguity, Proposal
+from .results import CERTAINTIES, OTHER_SHAPE, Alignment, Ambiguity, Made, Proposal
+from .running import by_running, with_proof
 from .shapes import only_ones, other_shapes
 from .siblings import siblings
 from .state import State
@@ -34,18 +36,33 @@ from .structure import judged
 from .values import same_values
 
 if TYPE_CHECKING:
+    import torch
+
     from ...reading.sources import Source
     from ..targets import Target
 
-__all__ = ["CERTAINTIES", "OTHER_SHAPE", "Alignment", "Ambiguity", "Proposal", "align"]
+__all__ = ["CERTAINTIES", "OTHER_SHAPE", "Alignment", "Ambiguity", "Made", "Proposal", "align"]
 
 
-def align(source: Source | Mapping[str, Shaped], target: Target, *, by_value: bool = True) -> Alignment:
+def align(
+    source: Source | Mapping[str, Shaped],
+    target: Target,
+    *,
+    by_value: bool = True,
+    source_model: str | torch.nn.Module | None = None,
+    target_model: str | torch.nn.Module | None = None,
+    example: torch.Tensor | None = None,
+) -> Alignment:
     """Propose which key of ``source`` becomes which of ``target``.
 
     Both are paths or URLs, opened Checkpoints, state_dicts, models, or mappings from keys to anything with a shape;
     ``target`` may be the spelling of a model too.  Where both hold values and names leave keys open, these values
     are read and compared, unless ``by_value`` is False.
+
+    With ``source_model``, the model that the source was saved from (or its spelling), both models are run on the same
+    random input, or on ``example``: keys are ``proven`` where the target, filled with the source's values, gives the
+    same output (see :mod:`ckpt_surgeon.models.execution`).  ``target_model`` is needed where ``target`` is no model.
+    Raises TargetError for models that cannot be built or run.
 
     >>> from ckpt_surgeon.tensors.dtypes import parse
     >>> from ckpt_surgeon.models.targets import Expected
@@ -55,6 +72,17 @@ def align(source: Source | Mapping[str, Shaped], target: Target, *, by_value: bo
     {'a': 'weight', 'b': 'bias'}
     """
     state = State.of(state_dict_of(source), expected_of(target))
+    if source_model is None:
+        return _by_evidence(state, by_value)
+    model = target_model if target_model is not None else target
+    if not (is_module(model) or (isinstance(model, str) and is_model(model))):
+        raise TargetError("the target", "is no model that could be run", remedy="give the model with target_model=")
+    proven, made = by_running(state, source_model, model, example)
+    return with_proof(_by_evidence(state, by_value), proven, made)
+
+
+def _by_evidence(state: State, by_value: bool) -> Alignment:
+    """What names, values, order and shapes say of the keys that are open."""
     renumbered(state)
     same_names(state)
     unwrapped(state)

@@ -37,12 +37,22 @@ class Ambiguity(Shown):
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A key of the target that is proven to be part ``part[0]`` of ``part[1]`` of one key, or several keys joined."""
+
+    new: str
+    olds: tuple[str, ...]
+    part: tuple[int, int]
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Alignment(Shown):
     """What :func:`align` found; ``unused`` and ``missing`` are the keys for which there is no proposal.
 
     ``possible`` holds what fits by its shape alone: its keys are among the unused and missing ones.  ``notes`` say
-    what was not looked for.
+    what was not looked for.  ``made`` are the target's keys that are no renamed ones: parts, and several joined.
     """
 
     proposals: tuple[Proposal, ...]
@@ -51,6 +61,7 @@ class Alignment(Shown):
     missing: tuple[str, ...]
     possible: tuple[Proposal, ...] = ()
     notes: tuple[str, ...] = ()
+    made: tuple[Made, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -85,6 +96,7 @@ class Alignment(Shown):
             _left(self.missing, (one.new for one in left), news),
             left,
             self.notes,
+            self.made,
         )
 
 

@@ -20,7 +20,7 @@ from .proving import proof
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TOLERANCE", "RunPair", "RunPairs", "pairs_by_running"]
+__all__ = ["EPS", "TOLERANCE", "RunPair", "RunPairs", "pairs_by_running"]
 
 TOLERANCE = 1e-8  # of the outputs' largest value, in float64
 SECONDS = 120.0

@@ -60,7 +60,7 @@ def _candidates(source: torch.nn.Module, target: torch.nn.Module) -> Iterator[to
             yield torch.randn(1, channels, size, size, generator=generator, dtype=torch.float64)
     widths = {width for model in (source, target) if (width := _width(model))}
     for width in sorted(widths):
-        yield torch.randn(1, width, generator=generator, dtype=torch.float64)
+        yield torch.randn(16, width, generator=generator, dtype=torch.float64)
 
 
 def _vocabulary(model: torch.nn.Module) -> int:

@@ -227,15 +227,7 @@ def is_same(one: tuple[float, ...], two: tuple[float, ...], tolerance: float = 1
 def _matrix(name: str, args: Arguments) -> Operation | None:
     """A product with a matrix of parameters, as rows of outputs: linear, convolution, and whatever comes to them."""
     if name == "convolution":
-        given, weight, bias = (cast("torch.Tensor", arg) for arg in args[:3])
-        outputs = numbers_of(weight)
-        if outputs is None or not _is_active(given):
-            return None
-        groups = args[8]
-        if args[6]:
-            outputs = outputs.transpose(0, 1) if groups == 1 else outputs
-        kind = "transposed" if args[6] else ""
-        return _product(given, outputs.flatten(1), bias, f"matrix {groups} {kind}")
+        return _convolution(args)
     at = _PRODUCTS.get(name)
     if at is None:
         return None
@@ -251,6 +243,16 @@ def _matrix(name: str, args: Arguments) -> Operation | None:
         numbers = numbers[0] if same else numbers.transpose(0, 1).flatten(1) if flipped else numbers.flatten(0, 1)
     rows = numbers if flipped else numbers.t()
     return _product(given, rows, bias, "matrix 1 ")
+
+
+def _convolution(args: Arguments) -> Operation | None:
+    given, weight, bias = (cast("torch.Tensor", arg) for arg in args[:3])
+    numbers, is_transposed, groups = numbers_of(weight), bool(args[6]), args[8]
+    if numbers is None or not _is_active(given):
+        return None
+    if is_transposed and groups == 1:
+        numbers = numbers.transpose(0, 1)
+    return _product(given, numbers.flatten(1), bias, f"matrix {groups} {'transposed' if is_transposed else ''}")
 
 
 def _product(given: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Operation:
