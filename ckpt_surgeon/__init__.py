@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from .files.journal import recover
     from .files.remote import RemotePath
     from .files.spans import ByteSpan
-    from .models.align import Alignment, Ambiguity, Proposal, align
+    from .models.align import Alignment, Ambiguity, Made, Proposal, align
     from .models.diff import Diff, Hint, Mismatch, diff
+    from .models.execution import RunPair, RunPairs, pairs_by_running
     from .models.fit import Fit, Outcome, fit
     from .models.load_into import LoadReport, load_into
     from .models.targets import Expected, resolve
@@ -101,6 +102,7 @@ __all__ = [
     "LeftOut",
     "Listing",
     "LoadReport",
+    "Made",
     "Mismatch",
     "ModuleState",
     "Name",
@@ -121,6 +123,8 @@ __all__ = [
     "Rules",
     "Run",
     "RunFolder",
+    "RunPair",
+    "RunPairs",
     "Scan",
     "SelectionError",
     "Stats",
@@ -157,6 +161,7 @@ __all__ = [
     "open",
     "open_run",
     "pad",
+    "pairs_by_running",
     "param_groups",
     "plan_in_place",
     "recover",
@@ -205,8 +210,9 @@ _HOMES = {
     "files.journal": "recover",
     "files.remote": "RemotePath",
     "files.spans": "ByteSpan",
-    "models.align": "Alignment Ambiguity Proposal align",
+    "models.align": "Alignment Ambiguity Made Proposal align",
     "models.diff": "Diff Hint Mismatch diff",
+    "models.execution": "RunPair RunPairs pairs_by_running",
     "models.fit": "Fit Outcome fit",
     "models.load_into": "LoadReport load_into",
     "models.targets": "Expected resolve",
