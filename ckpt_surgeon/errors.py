@@ -177,10 +177,10 @@ class CheckpointError(Exception):
             return text.spelled(spell) if isinstance(text, Phrase) else text
 
         hidden = len(self.problems) - self.most
-        said = [written(problem) for problem in self.problems[: self.most]]
-        said += [f"and {hidden:,} {self.more}"] * (hidden > 0)
-        told = "; ".join(said) + (self.then + written(self.remedy) if self.remedy else "")
-        return ": ".join([*self.context, *([self.subject] if self.subject else []), told])
+        texts = [written(problem) for problem in self.problems[: self.most]]
+        texts += [f"and {hidden:,} {self.more}"] * (hidden > 0)
+        message = "; ".join(texts) + (self.then + written(self.remedy) if self.remedy else "")
+        return ": ".join([*self.context, *([self.subject] if self.subject else []), message])
 
     def __str__(self) -> str:
         return self.message()

@@ -1,6 +1,7 @@
 """Words, numbers and tables for people; knows no record.
 
-A record that has a text derives from :class:`Shown`; who makes the texts (:mod:`ckpt_surgeon.report`) registers them.
+A record that has a text derives from :class:`Shown`; the modules that make the texts
+(:mod:`ckpt_surgeon.report`) register them.
 """
 
 from __future__ import annotations

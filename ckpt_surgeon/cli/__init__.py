@@ -120,7 +120,7 @@ def _run() -> int:
         return _trouble(visible(message), told_by=getattr(error, "told_by", None))
     except MemoryError:
         return _trouble("not enough memory", told_by=torchrun.rank())
-    except Exception as error:  # a traceback helps nobody at a terminal; who wants it asks for it
+    except Exception as error:  # a traceback helps nobody at a terminal; CKPT_TRACEBACK=1 shows it
         if os.environ.get("CKPT_TRACEBACK"):
             raise
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"

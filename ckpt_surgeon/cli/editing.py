@@ -51,30 +51,30 @@ def metavar_of(argument: Argument) -> str:
 
 def option_of(edit: Edit[...], argument: Argument) -> click.Parameter:
     """The option or the positional argument for one argument of an edit."""
-    name, kind, said = argument.name, argument.kind, argument.help
+    name, kind, text = argument.name, argument.kind, argument.help
     if name in POSITIONAL:
         return click.Argument([name], nargs=-1, metavar="[OLD=NEW]..." if kind is PAIRS else "[PATTERN]...")
     also = ALSO.get((edit.__name__, name))
     flags = ["--" + name.replace("_", "-"), *([also] if also else []), name]
     if kind is TRUTH:
-        return click.Option(flags, is_flag=True, help=said)
+        return click.Option(flags, is_flag=True, help=text)
     if not argument.is_required and argument.default not in ((), ""):
-        said += f"  [default: {argument.default}]"
+        text += f"  [default: {argument.default}]"
     if kind is PATTERNS:
         return click.Option(
-            flags, multiple=True, metavar=metavar_of(argument), help=said.replace(".", " (repeatable).", 1)
+            flags, multiple=True, metavar=metavar_of(argument), help=text.replace(".", " (repeatable).", 1)
         )
     if kind.choices:
-        return click.Option(flags, type=click.Choice(kind.choices), required=argument.is_required, help=said)
-    return click.Option(flags, type=Text(kind), metavar=metavar_of(argument), required=argument.is_required, help=said)
+        return click.Option(flags, type=click.Choice(kind.choices), required=argument.is_required, help=text)
+    return click.Option(flags, type=Text(kind), metavar=metavar_of(argument), required=argument.is_required, help=text)
 
 
 def _command(name: str) -> click.Command:
     """The command for one edit."""
     found = change.EDITS[name]
     options = [option_of(found, argument) for argument in found.arguments.values()]
-    arguments = [one for one in options if isinstance(one, click.Argument)]
-    others = [one for one in options if isinstance(one, click.Option)]
+    arguments = [option for option in options if isinstance(option, click.Argument)]
+    others = [option for option in options if isinstance(option, click.Option)]
     if arguments:
         others.insert(0, click.Option(["--from", "from_file"], type=FILE_PATH, metavar="FILE",
                                       help="Read more of them from a file, one a line."))  # fmt: skip
@@ -223,9 +223,9 @@ def recover(path: LocalPath, roll_back: bool) -> None:
             return
         raise FileError(path, "does not exist", "check the name")
     outcome = journal.recover(registry.located(path), roll_back=roll_back)
-    said = {"finished": "the rename in place is finished", "rolled back": "rolled back, it is as it was before"}
+    texts = {"finished": "the rename in place is finished", "rolled back": "rolled back, it is as it was before"}
     if outcome or not removed:
-        say_done(f"{path}: {said[outcome] if outcome else 'nothing to recover'}")
+        say_done(f"{path}: {texts[outcome] if outcome else 'nothing to recover'}")
 
 
 def command_of(name: str) -> click.Command | None:

@@ -1,4 +1,4 @@
-"""Commands that bring a checkpoint and a model together: align, fit."""
+"""Commands on a checkpoint and a model: align, fit."""
 
 from __future__ import annotations
 

@@ -38,23 +38,27 @@ def options() -> list[click.Option]:
 
 
 def _option(option: str, edit: Edit[...], form: Inline) -> click.Option:
-    said = form.help or edit.declaration.short_help
+    text = form.help or edit.declaration.short_help
     if not form.form:
-        return click.Option([f"--{option}", parameter_name(option)], count=True, help=said)
+        return click.Option([f"--{option}", parameter_name(option)], count=True, help=text)
     words = {argument.name: metavar_of(argument) for argument in edit.arguments.values()}
     metavar = _FIELD.sub(lambda field: words[field[1]], form.form)
-    needed = [one for one in edit.arguments.values() if one.is_required and f"{{{one.name}}}" not in form.form]
-    metavar = " ".join([metavar, *(f"{one.name}={metavar_of(one)}" for one in needed)])
+    needed = [
+        argument
+        for argument in edit.arguments.values()
+        if argument.is_required and f"{{{argument.name}}}" not in form.form
+    ]
+    metavar = " ".join([metavar, *(f"{argument.name}={metavar_of(argument)}" for argument in needed)])
     return click.Option(
-        [f"--{option}", parameter_name(option)], multiple=True, metavar=repr(metavar) if needed else metavar, help=said
+        [f"--{option}", parameter_name(option)], multiple=True, metavar=repr(metavar) if needed else metavar, help=text
     )
 
 
 def step_of(option: str, text: str) -> Step:
     """The step that an option and its value stand for.  Raises UsageError for a value of another form.
 
-    >>> step_of("slice", "fc.*=0:10 dim=1")
-    Step(name='slice', arguments={'patterns': 'fc.*', 'start': 0, 'stop': 10, 'dim': 1})
+    >>> step_of("slice", "fc.*=0:10 dim=1").arguments
+    {'patterns': 'fc.*', 'start': 0, 'stop': 10, 'dim': 1}
     """
     edit, form = forms()[option]
     known = {argument.name: argument for argument in edit.arguments.values()}

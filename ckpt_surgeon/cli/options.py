@@ -100,9 +100,9 @@ class Output:
                 remarks = ranks.write(planned, job=asked, force=self.force, progress=tell, metadata=metadata)
             else:
                 remarks = write.write(planned, progress=tell, metadata=metadata, threads=self.threads)
-        said = outputs.summary(planned, change, remarks) if say and not self.quiet else ""
-        if report or said:
-            say_done("\n".join(filter(None, [report, said])))
+        summary = outputs.summary(planned, change, remarks) if say and not self.quiet else ""
+        if report or summary:
+            say_done("\n".join(filter(None, [report, summary])))
 
 
 SELECT = click.Option(
@@ -142,7 +142,10 @@ def output(values: dict[str, object]) -> Output:
 
 
 def say_done(text: str) -> None:
-    """Print what was done.  It stays done where standard output cannot take the text: that is said on stderr."""
+    """Print what was done.
+
+    Where standard output cannot take the text, the work stays done, and a line on stderr says so.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         click.echo(text.encode(encoding, "backslashreplace").decode(encoding))

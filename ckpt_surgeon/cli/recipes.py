@@ -51,7 +51,7 @@ def _edit(order: list[str], no_provenance: bool, **values: object) -> None:
 
 def _given(value: object) -> list[str]:
     if isinstance(value, tuple):
-        return [str(one) for one in value]
+        return [str(item) for item in value]
     return [""] * int(value) if isinstance(value, int) else []
 
 

@@ -27,5 +27,5 @@ def rank() -> int:
 
 
 def is_first_here() -> bool:
-    """Whether this process is the first of those on its machine: what all meet alike is told once on each."""
+    """Whether this process is the first on its machine: it prints the problems that all processes have."""
     return count() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"

@@ -1,1 +1,1 @@
-"""From a file to a Checkpoint, and what can be said of it."""
+"""From a file to a Checkpoint, and what its values are."""

@@ -48,7 +48,7 @@ class Changed(Shown):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ValueDiff(Shown):
-    """What became of the values between two checkpoints; ``changed`` has the most changed first.
+    """How the values of two checkpoints differ; ``changed`` has the most changed first.
 
     ``renamed`` pairs keys with the same bytes under another name, ``close`` holds those within the tolerance.
     """
@@ -80,11 +80,11 @@ def compare(ours: Source, theirs: Source, *, tolerance: float = 0.0) -> ValueDif
     0.5
     """
     ours, theirs = checkpoint_of(ours), checkpoint_of(theirs)
-    odd = [f"{key!r} is a {tensor.kind} tensor" for one in (ours, theirs) for key, tensor in one.items()
+    opaque = [f"{key!r} is a {tensor.kind} tensor" for side in (ours, theirs) for key, tensor in side.items()
            if isinstance(tensor, OpaqueTensor)]  # fmt: skip
-    if odd:
+    if opaque:
         raise EditError(
-            [f"{problem}, its values cannot be compared" for problem in odd], remedy="leave it out by pattern"
+            [f"{problem}, its values cannot be compared" for problem in opaque], remedy="leave it out by pattern"
         )
     identical, differing = [], []
     common = [key for key in ours if key in theirs]
@@ -98,8 +98,8 @@ def compare(ours: Source, theirs: Source, *, tolerance: float = 0.0) -> ValueDif
     only_theirs = [key for key in theirs if key not in ours]
     renamed = _renamed(ours, only_ours, theirs, only_theirs)
     olds, news = {old for old, _ in renamed}, {new for _, new in renamed}
-    close = [one for one in differing if not one.why and sum(one.nan) == sum(one.inf) == 0 and one.max_abs <= tolerance]
-    changed = [one for one in differing if one not in close]
+    close = [change for change in differing if _is_close(change, tolerance)]
+    changed = [change for change in differing if change not in close]
     return ValueDiff(
         tuple(identical),
         tuple(renamed),
@@ -110,8 +110,12 @@ def compare(ours: Source, theirs: Source, *, tolerance: float = 0.0) -> ValueDif
     )
 
 
-def _severity(one: Changed) -> tuple[bool, float]:
-    return not one.why and one.nan[0] == one.nan[1] and one.inf[0] == one.inf[1], -one.relative
+def _is_close(change: Changed, tolerance: float) -> bool:
+    return not change.why and sum(change.nan) == sum(change.inf) == 0 and change.max_abs <= tolerance
+
+
+def _severity(change: Changed) -> tuple[bool, float]:
+    return not change.why and change.nan[0] == change.nan[1] and change.inf[0] == change.inf[1], -change.relative
 
 
 def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
@@ -129,14 +133,14 @@ def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _aligned(ours: Iterator[Block], theirs: Iterator[Block]) -> Iterator[tuple[Block, Block]]:
-    """Two streams of blocks, cut at the same places."""
+    """Two streams of blocks, cut at the same offsets."""
     mine: Block = b""
     other: Block = b""
-    for one, two in zip_longest(ours, theirs, fillvalue=b""):
-        if not mine and not other and len(one) == len(two):
-            yield one, two
+    for our_block, their_block in zip_longest(ours, theirs, fillvalue=b""):
+        if not mine and not other and len(our_block) == len(their_block):
+            yield our_block, their_block
             continue
-        mine, other = bytes(mine) + bytes(one), bytes(other) + bytes(two)
+        mine, other = bytes(mine) + bytes(our_block), bytes(other) + bytes(their_block)
         length = min(len(mine), len(other))
         yield mine[:length], other[:length]
         mine, other = mine[length:], other[length:]

@@ -27,7 +27,7 @@ def read_extra_state(value: Value) -> ExtraState:
 
 
 class _Reading:
-    """One value on its way; what stands in it twice stays one object."""
+    """Reads one value; an object that occurs in it twice stays one object."""
 
     def __init__(self) -> None:
         self._made: dict[int, object] = {}

@@ -36,7 +36,7 @@ _LISTED = (*_PRIVATE, list, tuple)
 
 
 def entries(root: Value, limit: int = 100_000) -> Iterator[Entry]:
-    """Every object in a file that is no tensor, in order; one that stands in two places is entered once.
+    """Every object in a file that is no tensor, in order; an object with several paths is entered once.
 
     Plain dicts, lists and tuples are entered but not listed, except for long ones of numbers or strings.  At most
     ``limit`` objects; an entry says where more are.

@@ -21,10 +21,10 @@ INTERRUPTED = "a rename in place was interrupted"  # how the note on it begins
 def open(path: AnyPath, *, select: str | None = None, salvage: bool = False) -> Checkpoint:
     """Open any checkpoint as a lazy :class:`Checkpoint`; nothing in it is run and no tensor is read.
 
-    ``path`` is a file (told by content: torch zip or legacy, safetensors, TorchScript, pickle …), an index of
-    shards, or a folder, local or at a URL that fsspec knows; ``select`` the dotted path of the state_dict where the
-    file holds several.  With ``salvage`` a truncated file gives the tensors that are whole; the notes name those that
-    are lost.  Raises NotACheckpoint, BrokenFile, FileError or SelectionError.
+    ``path`` is a file (recognised by its content: torch zip or legacy, safetensors, TorchScript, pickle …), an
+    index of shards, or a folder, local or at a URL that fsspec knows; ``select`` is the dotted path of the
+    state_dict where the file holds several.  With ``salvage`` a truncated file gives the tensors that are whole; the
+    notes name those that are lost.  Raises NotACheckpoint, BrokenFile, FileError or SelectionError.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}, "epoch": 7}, "training.pth")
@@ -46,7 +46,10 @@ def read(path: AnyPath, *, salvage: bool = False) -> Contents:
 
 
 def index_of(path: AnyPath) -> Index:
-    """The same, as an index that can be rewritten where it lies: see :func:`ckpt_surgeon.formats.registry.index_of`."""
+    """What :func:`read` reads, as an index that can be rewritten in the file.
+
+    See :func:`ckpt_surgeon.formats.registry.index_of`.
+    """
     with _paused_collector():
         where = file_path(path)
         if (local := where.local) is None:

@@ -73,10 +73,10 @@ def _offered(found: list[Candidate]) -> list[str]:
 
 def _at(contents: Contents, path: str) -> Candidate:
     """The candidate at a dotted path.  Raises SelectionError when nothing is there, or no tensor."""
-    place = followed(contents.root, path)
-    if place is None:
+    found = followed(contents.root, path)
+    if found is None:
         raise SelectionError(contents.path, f"has nothing at {path!r}", _offered(candidates(contents)))
-    node, trail = place
+    node, trail = found
     if isinstance(node, TENSORS):
         return Candidate(path, {"tensor": node}, trail=trail)
     candidate = flattened(contents, Bound(contents.path), path, node, trail)

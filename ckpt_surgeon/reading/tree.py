@@ -112,7 +112,7 @@ def _contents(node: Value) -> Iterable[Value]:
 
 
 class Weights:
-    """Counts tensors and their bytes below nodes, each by itself for as long as that takes not too many steps.
+    """Counts tensors and their bytes below nodes, each node by itself while the steps last.
 
     After those, a container that was met below another node is not counted again.
     """

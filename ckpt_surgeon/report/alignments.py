@@ -17,8 +17,8 @@ def alignment_text(found: Alignment, *, full: bool = False) -> str:
     """What ``ckpt align`` prints: proposals folded, with reason and certainty, then what is open."""
     limit = None if full else FEW
     groups: dict[tuple[str, str], list[str]] = {}
-    for one in found.proposals:
-        groups.setdefault((one.certainty, one.reason), []).append(one.new)
+    for proposal in found.proposals:
+        groups.setdefault((proposal.certainty, proposal.reason), []).append(proposal.new)
     for made in found.made:
         how = "joined" if len(made.olds) > 1 else "taken apart"
         groups.setdefault(("proven", f"{how}; {made.reason}"), []).append(made.new)
@@ -46,8 +46,8 @@ def _renames(proposals: Iterable[Proposal], limit: int | None) -> str:
     from ..models.align_recipe import folded_pairs
 
     groups: dict[tuple[str, str], dict[str, str]] = {}
-    for one in proposals:
-        groups.setdefault((one.certainty, one.reason), {})[one.old] = one.new
+    for proposal in proposals:
+        groups.setdefault((proposal.certainty, proposal.reason), {})[proposal.old] = proposal.new
     rows = [
         (old, "→", new, f"{count:,}", certainty, reason)
         for (certainty, reason), pairs in groups.items()
@@ -66,27 +66,33 @@ def alignment_json(found: Alignment) -> str:
     """What ``ckpt align --json`` prints."""
     return as_json(
         {
-            "proposals": [_proposal_json(one) for one in found.proposals],
-            "possible": [_proposal_json(one) for one in found.possible],
+            "proposals": [_proposal_json(proposal) for proposal in found.proposals],
+            "possible": [_proposal_json(proposal) for proposal in found.possible],
             "ambiguous": [
-                {"olds": list(one.olds), "news": list(one.news), "reason": one.reason} for one in found.ambiguous
+                {"olds": list(choice.olds), "news": list(choice.news), "reason": choice.reason}
+                for choice in found.ambiguous
             ],
             "unused": list(found.unused),
             "missing": list(found.missing),
             "notes": list(found.notes),
         }
-        | ({"made": [_made_json(one) for one in found.made]} if found.made else {})
+        | ({"made": [_made_json(made) for made in found.made]} if found.made else {})
     )
 
 
-def _made_json(one: Made) -> dict[str, object]:
-    found: dict[str, object] = {"new": one.new, "olds": list(one.olds), "reason": one.reason, "certainty": "proven"}
-    return found | ({} if len(one.olds) > 1 else {"part": list(one.part)})
+def _made_json(made: Made) -> dict[str, object]:
+    found: dict[str, object] = {"new": made.new, "olds": list(made.olds), "reason": made.reason, "certainty": "proven"}
+    return found | ({} if len(made.olds) > 1 else {"part": list(made.part)})
 
 
-def _proposal_json(one: Proposal) -> dict[str, object]:
-    found: dict[str, object] = {"old": one.old, "new": one.new, "reason": one.reason, "certainty": one.certainty}
-    return found | ({"reshape": list(one.reshape)} if one.reshape else {})
+def _proposal_json(proposal: Proposal) -> dict[str, object]:
+    found: dict[str, object] = {
+        "old": proposal.old,
+        "new": proposal.new,
+        "reason": proposal.reason,
+        "certainty": proposal.certainty,
+    }
+    return found | ({"reshape": list(proposal.reshape)} if proposal.reshape else {})
 
 
 def fit_text(found: Fit, *, full: bool = False) -> str:
@@ -96,30 +102,32 @@ def fit_text(found: Fit, *, full: bool = False) -> str:
 
     rows = []
     for how in HOWS:
-        ones = [one for one in found.outcomes if one.how == how]
-        if ones:
-            numel = sum(one.numel for one in ones)
+        outcomes = [outcome for outcome in found.outcomes if outcome.how == how]
+        if outcomes:
+            numel = sum(outcome.numel for outcome in outcomes)
             share = "" if how == "dropped" else percent(numel / found.target_numel if found.target_numel else 1.0)
-            rows.append((how, f"{len(ones):,}", f"{numel:,}", share))
+            rows.append((how, f"{len(outcomes):,}", f"{numel:,}", share))
     limit = None if full else FEW
     lines = [table(["outcome", "keys", "parameters", "share"], rows)]
     renamed = [
-        Proposal(one.source, one.key, one.reason or "the recipe says so", one.certainty)
-        for one in found.outcomes
-        if one.source not in ("", one.key) and not one.detail
+        Proposal(outcome.source, outcome.key, outcome.reason or "the recipe says so", outcome.certainty)
+        for outcome in found.outcomes
+        if outcome.source not in ("", outcome.key) and not outcome.detail
     ]
     if renamed:
         lines += ["", "renamed", *_indented(_renames(renamed, limit))]
     details: dict[str, list[str]] = {}
-    for one in found.outcomes:
-        if one.how == "initialised" or (full and one.how == "dropped"):
-            details.setdefault(f"{one.how}: {one.detail}" if one.detail else one.how, []).append(one.key)
+    for outcome in found.outcomes:
+        if outcome.how == "initialised" or (full and outcome.how == "dropped"):
+            details.setdefault(f"{outcome.how}: {outcome.detail}" if outcome.detail else outcome.how, []).append(
+                outcome.key
+            )
     for title, keys in details.items():
         lines += ["", visible(title)]
         lines += [
             f"  {line}" for line in table(["key", "keys"], folded(keys, limit=None if full else FEW)).splitlines()[1:]
         ]
-    possible = [one.possible for one in found.outcomes if one.possible is not None]
+    possible = [outcome.possible for outcome in found.outcomes if outcome.possible is not None]
     if possible:
         lines += ["", "possible, and not taken (--min-certainty takes it):", *_indented(_renames(possible, limit))]
     for note in found.change.notes:
@@ -130,9 +138,15 @@ def fit_text(found: Fit, *, full: bool = False) -> str:
 def fit_json(found: Fit) -> str:
     """What ``ckpt fit --json`` prints."""
     outcomes = [
-        {"name": one.key, "how": one.how, "source": one.source, "parameters": one.numel, "detail": one.detail}
-        | ({"reason": one.reason, "certainty": one.certainty} if one.reason else {})
-        | ({"possible": _proposal_json(one.possible)} if one.possible is not None else {})
-        for one in found.outcomes
+        {
+            "name": outcome.key,
+            "how": outcome.how,
+            "source": outcome.source,
+            "parameters": outcome.numel,
+            "detail": outcome.detail,
+        }
+        | ({"reason": outcome.reason, "certainty": outcome.certainty} if outcome.reason else {})
+        | ({"possible": _proposal_json(outcome.possible)} if outcome.possible is not None else {})
+        for outcome in found.outcomes
     ]
     return as_json({"matched": found.matched, "outcomes": outcomes, "recipe": found.recipe.dumps()})

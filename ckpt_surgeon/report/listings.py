@@ -41,7 +41,7 @@ def listing_head(listing: Listing) -> list[str]:
         lines.append(f"  {where}{totals}")
     if len(listing.parts) > 1:
         lines.append(f"  several state_dicts: commands that need one take --select {listing.parts[0].path}")
-    lines += [f"  {said}" for said in summary(listing.tensors)]
+    lines += [f"  {line}" for line in summary(listing.tensors)]
     devices = [device for device in listing.devices if device != "cpu"]
     if devices:
         lines.append(f"  saved from {', '.join(devices)} (read on the cpu)")

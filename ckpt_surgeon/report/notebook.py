@@ -40,14 +40,14 @@ def listing_html(listing: Listing) -> str:
         return cut(["key", "dtype", "shape", "mean", "std", "min", "max", ""], rows, caption)
     if len(listing.tensors) > ROWS:
         return cut(["key", "keys", "dtype", "shape", "bytes"], folded_rows(listing), caption)
-    plain = ((key, one.dtype.name, shape(one), f"{one.nbytes:,}") for key, one in listing.tensors.items())
+    plain = ((key, tensor.dtype.name, shape(tensor), f"{tensor.nbytes:,}") for key, tensor in listing.tensors.items())
     return cut(["key", "dtype", "shape", "bytes"], plain, caption)
 
 
 def scan_html(found: Scan) -> str:
     """The names in the pickles of a file."""
     caption = f"{found.path}: {found.container}, {plural(len(found.suspects), 'name')} that are not plainly data"
-    return cut(["name", "a full torch.load would"], ((one.name, one.verdict) for one in found.names), caption)
+    return cut(["name", "a full torch.load would"], ((name.name, name.verdict) for name in found.names), caption)
 
 
 def diff_html(found: Diff) -> str:
@@ -58,8 +58,8 @@ def diff_html(found: Diff) -> str:
         rows += [(title, pattern, count, "", "") for pattern, count in folded(keys)]
     for title, changes in (("other shape", found.mismatched), ("other dtype", found.dtypes)):
         groups: dict[tuple[str, str], list[str]] = {}
-        for one in changes:
-            groups.setdefault((one.ours, one.theirs), []).append(one.key)
+        for change in changes:
+            groups.setdefault((change.ours, change.theirs), []).append(change.key)
         rows += [(title, *row, *values) for values, keys in groups.items() for row in folded(keys)]
     verdict = "strictly loadable" if found.loadable else "NOT strictly loadable"
     matched = f"matched {len(found.matched):,} of {plural(found.target_keys, 'key')}, {percent(found.share)}"
@@ -69,8 +69,8 @@ def diff_html(found: Diff) -> str:
 def values_html(found: ValueDiff) -> str:
     """What became of the values, the most changed first."""
     rows: list[Row] = [
-        ("changed", one.key, number(one.max_abs), number(one.relative), f"{one.cosine:.6f}", one.why)
-        for one in found.changed[:FEW]
+        ("changed", change.key, number(change.max_abs), number(change.relative), f"{change.cosine:.6f}", change.why)
+        for change in found.changed[:FEW]
     ]
     rows += [("renamed", f"{old} → {new}", "", "", "", "") for old, new in found.renamed[:FEW]]
     for title, keys in (("only in the first", found.only_ours), ("only in the second", found.only_theirs)):
@@ -89,17 +89,17 @@ def stats_html(found: StatsByKey) -> str:
     """Measures of the values by key."""
     headers = ["key", "mean", "std", "min", "max", "NaN", "inf"]
     return cut(headers, (
-        (key, *map(number, (one.mean, one.std, one.min, one.max)), f"{one.nan:,}", f"{one.inf:,}")
-        for key, one in found.items()
+        (key, *map(number, (stats.mean, stats.std, stats.min, stats.max)), f"{stats.nan:,}", f"{stats.inf:,}")
+        for key, stats in found.items()
     ))  # fmt: skip
 
 
 def alignment_html(found: Alignment) -> str:
     """What becomes of which key, folded, with reason and certainty."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for one in found.proposals:
-        groups.setdefault((one.certainty, one.reason), []).append(one.new)
-    rows = [(*row, *said) for said, keys in groups.items() for row in folded(keys)]
+    for proposal in found.proposals:
+        groups.setdefault((proposal.certainty, proposal.reason), []).append(proposal.new)
+    rows = [(*row, *reason) for reason, keys in groups.items() for row in folded(keys)]
     caption = f"open: {len(found.ambiguous):,}, missing: {len(found.missing):,}, unused: {len(found.unused):,}"
     return cut(["target's keys", "keys", "certainty", "why"], rows, caption)
 
@@ -107,8 +107,8 @@ def alignment_html(found: Alignment) -> str:
 def fit_html(found: Fit) -> str:
     """What became of every key, folded."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for one in found.outcomes:
-        groups.setdefault((one.how, one.detail), []).append(one.key)
+    for outcome in found.outcomes:
+        groups.setdefault((outcome.how, outcome.detail), []).append(outcome.key)
     rows = [(how, *row, detail) for (how, detail), keys in groups.items() for row in folded(keys)]
     share = f"{percent(found.matched)} of the target's parameters come from the checkpoint"
     return cut(["outcome", "key", "keys", "detail"], rows, share)

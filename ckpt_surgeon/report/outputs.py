@@ -1,4 +1,4 @@
-"""What is said before and after a file is written."""
+"""What commands print before and after a file is written."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         lines.append(f"note: {beside} is still beside it; whoever opens the folder reads the shards that it lists")
     left = plan.checkpoint.left_out
     if left:
-        names = ", ".join(visible(one.path) for one in left[:FEW]) + (" …" if len(left) > FEW else "")
+        names = ", ".join(visible(entry.path) for entry in left[:FEW]) + (" …" if len(left) > FEW else "")
         keeps = " (--whole keeps them)" if plan.checkpoint.container == torch_zip.CONTAINER else ""
         lines.append(f"note: left out, beside the weights: {names}{keeps}")
     return "\n".join(lines)

@@ -48,7 +48,11 @@ def register() -> None:
 
 
 def _register_what_reads() -> None:
-    look(Checkpoint, lambda one: listing_text(ls(one)), lambda one: notebook.listing_html(ls(one)))
+    look(
+        Checkpoint,
+        lambda checkpoint: listing_text(ls(checkpoint)),
+        lambda checkpoint: notebook.listing_html(ls(checkpoint)),
+    )
     look(Listing, listing_text, notebook.listing_html)
     look(Scan, scan_text, notebook.scan_html)
     look(Diff, _diff_text, notebook.diff_html)

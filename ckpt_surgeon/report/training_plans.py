@@ -1,4 +1,4 @@
-"""What is told of a model that is about to be trained: tables for people and notebooks, JSON for machines."""
+"""A model that is about to be trained: tables for people and notebooks, JSON for machines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trainable_html(found: Trainable) -> str:
 
 
 def _trainable_rows(found: Trainable) -> Rows:
-    place = {module.path: index for index, module in enumerate(found.modules)}
+    position = {module.path: index for index, module in enumerate(found.modules)}
     groups: dict[tuple[str, ...], list[ModuleState]] = {}
     for module in found.modules:
         groups.setdefault((module.class_name, module.state, module.norm), []).append(module)
@@ -46,7 +46,7 @@ def _trainable_rows(found: Trainable) -> Rows:
             covers = covered_by(one.pattern)
             count = f"{sum(module.trainable + module.frozen for module in modules if covers(module.path)):,}"
             rows.append(
-                (place[paths[one.first]], [one.pattern or ROOT, one.count, class_name, count, state, _NORMS[norm]])
+                (position[paths[one.first]], [one.pattern or ROOT, one.count, class_name, count, state, _NORMS[norm]])
             )
     return [row for _, row in sorted(rows, key=lambda row: row[0])]
 
@@ -81,17 +81,23 @@ def _trainable_totals(found: Trainable) -> str:
     for module in found.modules:
         if module.norm:
             norms[module.norm] = norms.get(module.norm, 0) + 1
-    said = ", ".join(f"{count:,} {_NORMS[norm]}" for norm, count in norms.items())
+    counts = ", ".join(f"{count:,} {_NORMS[norm]}" for norm, count in norms.items())
     return f"{trained:,} of {plural(numel, 'parameter')} are trained ({share})" + (
-        f"; running statistics of {plural(sum(norms.values()), 'layer')}: {said}" if norms else ""
+        f"; running statistics of {plural(sum(norms.values()), 'layer')}: {counts}" if norms else ""
     )
 
 
 def trainable_json(found: Trainable) -> str:
     """What ``ckpt freeze-plan --json`` prints."""
     modules = [
-        {"path": one.path, "class": one.class_name, "trainable": one.trainable, "frozen": one.frozen, "norm": one.norm}
-        for one in found.modules
+        {
+            "path": module.path,
+            "class": module.class_name,
+            "trainable": module.trainable,
+            "frozen": module.frozen,
+            "norm": module.norm,
+        }
+        for module in found.modules
     ]
     return json.dumps({"trainable": found.trainable, "frozen": found.frozen, "modules": modules}, indent=2)
 
@@ -113,19 +119,19 @@ def groups_html(found: ParamGroups) -> str:
 def _group_rows(found: ParamGroups) -> Rows:
     rows: Rows = []
     few = len(found.summary) <= FEW // 2
-    for one in found.summary:
-        decay = "" if one.weight_decay is None else f"{one.weight_decay:g}"
-        patterns = folded(one.keys, limit=None)
+    for group in found.summary:
+        decay = "" if group.weight_decay is None else f"{group.weight_decay:g}"
+        patterns = folded(group.keys, limit=None)
         if not few and len(patterns) > 1:
-            patterns = [(f"{patterns[0][0]} and others", len(one.keys))]
+            patterns = [(f"{patterns[0][0]} and others", len(group.keys))]
         for index, (pattern, count) in enumerate(patterns):
-            first = [one.name, f"{one.lr:.4g}", decay, f"{one.numel:,}"] if not index else [""] * 4
+            first = [group.name, f"{group.lr:.4g}", decay, f"{group.numel:,}"] if not index else [""] * 4
             rows.append([*first, count, pattern])
     return rows
 
 
 def _group_totals(found: ParamGroups) -> str:
-    held = sum(one.numel for one in found.summary)
+    held = sum(group.numel for group in found.summary)
     left = f"; frozen, in no group: {plural(len(found.frozen), 'key')}" if found.frozen else ""
     return f"{plural(len(found.summary), 'group')}, {plural(held, 'parameter')}, each once{left}"
 
@@ -133,8 +139,14 @@ def _group_totals(found: ParamGroups) -> str:
 def groups_json(found: ParamGroups) -> str:
     """What ``ckpt groups --json`` prints."""
     groups = [
-        {"name": one.name, "lr": one.lr, "weight_decay": one.weight_decay, "parameters": one.numel, "keys": one.keys}
-        for one in found.summary
+        {
+            "name": group.name,
+            "lr": group.lr,
+            "weight_decay": group.weight_decay,
+            "parameters": group.numel,
+            "keys": group.keys,
+        }
+        for group in found.summary
     ]
     return json.dumps({"groups": groups, "frozen": found.frozen}, indent=2)
 

@@ -1,4 +1,4 @@
-"""What is said of training checkpoints: ``ckpt ls --training``, ``resume-check``, ``set``, ``--whole``."""
+"""What commands print of training checkpoints: ``ckpt ls --training``, ``resume-check``, ``set``, ``--whole``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def training_text(found: Training, *, full: bool = False) -> str:
     lines += [f"  the same keys, edited alike: {visible(twin)}" for twin in found.twins]
     for optimizer in found.optimizers:
         lines += ["", _head(optimizer), table(_COLUMNS, _rows(optimizer, full=full))]
-        lines += [f"  group {place}: {_options(group)}" for place, group in enumerate(optimizer.groups)]
+        lines += [f"  group {number}: {_options(group)}" for number, group in enumerate(optimizer.groups)]
     if not found.optimizers:
         lines += ["", "no optimizer's state"]
     if found.parts:
@@ -35,7 +35,7 @@ def training_text(found: Training, *, full: bool = False) -> str:
 
 def training_html(found: Training) -> str:
     """The tables as a notebook shows them."""
-    tables = [html(_COLUMNS, _rows(one, full=False), _head(one)) for one in found.optimizers]
+    tables = [html(_COLUMNS, _rows(optimizer, full=False), _head(optimizer)) for optimizer in found.optimizers]
     rows = [(part.path, part.kind, part.value) for part in found.parts]
     return "\n".join([*tables, html(_PARTS, rows, str(found.path))])
 
@@ -54,28 +54,34 @@ def _options(group: ListedGroup) -> str:
 
 def _rows(optimizer: ListedOptimizer, *, full: bool) -> list[Sequence[object]]:
     rows: list[Sequence[object]] = []
-    for place, group in enumerate(optimizer.groups):
+    for number, group in enumerate(optimizer.groups):
         alike: dict[tuple[str, str, str], list[Parameter]] = {}
-        for one in group.parameters:
-            known = "yes" if one.is_certain else "by order only" if one.key else "no"
-            slots = ", ".join(name for name, _ in one.slots) or "none"
-            alike.setdefault((known, slots, "" if one.step is None else f"{one.step:g}"), []).append(one)
-        for (known, slots, step), ones in alike.items():
-            keys = folded([one.key for one in ones], limit=None if full else FEW) if ones[0].key else [("?", len(ones))]
+        for parameter in group.parameters:
+            known = "yes" if parameter.is_certain else "by order only" if parameter.key else "no"
+            slots = ", ".join(name for name, _ in parameter.slots) or "none"
+            alike.setdefault((known, slots, "" if parameter.step is None else f"{parameter.step:g}"), []).append(
+                parameter
+            )
+        for (known, slots, step), parameters in alike.items():
+            keys = (
+                folded([parameter.key for parameter in parameters], limit=None if full else FEW)
+                if parameters[0].key
+                else [("?", len(parameters))]
+            )
             for pattern, count in keys:
-                ids = _ids(ones) if len(keys) == 1 else plural(count, "id")
-                rows.append((place, ids, pattern, known, slots, step))
+                ids = _ids(parameters) if len(keys) == 1 else plural(count, "id")
+                rows.append((number, ids, pattern, known, slots, step))
     return rows
 
 
-def _ids(ones: Iterable[Parameter]) -> str:
+def _ids(parameters: Iterable[Parameter]) -> str:
     """Ids as a range where they are one.
 
     >>> _ids([Parameter(number, "", True, (), None) for number in (3, 4, 5)])
     '3–5'
     """
-    ids = [one.id for one in ones]
-    numbers = [one for one in ids if isinstance(one, int)]
+    ids = [parameter.id for parameter in parameters]
+    numbers = [number for number in ids if isinstance(number, int)]
     if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}–{numbers[-1]}"
     return ", ".join(map(str, ids)) if len(ids) <= 4 else plural(len(ids), "id")
@@ -90,31 +96,31 @@ def training_json(found: Training) -> str:
             "twins": list(found.twins),
             "optimizers": [
                 {
-                    "path": one.path,
-                    "kind": one.kind or None,
-                    "names": one.how or None,
+                    "path": optimizer.path,
+                    "kind": optimizer.kind or None,
+                    "names": optimizer.how or None,
                     "groups": [
                         {
                             "options": dict(group.options),
                             "parameters": [_parameter(parameter) for parameter in group.parameters],
                         }
-                        for group in one.groups
+                        for group in optimizer.groups
                     ],
                 }
-                for one in found.optimizers
+                for optimizer in found.optimizers
             ],
             "parts": [{"path": part.path, "kind": part.kind, "value": part.value} for part in found.parts],
         }
     )
 
 
-def _parameter(one: Parameter) -> dict[str, object]:
+def _parameter(parameter: Parameter) -> dict[str, object]:
     return {
-        "id": one.id,
-        "key": one.key or None,
-        "certain": one.is_certain,
-        "slots": {name: list(shape) for name, shape in one.slots},
-        "step": one.step,
+        "id": parameter.id,
+        "key": parameter.key or None,
+        "certain": parameter.is_certain,
+        "slots": {name: list(shape) for name, shape in parameter.slots},
+        "step": parameter.step,
     }
 
 
@@ -133,8 +139,8 @@ _OUTCOMES = (
 def resume_text(found: ResumeCheck) -> str:
     """What became of every parameter, and the verdict."""
     rows = [
-        (said, count, pattern)
-        for name, said in _OUTCOMES
+        (outcome, count, pattern)
+        for name, outcome in _OUTCOMES
         for pattern, count in folded(getattr(found, name))
     ]  # fmt: skip
     lines = [table(("parameters that", "keys", "which"), rows), ""]
@@ -151,7 +157,7 @@ def _verdict(found: ResumeCheck) -> str:
 
 def resume_html(found: ResumeCheck) -> str:
     """The table as a notebook shows it."""
-    rows = [(said, count, which) for name, said in _OUTCOMES for which, count in folded(getattr(found, name))]
+    rows = [(outcome, count, which) for name, outcome in _OUTCOMES for which, count in folded(getattr(found, name))]
     return html(("parameters that", "keys", "which"), rows, _verdict(found))
 
 
@@ -165,7 +171,7 @@ def resume_json(found: ResumeCheck) -> str:
 
 
 def run_notes(run: Run | RunFolder) -> list[str]:
-    """What a run's edits said, and the class of proof."""
+    """The notes of a run's edits, and the class of proof."""
     proofs = {
         "same run": "same run: training goes on bit for bit as it would have",
         "kept part": "kept part: what was kept trains on as it would have, given the same gradients",

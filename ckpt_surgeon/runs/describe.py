@@ -18,7 +18,7 @@ from ..files.paths import AnyPath, FilePath  # isort: skip
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of an optimizer: its id, its key ("" where nothing tells), slots with their shapes, its step."""
+    """One parameter of an optimizer: its id, its key ("" where it is unknown), slots with their shapes, its step."""
 
     id: Hashable
     key: str
@@ -99,7 +99,7 @@ def _optimizer(run: Run, state: OptimizerState) -> ListedOptimizer:
     groups = tuple(
         ListedGroup(
             tuple((str(name), value) for name, value in group.options if isinstance(value, (bool, int, float, str))),
-            tuple(_parameter(state, one, keys.get(one, ""), one not in doubtful) for one in group.ids),
+            tuple(_parameter(state, id_, keys.get(id_, ""), id_ not in doubtful) for id_ in group.ids),
         )
         for group in state.groups
     )
@@ -107,10 +107,10 @@ def _optimizer(run: Run, state: OptimizerState) -> ListedOptimizer:
     return ListedOptimizer(".".join(state.path), kind, names.how if names is not None else "", groups)
 
 
-def _parameter(state: OptimizerState, one: Hashable, key: str, is_certain: bool) -> Parameter:
-    slots = state.slots.get(one, {})
+def _parameter(state: OptimizerState, id_: Hashable, key: str, is_certain: bool) -> Parameter:
+    slots = state.slots.get(id_, {})
     shapes = tuple((name, tuple(slot.tensor.shape)) for name, slot in slots.items() if slot.tensor is not None)
-    return Parameter(one, key, is_certain and bool(key), shapes, _step(slots.get("step")))
+    return Parameter(id_, key, is_certain and bool(key), shapes, _step(slots.get("step")))
 
 
 def _step(slot: Slot | None) -> float | None:

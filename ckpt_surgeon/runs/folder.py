@@ -72,11 +72,11 @@ class RunFolder(Shown):
         change = plan(self.weights)
         states = [(file.state, self.names(file.state)) for file in self.optimizers]
         done = follow_all(states, change, replay or plan, computes=computes, reset=reset)
-        if any(one.emptied for one in done):
+        if any(followed.emptied for followed in done):
             raise EditError(["a param group would lose all its parameters, and the schedulers lie in other files"])
-        files = tuple(replace(file, state=one.state) for file, one in zip(self.optimizers, done, strict=True))
+        files = tuple(replace(file, state=followed.state) for file, followed in zip(self.optimizers, done, strict=True))
         notes = dict.fromkeys([*self.notes, *notes_of(done, moments)])
-        proofs = [self.proof, *(one.proof for one in done)]
+        proofs = [self.proof, *(followed.proof for followed in done)]
         made = replace(self, weights=change.result, optimizers=files, notes=tuple(notes), proof=weakest(proofs))
         return made, change
 
@@ -90,7 +90,7 @@ class RunFolder(Shown):
                 raise NothingMatched([pattern], what="file", examples=names)
             gone |= hits
         others = tuple(name for name in self.others if name not in gone)
-        return replace(self, others=others, optimizers=tuple(one for one in self.optimizers if one.name not in gone))
+        return replace(self, others=others, optimizers=tuple(file for file in self.optimizers if file.name not in gone))
 
     def edited_by(self, edit: Edit[...], args: tuple[object, ...], kwargs: Mapping[str, object]) -> RunFolder:
         """The folder after an edit that is called on it."""
@@ -143,12 +143,12 @@ def open_run_folder(folder: Path, *, stated: Iterable[str] = (), in_model_order:
     names = sorted(os.listdir(folder))
     weights = open_checkpoint(_weights_in(folder, names))
     optimizers = [_optimizer(folder / name) for name in names if _is_optimizer_name(folder / name)]
-    found = tuple(one for one in optimizers if one is not None)
+    found = tuple(file for file in optimizers if file is not None)
     if not found:
         raise FileError(folder, "holds no optimizer's state", "leave out --whole to take the weights alone")
     files = tuple(sorted({path.name for tensor in weights.values() for path in _files(tensor)}))
     index = tuple(name for name in names if name.endswith(".index.json"))
-    used = {*files, *index, *(one.name for one in found)}
+    used = {*files, *index, *(file.name for file in found)}
     others = tuple(name for name in names if name not in used)
     return RunFolder(folder, weights, (*files, *index), found, others, tuple(stated), in_model_order)
 

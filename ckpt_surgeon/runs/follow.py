@@ -42,7 +42,7 @@ class Followed:
     proof: str
     notes: tuple[str, ...] = ()
     grown: tuple[str, ...] = ()  # parameters with new elements whose moments are new beside an old step
-    emptied: tuple[int, ...] = ()  # the places of groups that lost all their parameters, and are gone
+    emptied: tuple[int, ...] = ()  # the positions of groups that lost all their parameters, and are gone
 
 
 def follow(
@@ -81,11 +81,11 @@ def follow_all(
 def notes_of(done: Iterable[Followed], moments: str) -> list[str]:
     """What is worth saying of optimizers that followed; ``moments`` is what new elements got."""
     notes: list[str] = []
-    for one in done:
-        notes += one.notes
-        if one.grown and moments == "zero":
-            said = "new elements have zero moments beside an old step: Adam's first update on them is up to 3.16 × lr"
-            notes.append(f"{listed(one.grown)}: {said}; moments of the others' mean avoid that")
+    for followed in done:
+        notes += followed.notes
+        if followed.grown and moments == "zero":
+            text = "new elements have zero moments beside an old step: Adam's first update on them is up to 3.16 × lr"
+            notes.append(f"{listed(followed.grown)}: {text}; moments of the others' mean avoid that")
     return list(dict.fromkeys(notes))
 
 
@@ -107,7 +107,7 @@ class _Work:
         self.state, self.change, self.replay = state, change, replay
         self.names = names
         self.kind = state.kind
-        self.ids = {key: one for one, key in names.keys.items()} if names is not None else {}
+        self.ids = {key: id_ for id_, key in names.keys.items()} if names is not None else {}
         self.replayed: dict[str, Checkpoint] = {}
         self.notes: list[str] = []
         self.grown: list[str] = []
@@ -143,7 +143,7 @@ class _Work:
             raise EditError([f"{where}: nothing tells which parameter is behind each of its ids"], remedy=way)
         touched = self.touched()
         shapes = {tuple(self.change.before[key].shape) for key in touched if key in self.change.before}
-        doubted = {self.names.keys[one] for one in self.names.doubtful}
+        doubted = {self.names.keys[id_] for id_ in self.names.doubtful}
         kept = {tuple(self.change.before[key].shape) for key in doubted - touched}
         mixed = [key for key in doubted if tuple(self.change.before[key].shape) in shapes & kept]
         if mixed:
@@ -178,17 +178,17 @@ class _Work:
             if not olds:
                 continue
             was = self.ids[olds[0]]
-            one: Hashable = new if self.state.is_by_name else was if was not in used else fresh_id()
+            id_: Hashable = new if self.state.is_by_name else was if was not in used else fresh_id()
             used.add(was)
-            new_ids[new] = one
+            new_ids[new] = id_
             if self.same(new) and new not in forgotten:
                 if was in self.state.slots:
-                    slots[one] = self.state.slots[was]
+                    slots[id_] = self.state.slots[was]
                 continue
             proof = KEPT_PART
             made = None if new in forgotten else self._slots(new, olds)
             if made is not None:
-                slots[one] = made
+                slots[id_] = made
             elif was in self.state.slots:
                 self.notes.append(f"{new!r} starts with fresh optimizer state")
         gone = [key for key in self.ids if key not in {old for new in new_ids for old in self.change.origins[new]}]
@@ -197,19 +197,19 @@ class _Work:
             self.notes.append(f"{listed(gone)}: their optimizer state goes with them")
         groups = [self._group(group, new_ids) for group in self.state.groups]
         pairs = enumerate(zip(self.state.groups, groups, strict=True))
-        emptied = tuple(place for place, (old, new_group) in pairs if old.ids and not new_group.ids)
-        kept = tuple(group for place, group in enumerate(groups) if place not in emptied)
+        emptied = tuple(position for position, (old, new_group) in pairs if old.ids and not new_group.ids)
+        kept = tuple(group for position, group in enumerate(groups) if position not in emptied)
         return Followed(
             replace(self.state, groups=kept, slots=slots), proof, tuple(self.notes), tuple(self.grown), emptied
         )
 
     def _group(self, group: Group, new_ids: Mapping[str, Hashable]) -> Group:
         """A group with the new ids of its parameters, in the order that it had (or that the result has)."""
-        members = {self.names.keys[one]: place for place, one in enumerate(group.ids)} if self.names else {}
+        members = {self.names.keys[id_]: position for position, id_ in enumerate(group.ids)} if self.names else {}
         keys = [new for new in new_ids if self._home(new, members, group)]
         order = list(self.change.before)
-        places = [order.index(key) for key in members if key in self.change.before]
-        if places != sorted(places):
+        positions = [order.index(key) for key in members if key in self.change.before]
+        if positions != sorted(positions):
             keys.sort(
                 key=lambda new: members[self.change.origins[new][0]] if self.change.origins[new] else len(members)
             )
@@ -225,9 +225,9 @@ class _Work:
             return True
         assert self.names is not None
         like = [
-            place
-            for place, other in enumerate(self.state.groups)
-            if any(self._is_like(self.names.keys[one], new) for one in other.ids)
+            position
+            for position, other in enumerate(self.state.groups)
+            if any(self._is_like(self.names.keys[id_], new) for id_ in other.ids)
         ]
         if len(like) != 1:
             problem = f"{new!r} is new, and which of {len(self.state.groups)} param groups it belongs to is open"
@@ -243,8 +243,8 @@ class _Work:
         if not self.change.origins[new]:
             return new
         old = self.change.origins[new][0]
-        said = (group.names or ())[members[old]]
-        return said if said != old and without_wrappers(said) == without_wrappers(new) else new
+        listed_name = (group.names or ())[members[old]]
+        return listed_name if listed_name != old and without_wrappers(listed_name) == without_wrappers(new) else new
 
     def _slots(self, new: str, olds: list[str]) -> dict[str, Slot] | None:
         """The slots of a parameter that was cut, grown, turned or joined; None where it starts afresh."""
@@ -253,13 +253,13 @@ class _Work:
         if len(olds) != len(self.change.origins[new]):
             return None
         kept = [self.state.slots.get(self.ids[old], {}) for old in olds]
-        if any(set(one) != set(kept[0]) for one in kept) or not kept[0]:
+        if any(set(slots) != set(kept[0]) for slots in kept) or not kept[0]:
             return None
         made: dict[str, Slot] = {}
         for name, slot in kept[0].items():
             if name in self.kind.shaped and slot.tensor is not None:
                 made[name] = slot_of(self._replayed(name)[new], slot)
-            elif all(_same_value(slot, one[name]) for one in kept):
+            elif all(_same_value(slot, slots[name]) for slots in kept):
                 made[name] = slot
             else:
                 return None
@@ -271,7 +271,7 @@ class _Work:
     def _replayed(self, name: str) -> Checkpoint:
         """The edit carried out on one slot of all parameters; zeros stand where there is none."""
         if name not in self.replayed:
-            slots = {key: self.state.slots.get(one, {}).get(name) for key, one in self.ids.items()}
+            slots = {key: self.state.slots.get(id_, {}).get(name) for key, id_ in self.ids.items()}
             real = {key: slot.tensor for key, slot in slots.items() if slot is not None and slot.tensor is not None}
             dtype = next((tensor.dtype for tensor in real.values()), parse("float32"))
             tensors: dict[str, Tensor] = {
@@ -302,7 +302,7 @@ def zeros(dtype: DType, shape: tuple[int, ...]) -> StoredTensor:
 
 
 def _fresh_ids(ids: Iterable[Hashable]) -> Callable[[], int]:
-    last = max((one for one in ids if isinstance(one, int)), default=-1)
+    last = max((id_ for id_ in ids if isinstance(id_, int)), default=-1)
 
     def fresh() -> int:
         nonlocal last

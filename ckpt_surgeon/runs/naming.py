@@ -41,11 +41,11 @@ def names_of(
 
     ``stated`` are the parameters' names in the order of the ids, as a factory gives them.
     """
-    said = [name for group in state.groups for name in group.names or ()]
-    if said and len(said) == len(state.ids):
-        return _matched(zip(state.ids, said, strict=True), weights, BY_NAMES)
+    listed_names = [name for group in state.groups for name in group.names or ()]
+    if listed_names and len(listed_names) == len(state.ids):
+        return _matched(zip(state.ids, listed_names, strict=True), weights, BY_NAMES)
     if state.is_by_name:
-        return _matched(((one, str(one)) for one in state.ids), weights, BY_IDS)
+        return _matched(((id_, str(id_)) for id_ in state.ids), weights, BY_IDS)
     names = list(stated)
     if names:
         return _matched(zip(state.ids, names, strict=True), weights, BY_RUN) if len(names) == len(state.ids) else None
@@ -55,7 +55,7 @@ def names_of(
 def _matched(pairs: Iterable[tuple[Hashable, str]], weights: Checkpoint, how: str) -> Names:
     """Names as keys of the weights, wrappers aside (``module.fc.bias`` and ``fc.bias`` are one)."""
     plain = {without_wrappers(key): key for key in weights}
-    found = {one: name if name in weights else plain.get(without_wrappers(name), name) for one, name in pairs}
+    found = {id_: name if name in weights else plain.get(without_wrappers(name), name) for id_, name in pairs}
     return Names(found, how)
 
 
@@ -92,7 +92,7 @@ def _by_order(state: OptimizerState, weights: Checkpoint, *, is_stated: bool) ->
     fitting = [
         (how, found)
         for how, found in guesses
-        if all(fits(state, one, tuple(weights[key].shape)) for one, key in found.items())
+        if all(fits(state, id_, tuple(weights[key].shape)) for id_, key in found.items())
     ]
     if not fitting:
         return None
@@ -100,8 +100,8 @@ def _by_order(state: OptimizerState, weights: Checkpoint, *, is_stated: bool) ->
     if is_stated:
         return Names(found, f"{how}, as stated")
     shapes = Counter(tuple(weights[key].shape) for key in keys)
-    shared = {one for one, key in found.items() if shapes[tuple(weights[key].shape)] > 1}
-    differing = {one for one, key in found.items() if any(other[one] != key for _, other in fitting[1:])}
+    shared = {id_ for id_, key in found.items() if shapes[tuple(weights[key].shape)] > 1}
+    differing = {id_ for id_, key in found.items() if any(other[id_] != key for _, other in fitting[1:])}
     return Names(found, how, frozenset(shared | differing))
 
 
@@ -120,9 +120,9 @@ def _orders(state: OptimizerState, keys: list[str], weights: Checkpoint) -> Iter
         yield BY_DECAY_LAST, vectors + matrices
 
 
-def fits(state: OptimizerState, one: Hashable, shape: tuple[int, ...]) -> bool:
+def fits(state: OptimizerState, id_: Hashable, shape: tuple[int, ...]) -> bool:
     """Whether the slots of an id have the shape of the parameter that it may be; no slot says nothing against it."""
     kind = state.kind
     shaped = kind.shaped if kind is not None else frozenset()
-    slots = state.slots.get(one, {})
+    slots = state.slots.get(id_, {})
     return all(tuple(slot.tensor.shape) == shape for name, slot in slots.items() if name in shaped and slot.tensor)

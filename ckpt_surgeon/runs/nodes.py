@@ -30,7 +30,7 @@ def weights_node(
         return DictNode(pairs)
     attributes: list[Pair] | None = None
     if tensors.versions is not None:
-        inner: list[Pair] = [(prefix + name, plain_node(dict(one))) for name, one in tensors.versions.items()]
+        inner: list[Pair] = [(prefix + name, plain_node(dict(version))) for name, version in tensors.versions.items()]
         attributes = [("_metadata", ordered(inner))]
     return ordered(pairs, attributes)
 
@@ -45,10 +45,10 @@ def _is_untouched(old: Value, tensors: Checkpoint, nodes: Mapping[int, Value]) -
 
 def differs(state: OptimizerState, original: OptimizerState) -> bool:
     return state.groups != original.groups or state.slots.keys() != original.slots.keys() or any(
-        slot.node is not original.slots[one][name].node
-        for one, slots in state.slots.items()
+        slot.node is not original.slots[id_][name].node
+        for id_, slots in state.slots.items()
         for name, slot in slots.items()
-        if name in original.slots[one]
+        if name in original.slots[id_]
     )  # fmt: skip
 
 
@@ -71,14 +71,14 @@ def without_entry(node: Value, name: str) -> Value:
     raise EditError([f"nothing can be left out of a {type(node).__name__}"])
 
 
-def without_items(node: Value, places: tuple[int, ...]) -> Value:
+def without_items(node: Value, positions: tuple[int, ...]) -> Value:
     """A scheduler without the entries of some groups in its lists (base_lrs, _last_lr …)."""
     rates = entry(node, "base_lrs")
     count = len(rates.items) if isinstance(rates, ListNode) else 0
     pairs: list[Pair] = []
     for key, value in pairs_of(node) or ():
         if isinstance(value, ListNode) and len(value.items) == count:
-            value = ListNode([item for place, item in enumerate(value.items) if place not in places])
+            value = ListNode([item for position, item in enumerate(value.items) if position not in positions])
         pairs.append((key, value))
     return DictNode(pairs) if isinstance(node, DictNode) else _with_pairs(node, pairs)  # type: ignore[arg-type]
 

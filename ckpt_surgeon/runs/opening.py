@@ -86,7 +86,9 @@ def _twins(whole: Whole, where: TreePath, weights: Checkpoint) -> Iterable[Twin]
 def _twin(whole: Whole, path: TreePath, node: Value, weights: Checkpoint) -> Twin | None:
     entries = [(str(key), value) for key, value in pairs_of(node) or ()]
     names = {key for key, _ in entries}
-    prefix = next((one for one in ("", "module.") if all(one + key in names for key in weights)), None)
+    prefix = next(
+        (candidate for candidate in ("", "module.") if all(candidate + key in names for key in weights)), None
+    )
     if prefix is None or len(entries) > len(weights) + 2:
         return None
     tensors: dict[str, Tensor] = {}

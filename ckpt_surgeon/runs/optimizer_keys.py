@@ -49,19 +49,19 @@ def _by_names(state: OptimizerState, names: Names) -> OptimizerState:
 
 
 def _by_positions(run: Run, state: OptimizerState, names: Names) -> OptimizerState:
-    order = {key: place for place, key in enumerate(parameters_of(run.weights))}
+    order = {key: position for position, key in enumerate(parameters_of(run.weights))}
     groups = tuple(
-        replace(group, ids=tuple(sorted(group.ids, key=lambda one: order.get(names.keys[one], len(order)))))
+        replace(group, ids=tuple(sorted(group.ids, key=lambda id_: order.get(names.keys[id_], len(order)))))
         for group in state.groups
     )
     ids: dict[Hashable, Hashable] = {}
     for group in groups:
-        for one in group.ids:
-            ids[one] = len(ids)
+        for id_ in group.ids:
+            ids[id_] = len(ids)
     return _renumbered(state, ids, groups)
 
 
 def _renumbered(state: OptimizerState, ids: Mapping[Hashable, Hashable], groups: tuple[Group, ...]) -> OptimizerState:
-    slots = {ids[one]: kept for one, kept in state.slots.items()}
-    made = tuple(replace(group, ids=tuple(ids[one] for one in group.ids), names=None) for group in groups)
+    slots = {ids[id_]: kept for id_, kept in state.slots.items()}
+    made = tuple(replace(group, ids=tuple(ids[id_] for id_ in group.ids), names=None) for group in groups)
     return replace(state, groups=made, slots=slots)

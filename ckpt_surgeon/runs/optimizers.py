@@ -1,7 +1,7 @@
 """What optimizers keep for each parameter, and which of it follows when the parameter is edited.
 
 The slots are those of ``torch.optim`` (torch 2.14), of transformers' Adafactor and of bitsandbytes; an optimizer is
-told by the options in its groups and the slots in its state, since ``state_dict()`` does not say its class.
+recognised by the options in its groups and the slots in its state, since ``state_dict()`` does not say its class.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def resume_check(
         counts = f"{len(optimizers)}, {len(edited.optimizers)} and {len(old.optimizers)}"
         raise EditError([f"the factory, the file after and the file before have {counts} optimizers"])
     new_arm = _resumed(edited, model, optimizers)
-    old_arm = [_bare(old, state, type(one)) for state, one in zip(old.optimizers, optimizers, strict=True)]
+    old_arm = [_bare(old, state, type(optimizer)) for state, optimizer in zip(old.optimizers, optimizers, strict=True)]
     return _compared(_Pairs(new_arm, old_arm), steps)
 
 
@@ -95,7 +95,7 @@ def _made(factory: str | Callable[[], object]) -> tuple[torch.nn.Module, list[to
     made = called(factory) if isinstance(factory, str) else factory()
     if isinstance(made, (tuple, list)) and len(made) >= 2 and isinstance(made[0], torch.nn.Module):
         optimizers = list(made[1]) if isinstance(made[1], (tuple, list)) else [made[1]]
-        if optimizers and all(isinstance(one, torch.optim.Optimizer) for one in optimizers):
+        if optimizers and all(isinstance(optimizer, torch.optim.Optimizer) for optimizer in optimizers):
             return made[0], optimizers
     name = factory if isinstance(factory, str) else getattr(factory, "__name__", "the factory")
     raise TargetError(name, "has to return (model, optimizer), both built but not yet loaded")
@@ -113,7 +113,7 @@ def parameter_names(factory: str | Callable[[], object]) -> list[str]:
     """
     model, optimizers = _made(factory)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names.get(id(one), "") for optimizer in optimizers for one in _parameters(optimizer)]
+    return [names.get(id(parameter), "") for optimizer in optimizers for parameter in _parameters(optimizer)]
 
 
 # -- the two arms
@@ -139,7 +139,10 @@ def _resumed(run: Run, model: torch.nn.Module, optimizers: Sequence[torch.optim.
     return [
         _Arm(
             optimizer,
-            {names.get(id(one), f"#{index}"): one for index, one in enumerate(_parameters(optimizer))},
+            {
+                names.get(id(parameter), f"#{index}"): parameter
+                for index, parameter in enumerate(_parameters(optimizer))
+            },
         )
         for optimizer in optimizers
     ]
@@ -160,7 +163,7 @@ def _bare(run: Run, state: OptimizerState, cls: type[torch.optim.Optimizer]) -> 
     saved = _state_dict(run, state)
     groups = [
         {**{str(key): option for key, option in group.items() if key not in ("params", "param_names")},
-         "params": [made[names.keys[one]] for one in group["params"]]}
+         "params": [made[names.keys[id_]] for id_ in group["params"]]}
         for group in saved["param_groups"]
     ]  # fmt: skip
     optimizer = cls(groups)  # type: ignore[call-arg]
@@ -170,16 +173,16 @@ def _bare(run: Run, state: OptimizerState, cls: type[torch.optim.Optimizer]) -> 
 
 def _state_dict(run: Run, state: OptimizerState) -> dict[str, Any]:
     """An optimizer's ``state_dict()`` as torch takes it, made without unpickling."""
-    index = {one: place for place, one in enumerate(state.ids)}
+    index = {id_: position for position, id_ in enumerate(state.ids)}
     groups = [
         {str(name): _python(run, value) for name, value in group.options}
-        | {"params": [index[one] for one in group.ids]}
+        | {"params": [index[id_] for id_ in group.ids]}
         for group in state.groups
     ]
     kept = {
-        index[one]: {name: _python(run, slot.node) for name, slot in slots.items()}
-        for one, slots in state.slots.items()
-        if one in index
+        index[id_]: {name: _python(run, slot.node) for name, slot in slots.items()}
+        for id_, slots in state.slots.items()
+        if id_ in index
     }
     return {"state": kept, "param_groups": groups}
 
@@ -199,7 +202,7 @@ def _python(run: Run, node: Value) -> object:
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [one for group in optimizer.param_groups for one in group["params"]]
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 # -- trained and compared
@@ -209,8 +212,8 @@ class _Pairs:
     """Parameters of both arms that are the same one, by their names, wrappers aside."""
 
     def __init__(self, new: Sequence[_Arm], old: Sequence[_Arm]) -> None:
-        self.new = {name: (arm, one) for arm in new for name, one in arm.parameters.items()}
-        self.old = {name: (arm, one) for arm in old for name, one in arm.parameters.items()}
+        self.new = {name: (arm, parameter) for arm in new for name, parameter in arm.parameters.items()}
+        self.old = {name: (arm, parameter) for arm in old for name, parameter in arm.parameters.items()}
         self.arms = (*new, *old)
         plain = {without_wrappers(name): name for name in self.old}
         self.pairs = {name: plain[without_wrappers(name)] for name in self.new if without_wrappers(name) in plain}
@@ -229,8 +232,10 @@ class _Pairs:
                 new, old = self.new[name][1], self.old[was][1]
                 largest = [max(sizes) for sizes in zip(new.shape, old.shape, strict=True)]
                 noise = _noise(f"{without_wrappers(name)} {step}", largest)
-                for one in (new, old):
-                    one.grad = _box(noise, one.shape).to(one.dtype).clone() if one.requires_grad else None
+                for parameter in (new, old):
+                    parameter.grad = (
+                        _box(noise, parameter.shape).to(parameter.dtype).clone() if parameter.requires_grad else None
+                    )
             for arm in self.arms:
                 arm.optimizer.step()
 

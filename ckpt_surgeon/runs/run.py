@@ -2,9 +2,9 @@
 
     file ── open_run ──▶ Run ── edited ──▶ Run ── save ──▶ file
 
-The weights are a :class:`~ckpt_surgeon.tensors.checkpoint.Checkpoint`, edited as ever.  What lies beside them stays as
-it is, object for object; where an edit of the weights reaches into it (optimizers, twins with the same keys), it
-follows or the edit is refused.
+The weights are a :class:`~ckpt_surgeon.tensors.checkpoint.Checkpoint`, edited as any other.  What lies beside them
+stays as it is, object for object; where an edit of the weights reaches into it (optimizers, twins with the same keys),
+it follows or the edit is refused.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Run(Shown):
     """An opened training checkpoint; edits return another one, nothing is written before :func:`save_run`.
 
     ``optimizers`` are those that the file holds, ``twins`` the state_dicts that get the same edits; ``proof`` is the
-    weakest class of proof among the edits so far, and ``notes`` what they said.
+    weakest class of proof among the edits so far, and ``notes`` are those of the edits.
     """
 
     whole: Whole
@@ -72,7 +72,7 @@ class Run(Shown):
     notes: tuple[str, ...] = ()
     without: tuple[TreePath, ...] = ()
     values: Mapping[TreePath, Value] = field(default_factory=dict)
-    schedulers: Mapping[TreePath, tuple[int, ...]] = field(default_factory=dict)  # places in their lists that go
+    schedulers: Mapping[TreePath, tuple[int, ...]] = field(default_factory=dict)  # positions in their lists that go
     unwritable: str = ""  # why the weights can only be kept as they are
 
     def names(self, state: OptimizerState) -> Names | None:
@@ -96,16 +96,16 @@ class Run(Shown):
         done = follow_all(states, change, replay or plan, computes=computes, reset=reset)
         notes = [*self.notes, *notes_of(done, moments)]
         schedulers = dict(self.schedulers)
-        for state, one in zip(self.optimizers, done, strict=True):
-            if one.emptied:
+        for state, after in zip(self.optimizers, done, strict=True):
+            if after.emptied:
                 gone = self._schedulers_of(state)
-                schedulers |= {path: (*schedulers.get(path, ()), *one.emptied) for path in gone}
-                notes.append(f"groups {', '.join(map(str, one.emptied))} are empty and go, with their base_lrs")
+                schedulers |= {path: (*schedulers.get(path, ()), *after.emptied) for path in gone}
+                notes.append(f"groups {', '.join(map(str, after.emptied))} are empty and go, with their base_lrs")
         twins = tuple(self._twin(twin, plan, notes) for twin in self.twins)
         made = replace(
-            self, weights=change.result, optimizers=tuple(one.state for one in done), twins=twins,
+            self, weights=change.result, optimizers=tuple(after.state for after in done), twins=twins,
             notes=tuple(dict.fromkeys(notes)), schedulers=schedulers,
-            proof=weakest([self.proof, *(one.proof for one in done)]),
+            proof=weakest([self.proof, *(after.proof for after in done)]),
         )  # fmt: skip
         return made, change
 
@@ -178,9 +178,9 @@ class Run(Shown):
         for state, original in zip(self.optimizers, self._originals(), strict=True):
             if differs(state, original):
                 made[id(followed(self.whole.root, state.path))] = written_state(state)
-        for path, places in self.schedulers.items():
+        for path, positions in self.schedulers.items():
             node = followed(self.whole.root, path)
-            made[id(node)] = without_items(node, places)
+            made[id(node)] = without_items(node, positions)
         for path in self.without:
             parent = followed(self.whole.root, path[:-1])
             made[id(parent)] = without_entry(made.get(id(parent), parent), path[-1])

@@ -19,7 +19,7 @@ from ..writing.plan import Plan, PlannedFile, plan
 
 
 class Writable(Protocol):
-    """What is asked of a run: the file that it came from, its weights, and what is written in place of nodes."""
+    """What writing asks of a run: the file that it came from, its weights, and the nodes that replace others."""
 
     @property
     def whole(self) -> Whole: ...
@@ -32,7 +32,7 @@ class Writable(Protocol):
 
 @dataclass(slots=True, eq=False)
 class WholeWriter:
-    """The writer of one run, in the place of a container's own: see :class:`ckpt_surgeon.formats.registry.Writer`."""
+    """The writer of one run, instead of a container's own: see :class:`ckpt_surgeon.formats.registry.Writer`."""
 
     whole: Whole
     instead: Mapping[int, Value]

@@ -1,4 +1,4 @@
-"""An optimizer's state as it lies in a file: groups, ids, slots; read from the graph and put back into it."""
+"""The state of an optimizer in a file: groups, ids, slots; read from the graph and put back into it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class OptimizerState:
     @property
     def ids(self) -> tuple[Hashable, ...]:
         """All ids, in the order of the groups."""
-        return tuple(one for group in self.groups for one in group.ids)
+        return tuple(id_ for group in self.groups for id_ in group.ids)
 
     @property
     def kind(self) -> Optimizer | None:
@@ -55,7 +55,7 @@ class OptimizerState:
     @property
     def is_by_name(self) -> bool:
         """Whether its ids are the parameters' names."""
-        return any(isinstance(one, str) for one in self.ids)
+        return any(isinstance(id_, str) for id_ in self.ids)
 
 
 def pairs_of(node: Value) -> list[Pair] | None:
@@ -114,7 +114,7 @@ def _found(root: Value) -> Iterator[tuple[TreePath, Value]]:
         yield path, node
         if not is_optimizer(node):
             children = [((*path, name), child) for name, child in named_children(node)]
-            ahead.extend(reversed([one for one in children if not isinstance(one[1], (str, int, float))]))
+            ahead.extend(reversed([pair for pair in children if not isinstance(pair[1], (str, int, float))]))
 
 
 def read_state(whole: Whole, path: TreePath, node: Value) -> OptimizerState:
@@ -131,7 +131,7 @@ def read_state(whole: Whole, path: TreePath, node: Value) -> OptimizerState:
 
 def _group(node: Value) -> Group:
     params, names = entry(node, "params"), entry(node, "param_names")
-    ids = tuple(one for one in params.items if isinstance(one, (int, str))) if isinstance(params, ListNode) else ()
+    ids = tuple(id_ for id_ in params.items if isinstance(id_, (int, str))) if isinstance(params, ListNode) else ()
     options = tuple(pair for pair in pairs_of(node) or () if pair[0] not in ("params", "param_names"))
     if not isinstance(names, ListNode):
         return Group(ids, None, options)
@@ -140,7 +140,7 @@ def _group(node: Value) -> Group:
 
 def written_state(state: OptimizerState) -> DictNode:
     """The node of an optimizer's state, as its ``state_dict()`` has it."""
-    kept: list[Pair] = [(one, _slots_node(state.slots[one])) for one in state.slots]
+    kept: list[Pair] = [(id_, _slots_node(state.slots[id_])) for id_ in state.slots]
     groups: list[Value] = [_group_node(group) for group in state.groups]
     return DictNode([("state", DictNode(kept)), ("param_groups", ListNode(groups)), *state.beside])
 

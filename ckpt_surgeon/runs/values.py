@@ -100,11 +100,11 @@ def _of_type(run: Run, node: Value, value: object) -> Value:
     if node is None or value is None:
         if node is None or value is node:
             return value
-        raise ValueError(f"is {_said(node)}, which None is not")
+        raise ValueError(f"is {_type_and_value(node)}, which None is not")
     if isinstance(node, float) and type(value) in (int, float):
         return float(value)  # type: ignore[arg-type]
     if type(node) is not type(value):
-        raise ValueError(f"is {_said(node)}, and {value!r} is not of that type")
+        raise ValueError(f"is {_type_and_value(node)}, and {value!r} is not of that type")
     return value
 
 
@@ -119,5 +119,5 @@ def _tensor(tensor: Tensor, node: Value, value: object) -> Value:
     return tensor_node(made, node, device=tensor.device)
 
 
-def _said(node: Value) -> str:
+def _type_and_value(node: Value) -> str:
     return f"{type(node).__name__} {node!r}"

@@ -98,7 +98,10 @@ def freeze(
                          "the running statistics of a layer with norm='eval'"])  # fmt: skip
     norms = [
         path for path in _norms_among(parts, keys)
-        if all(id(one) in frozen or not one.requires_grad for one in parts.modules[path].parameters(recurse=False))
+        if all(
+            id(parameter) in frozen or not parameter.requires_grad
+            for parameter in parts.modules[path].parameters(recurse=False)
+        )
     ]  # fmt: skip
     undecided = [path for path in norms if not _mode(parts.modules[path])]
     if undecided and norm is None:
@@ -191,7 +194,7 @@ def verify_frozen(model: torch.nn.Module, before: Hashes) -> tuple[str, ...]:
     ('weight',)
     """
     parts = anatomy(model)
-    keys = [key for key, one in parts.parameters.items() if not one.requires_grad]
+    keys = [key for key, parameter in parts.parameters.items() if not parameter.requires_grad]
     if not keys:
         raise EditError(["no parameter of the model is frozen"])
     keys += [key for key in parts.buffers if _is_frozen_buffer(parts, key)]
@@ -278,7 +281,7 @@ def _trainable(parts: Anatomy) -> Trainable:
         norm = _shown_mode(module, frozen=not counts[True]) if has_statistics(module) else ""
         if own or norm:
             modules.append(ModuleState(path, type(module).__name__, counts[True], counts[False], norm))
-    names = {state: tuple(key for key, one in parts.parameters.items() if one.requires_grad is state)
+    names = {state: tuple(key for key, parameter in parts.parameters.items() if parameter.requires_grad is state)
              for state in (True, False)}  # fmt: skip
     return Trainable(names[True], names[False], tuple(modules))
 

@@ -103,20 +103,23 @@ def param_groups(
     made: dict[tuple[int, tuple[Rule, ...]], list[str]] = {}
     for key in trained:
         made.setdefault((depths.get(key, 0), caught[key]), []).append(key)
-    order: dict[tuple[Rule, ...], int] = {(): 0} | {(rule,): place for place, rule in enumerate(asked.groups, 1)}
+    order: dict[tuple[Rule, ...], int] = {(): 0} | {(rule,): position for position, rule in enumerate(asked.groups, 1)}
     groups, summary = [], []
     for depth, of in sorted(made, key=lambda pair: (pair[0], order.get(pair[1], len(order)))):
         keys = made[depth, of]
-        one = _settings(of, asked, deepest - depth)
+        settings = _settings(of, asked, deepest - depth)
         name = "+".join(rule.name for rule in of) or REST
-        one["name"] = f"{name}, layer {depth}" if asked.layer_decay else name
+        settings["name"] = f"{name}, layer {depth}" if asked.layer_decay else name
         parameters = [parts.parameters[key] for key in keys]
-        groups.append({"params": parameters, **one})
+        groups.append({"params": parameters, **settings})
         names = [name for parameter in parameters for name in parts.names_of(parameter)]
-        decay = one.get("weight_decay")
-        summary.append(GroupSummary(str(one["name"]), tuple(names), sum(one.numel() for one in parameters),
-                                    float(str(one["lr"])), None if decay is None else float(str(decay))))  # fmt: skip
-    return ParamGroups(groups, summary, [key for key, one in parts.parameters.items() if not one.requires_grad])
+        decay = settings.get("weight_decay")
+        numel = sum(parameter.numel() for parameter in parameters)
+        rate, decayed = float(str(settings["lr"])), None if decay is None else float(str(decay))
+        summary.append(GroupSummary(str(settings["name"]), tuple(names), numel, rate, decayed))
+    return ParamGroups(
+        groups, summary, [key for key, parameter in parts.parameters.items() if not parameter.requires_grad]
+    )
 
 
 def _asked(rules: Rules | Iterable[Rule] | Mapping[str, Selectors] | str | Path) -> Rules:
@@ -132,9 +135,9 @@ def _asked(rules: Rules | Iterable[Rule] | Mapping[str, Selectors] | str | Path)
 def _trained(parts: Anatomy) -> list[str]:
     """The trainable parameters by the first of their names."""
     first: dict[int, str] = {}
-    for key, one in parts.parameters.items():
-        if one.requires_grad:
-            first.setdefault(id(one), key)
+    for key, parameter in parts.parameters.items():
+        if parameter.requires_grad:
+            first.setdefault(id(parameter), key)
     return list(first.values())
 
 
@@ -149,12 +152,14 @@ def _check(parts: Anatomy, asked: Rules, only: Sequence[Selector]) -> None:
         problems.append(Phrase("no base learning rate is given: ", Argument("lr")))
     if asked.layer_decay is not None and not 0 < asked.layer_decay <= 1:
         problems.append(Phrase(Argument("layer_decay", asked.layer_decay), " is not between 0 and 1"))
-    odd: dict[str, list[str]] = {}
+    unexpected: dict[str, list[str]] = {}
     for path, module in parts.modules.items() if only else ():
-        if has_parameters(module, own=True) and not any(_is_of(module, one) for one in only):
-            odd.setdefault(type(module).__name__, []).append(path)
-    allowed = ", ".join(spelled(one).removeprefix("class:") for one in only)
-    problems += [f"{listed(paths, 3)}: class {name} is not expected (only {allowed})" for name, paths in odd.items()]
+        if has_parameters(module, own=True) and not any(_is_of(module, selector) for selector in only):
+            unexpected.setdefault(type(module).__name__, []).append(path)
+    allowed = ", ".join(spelled(selector).removeprefix("class:") for selector in only)
+    problems += [
+        f"{listed(paths, 3)}: class {name} is not expected (only {allowed})" for name, paths in unexpected.items()
+    ]
     if problems:
         raise EditError(problems)
 

@@ -1,4 +1,4 @@
-"""Initialising what a checkpoint did not bring, by a named scheme, and saying what was touched.
+"""Initialising what a checkpoint did not bring, by a named scheme, and a record of what it touched.
 
 torch is imported inside the functions.
 """
@@ -77,15 +77,15 @@ def initialize(
     _check(parts, ordered)
     scheme = _scheme(how, options)
     made: dict[str, torch.Tensor] = {}
-    told: dict[str, str] = {}
+    described: dict[str, str] = {}
     problems = []
     for key in ordered:
         first = parts.names_of(parts.parameters[key])[0] if key in parts.parameters else key
-        if first in told:
-            told[key] = f"as {first}"
+        if first in described:
+            described[key] = f"as {first}"
             continue
         try:
-            made[key], told[key] = _value(parts, key, how, scheme, generator)
+            made[key], described[key] = _value(parts, key, how, scheme, generator)
         except (ValueError, TypeError, RuntimeError) as error:
             problems.append(f"{key!r}: {' '.join(str(error).split())}")
     if problems:
@@ -93,7 +93,7 @@ def initialize(
     with torch.no_grad():
         for key, value in made.items():
             _tensor(parts, key).copy_(value)
-    return Initialized(told)
+    return Initialized(described)
 
 
 def _tensor(parts: Anatomy, key: str) -> torch.Tensor:

@@ -19,8 +19,8 @@ def depths_of(parts: Anatomy, layers: Sequence[Selector]) -> tuple[dict[str, int
     units = _blocks(parts)
     if not units:
         raise EditError(["the model has no list or Sequential of blocks; name its layers, input first: layers=[…]"])
-    place = {path: depth for depth, path in enumerate(units, 1)}
-    inside = {key: place[path] for key in parts.parameters for path in above(key) if path in place}
+    depth_of = {path: depth for depth, path in enumerate(units, 1)}
+    inside = {key: depth_of[path] for key in parts.parameters for path in above(key) if path in depth_of}
     ahead = len(inside)
     depths, reached = {}, 0
     for key in parts.parameters:

@@ -68,13 +68,13 @@ class Rules(Shown):
             raise RecipeError(path, [with_line(str(error), text)]) from error
         tables = parsed.pop("group", [])
         found = [(0, name, problem) for name, problem in _problems_of(parsed, _ENTRIES)]
-        if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        if not isinstance(tables, list) or not all(isinstance(group, dict) for group in tables):
             found.append((0, "group", "groups are [[group]] tables"))
             tables = []
-        for number, one in enumerate(tables, 1):
-            lacking = [("", f"needs {name} = …") for name in ("name", "match") if name not in one]
-            found += [(number, name, f"group {one.get('name', number)!r}: {problem}")
-                      for name, problem in (*_problems_of(one, _OF_A_GROUP), *lacking)]  # fmt: skip
+        for number, group in enumerate(tables, 1):
+            lacking = [("", f"needs {name} = …") for name in ("name", "match") if name not in group]
+            found += [(number, name, f"group {group.get('name', number)!r}: {problem}")
+                      for name, problem in (*_problems_of(group, _OF_A_GROUP), *lacking)]  # fmt: skip
         if found:
             problems = [
                 f"line {line_of(text, number, name, table='group')}: {problem}" for number, name, problem in found
@@ -83,7 +83,7 @@ class Rules(Shown):
         plain: dict[str, Any] = {
             name: tuple(each(value)) if _ENTRIES[name] is _TEXTS else value for name, value in parsed.items()
         }
-        return cls(tuple(Rule(**one) for one in tables), **plain)
+        return cls(tuple(Rule(**group) for group in tables), **plain)
 
     @classmethod
     def load(cls, path: str | Path) -> Rules:
@@ -115,7 +115,7 @@ def _problems_of(
         if name not in known:
             yield name, f"unknown entry {name!r}; known are {', '.join(known)}"
             continue
-        said, kinds = known[name]
-        is_mixed = isinstance(value, list) and not all(isinstance(one, str) for one in value)
+        expected, kinds = known[name]
+        is_mixed = isinstance(value, list) and not all(isinstance(item, str) for item in value)
         if not isinstance(value, kinds) or isinstance(value, bool) or is_mixed:
-            yield name, f"{name} should be {said}, not {value!r}"
+            yield name, f"{name} should be {expected}, not {value!r}"

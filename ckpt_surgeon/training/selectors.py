@@ -125,7 +125,7 @@ def _chosen_by_one(parts: Anatomy, selector: Selector) -> set[str]:
 
 def is_called(cls: type, name: str) -> bool:
     """Whether a class, or one that it inherits from, has this name: ``Linear``, ``torch.nn.*.Linear``, a glob."""
-    names = ((one.__name__, f"{one.__module__}.{one.__qualname__}") for one in cls.__mro__[:-1])
+    names = ((base.__name__, f"{base.__module__}.{base.__qualname__}") for base in cls.__mro__[:-1])
     return any(fnmatchcase(short, name) or fnmatchcase(full, name) for short, full in names if short != "Module")
 
 
@@ -184,7 +184,7 @@ def _head(parts: Anatomy) -> str:
         if paths:
             return paths[0]
     own = [(path, list(module.parameters(recurse=False))) for path, module in parts.modules.items()]
-    layers = [path for path, parameters in own if any(one.dim() > 1 for one in parameters)]
+    layers = [path for path, parameters in own if any(parameter.dim() > 1 for parameter in parameters)]
     if not layers:
         raise EditError([f"{type(parts.model).__name__} has no layer that could be its head; choose by key"])
     return layers[-1]
