@@ -57,6 +57,10 @@ SMALL: dict[str, Mapping[str, object]] = {
     "Wav2Vec2": {**COMMON, "conv_dim": [16, 16], "conv_stride": [2, 2], "conv_kernel": [3, 3],
                  "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "codevector_dim": 32,
                  "proj_codevector_dim": 32, "classifier_proj_size": 32},
+    "Dinov2": {**COMMON, "image_size": 32, "patch_size": 16},
+    "Segformer": {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [16, 32], "num_attention_heads": [1, 2],
+                  "sr_ratios": [2, 1], "decoder_hidden_size": 16, "patch_sizes": [7, 3], "strides": [4, 2],
+                  "mlp_ratios": [2, 2]},
     "Llama": {**COMMON, "num_key_value_heads": 2},
 }  # fmt: skip
 
@@ -99,6 +103,9 @@ SWAPS = [
     ("DeiT", "ForMaskedImageModeling", "ForImageClassification"),
     ("Beit", "ForMaskedImageModeling", "ForImageClassification"),
     ("Swin", "ForMaskedImageModeling", "ForImageClassification"),
+    ("Dinov2", "Model", "ForImageClassification"),
+    ("ViT", "Model", "ForImageClassification"),
+    ("Segformer", "ForImageClassification", "Model"),
     ("Wav2Vec2", "ForPreTraining", "ForCTC"),
     ("Wav2Vec2", "ForPreTraining", "ForSequenceClassification"),
     ("Llama", "ForCausalLM", "ForSequenceClassification"),

@@ -312,7 +312,31 @@ EFFICIENTNET = (
     ),
 )
 
-ARCHITECTURES = (VISION_TRANSFORMER, SWIN_TRANSFORMER, RESNET, REGNET, CONVNEXT, MOBILENET_V2, EFFICIENTNET)
+_BLOCKS = ((r"encoder\.layer\.(\d+)", "blocks.{1}"), (r"layers\.(\d+)", "blocks.{1}"), *_ATTENTION)
+TRANSFORMERS_ATTENTION = (  # transformers' own names before and after its attention modules became alike
+    Convention(r"attention\.(?:attention|self)\.query\.weight", _BLOCKS),
+    Convention(r"attention\.q_proj\.weight", _BLOCKS),
+)
+
+_SEGFORMER = (
+    (r"encoder\.patch_embeddings\.(\d+)", "stages.{1}.patch_embeddings"),
+    (r"encoder\.block\.(\d+)\.(\d+)", "stages.{1}.blocks.{2}"),
+    (r"encoder\.layer_norm\.(\d+)", "stages.{1}.layer_norm"),
+    (r"attention\.(?:self\.sr|sequence_reduction\.sequence_reduction)", "attn.sr"),
+    (r"attention\.(?:self|sequence_reduction)\.layer_norm", "attn.layer_norm"),
+    *_ATTENTION,
+    (r"mlp\.dense(\d)", "mlp.fc{1}"),
+    (r"layer_norm_(\d)", "norm{1}"),
+)
+SEGFORMER = (
+    Convention(r"encoder\.block\.\d+\.\d+\.attention\.self\.query\.weight", _SEGFORMER),
+    Convention(r"stages\.\d+\.blocks\.\d+\.attention\.q_proj\.weight", _SEGFORMER),
+)
+
+ARCHITECTURES = (
+    VISION_TRANSFORMER, SWIN_TRANSFORMER, RESNET, REGNET, CONVNEXT, MOBILENET_V2, EFFICIENTNET, SEGFORMER,
+    TRANSFORMERS_ATTENTION,
+)  # fmt: skip
 
 
 def conventions_of(source: Iterable[str], target: Iterable[str]) -> tuple[Convention, Convention] | None:

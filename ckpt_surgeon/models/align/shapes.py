@@ -54,7 +54,7 @@ def other_shapes(state: State) -> None:
     ours, theirs = _by_end(olds, state.spelling), _by_end(news, state.wanted_spelling)
     for ending, found in ours.items():
         if len(found) == len(theirs.get(ending, [])) == 1:
-            state.settle_other_shape(found[0], theirs[ending][0], "the same ending")
+            state.settle_other_shape(found[0], theirs[ending][0], "the same ending", "possible")
 
 
 def _by_end(keys: Iterable[str], spelling: Mapping[str, str]) -> dict[str, list[str]]:

@@ -45,12 +45,12 @@ class State:
         self.settled[old] = Proposal(old, new, reason, certainty, None if ours == theirs else theirs)
         del self.olds[old], self.news[new]
 
-    def settle_other_shape(self, old: str, new: str, why: str) -> None:
+    def settle_other_shape(self, old: str, new: str, why: str, certainty: str = OTHER_SHAPE) -> None:
         ours, theirs = self.shapes(old, new)
         if ours == theirs:
             return
         reason = f"{why}; shape {list(ours)}, wanted is {list(theirs)}"
-        self.settled[old] = Proposal(old, new, reason, OTHER_SHAPE)
+        self.settled[old] = Proposal(old, new, reason, certainty)
         del self.olds[old], self.news[new]
 
     def shapes(self, old: str, new: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

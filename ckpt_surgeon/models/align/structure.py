@@ -128,6 +128,8 @@ def _doubt_moves(state: State, moved: set[str]) -> None:
     for old, one in state.settled.items():
         if one.certainty == "certain" and one.reason in moved:
             state.settled[old] = replace(one, certainty="likely")
+        elif one.certainty == OTHER_SHAPE and one.reason.partition("; shape")[0] in moved:
+            state.settled[old] = replace(one, certainty="possible")
 
 
 def _doubt(state: State) -> None:
