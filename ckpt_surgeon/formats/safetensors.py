@@ -21,7 +21,7 @@ from ..files.paths import FilePath
 from ..files.prefetch import reading_ahead
 from ..files.sinks import Sink
 from ..files.spans import ByteSpan
-from ..tensors.dtypes import BY_CODE
+from ..tensors.dtypes import BY_CODE, DType
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
 from ..tensors.storage import Storage
 from ..tensors.stored import DIMENSIONS, ELEMENTS, StoredTensor
@@ -40,6 +40,8 @@ HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 AGAIN = "fetch it again and compare its size with the original's"
 
 _LENGTH = struct.Struct("<Q")
+_SPACE = b" \t\r\n"  # JSON's
+_SIX_BITS = {code: DType(name, 1) for code, name in (("F6_E2M3", "float6_e2m3"), ("F6_E3M2", "float6_e3m2"))}
 _PACKED = "F4"
 _OF_PIECES = (SHARDING, "DCP_VERSION")
 _ELSEWHERE = re.compile(r"\[[^\]]*[1-9]")  # an offset that is not zero
@@ -51,7 +53,9 @@ _SHARE = "what one process wrote, pieces of tensors among it: give the folder fo
 
 def matches(head: bytes) -> bool:
     """Whether the first bytes can be a header's length and its opening brace."""
-    return len(head) > 8 and head[8:9] == b"{" and 2 <= _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT
+    if len(head) <= 8 or not 2 <= _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT:
+        return False
+    return head[8:].lstrip(_SPACE)[:1] == b"{"  # the package that defines the format reads white space in front too
 
 
 def broken(path: FilePath, head: bytes) -> BrokenFile | None:
@@ -107,7 +111,8 @@ def _contents(path: FilePath, raw: bytes, *, salvage: bool = False) -> Contents:
     """What a header says of the file that it is, or will be, in."""
     size, length = path.size, len(raw)
     header = _parsed(path, raw)
-    metadata = header.pop(METADATA, {})
+    metadata = header.pop(METADATA, None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise BrokenFile(path, "its __metadata__ is not a map from string to string")
     entries = [_entry(path, key, value) for key, value in header.items()]
@@ -148,7 +153,7 @@ def _entry(path: FilePath, key: str, value: Value) -> _Entry:
         if not isinstance(value, dict):
             raise TypeError("is no object")
         code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-        if not isinstance(code, str) or code not in BY_CODE:
+        if not isinstance(code, str) or code not in BY_CODE | _SIX_BITS:
             raise TypeError(f"has dtype {code!r}, which is not known"[:SHOWN])
         for name, numbers in (("shape", shape), ("data_offsets", offsets)):
             if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
@@ -160,8 +165,9 @@ def _entry(path: FilePath, key: str, value: Value) -> _Entry:
         if len(shape) > DIMENSIONS or max(shape, default=0) > ELEMENTS or prod(shape) > ELEMENTS:
             raise TypeError("has a shape of more elements than can be counted")
         shape = _halved(shape) if code == _PACKED else shape
-        there, needed = offsets[1] - offsets[0], prod(shape) * BY_CODE[code].itemsize
-        if there != needed:
+        bits = 6 if code in _SIX_BITS else BY_CODE[code].itemsize * 8
+        there, needed = offsets[1] - offsets[0], prod(shape) * bits // 8
+        if there != needed or prod(shape) * bits % 8:
             raise TypeError(f"has {there:,} bytes, but shape {shape} of {code} needs {needed:,}")
     except KeyError as error:
         raise BrokenFile(path, f"tensor {key!r} has no {error.args[0]!r} in the header") from None
@@ -197,6 +203,8 @@ def _check_layout(path: FilePath, entries: list[_Entry], data: int) -> None:
 
 
 def _tensor(path: FilePath, entry: _Entry, base: int, size: int) -> StoredTensor | OpaqueTensor:
+    if entry.code in _SIX_BITS:
+        return OpaqueTensor(f"{entry.code}, which torch has no dtype for,", _SIX_BITS[entry.code], entry.shape)
     if base + entry.stop > size:
         return OpaqueTensor(LOST, BY_CODE[entry.code], entry.shape)
     storage = Storage(ByteSpan(path, base + entry.start, base + entry.stop), entry.stop - entry.start)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from broken_files.by_hand import legacy_of
 from payloads import call, mkdir, named, text
@@ -33,6 +35,9 @@ from tables import assert_same, noise, ramp, save_big_endian, save_zip
 
 import ckpt_surgeon
 from ckpt_surgeon import BrokenFile, CheckpointError
+from ckpt_surgeon.files.paths import file_path
+from ckpt_surgeon.formats.zip import torch_zip
+from ckpt_surgeon.formats.zip.archive import read_archive
 
 ONES = np.ones(4, "<f4").tobytes()
 SEVENS = np.full(4, 7, "<f4").tobytes()
@@ -469,3 +474,55 @@ def test_a_zip_packed_again_without_its_folder_is_read(tmp_path: Path) -> None:
         records = [Record(name.partition("/")[2], old.read(name)) for name in old.namelist()]
     path = save(zip_bytes_of(records), tmp_path, "flat.pt")
     assert_same(ckpt_surgeon.load(path), {"w": ramp(3)})
+
+
+# -- safetensors
+
+
+def _safetensors(folder: Path, header: str, nbytes: int) -> Path:
+    raw = header.encode()
+    return save(struct.pack("<Q", len(raw)) + raw + bytes(range(nbytes)), folder, "model.safetensors")
+
+
+@pytest.mark.parametrize("front", ["", " ", "  \n\t"])
+@pytest.mark.parametrize("metadata", ["", '"__metadata__": null, ', '"__metadata__": {"a": "b"}, '])
+def test_a_header_behind_white_space_and_metadata_that_is_null_are_read(
+    front: str, metadata: str, tmp_path: Path
+) -> None:
+    header = f'{front}{{{metadata}"w": {{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}}}'
+    path = _safetensors(tmp_path, header, 8)
+    assert_same(ckpt_surgeon.load(path), safetensors.torch.load_file(path))
+
+
+def test_a_dtype_of_six_bits_is_one_tensor_that_is_named(tmp_path: Path) -> None:
+    entries = '"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+    header = f'{{{entries}, "six": {{"dtype": "F6_E2M3", "shape": [2, 4], "data_offsets": [8, 14]}}}}'
+    path = _safetensors(tmp_path, header, 14)
+    with safetensors.safe_open(path, "pt") as opened:
+        assert sorted(opened.keys()) == ["six", "w"]
+    ours = ckpt_surgeon.open(path)
+    assert (sorted(ours), ours["six"].shape) == (["six", "w"], (2, 4))
+    with pytest.raises(CheckpointError, match="F6_E2M3"):
+        ckpt_surgeon.convert(path, tmp_path / "out.pth")
+    ckpt_surgeon.save(ckpt_surgeon.drop(ours, ["six"]), tmp_path / "out.pth")
+    assert list(torch.load(tmp_path / "out.pth")) == ["w"]
+
+
+# -- tensors of devices that torch saves from the CPU
+
+
+def test_an_xla_tensor_is_the_tensor_that_was_saved_for_it(tmp_path: Path) -> None:
+    for name in ("_rebuild_device_tensor_from_cpu_tensor", "_rebuild_xla_tensor"):
+        made = call("torch._utils", name, tensor(storage()), named("torch", "float32"), text("xla:0"), op.NEWFALSE)
+        path = checkpoint(dict_of({"w": made}), tmp_path)
+        assert_same(ckpt_surgeon.load(path), {"w": torch.ones(4)})
+
+
+# -- a piece of a distributed checkpoint
+
+
+def test_a_zip_without_its_pickle_is_broken(tmp_path: Path) -> None:
+    records = [one for one in checkpoint_records(PLAIN, {"0": ONES}) if not one.name.endswith("pkl")]
+    path = save(zip_bytes_of(records), tmp_path)
+    with pytest.raises(BrokenFile, match=r"has no data\.pkl"):
+        torch_zip.read(read_archive(file_path(path)))

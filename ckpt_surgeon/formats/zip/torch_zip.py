@@ -183,7 +183,7 @@ def storages(
         else:
             storage = member.storage(archive.path, location, big, archive.has_checksums)
         typed = TypedStorage(storage, dtype)
-        if nbytes:  # torch keeps no empty storage, so each mention of one has the class that it names
+        if nbytes and location != "meta":  # torch keeps no storage without memory: each mention has its own class
             known[key] = typed
         return typed
 
