@@ -20,6 +20,8 @@ CODES = frozenset({FLOAT8, INT8, NORMAL4, INT8_ROWS, GPTQ, AWQ})
 LORA, WEIGHT_NORM, SPECTRAL_NORM, MASKED, PARAMETRIZED = "LoRA", "weight norm", "spectral norm", "mask", "parametrized"
 REPLACED = "replaced by PEFT"
 
+# What is in the name of one tensor of each relation; a name ends at a new line.
+_MARKS = ("scale", "absmax", "SCB\n", "qweight\n", "_g\n", "_orig\n", "parametrizations.", "lora_", "modules_to_save")
 _SCALES = ("_scale_inv", "_scale")  # behind the codes' key; DeepSeek-V3, compressed-tensors, fbgemm, ModelOpt
 _BESIDE = ("_zero_point", "_scale_2", "_g_idx", "_shape")  # further parts, behind the codes' key
 _ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_ub", "output_scale")  # of what goes through the layer
@@ -58,7 +60,10 @@ def relations(state_dict: Mapping[str, object]) -> list[Relation]:
     >>> found.label, found.keys
     ('float8 codes with block scales', ('proj.weight', 'proj.weight_scale_inv'))
     """
-    found = []
+    found: list[Relation] = []
+    names = "\n".join([*map(str, state_dict), ""])
+    if not any(mark in names for mark in _MARKS):  # most state_dicts have none, and many have very many keys
+        return found
     for key, tensor in state_dict.items():
         for finder in (_scaled, _bitsandbytes, _packed, _lora, _reparametrised, _peft):
             relation = finder(state_dict, key, tensor)
@@ -94,7 +99,9 @@ def summary(state_dict: Mapping[str, object]) -> list[str]:
         lines.append(f"{tied:,} keys are tied: several names of one tensor")
     if extra := sum(map(is_extra_state, state_dict)):
         lines.append("1 key is the extra state of a module" if extra == 1 else f"{extra:,} keys are extra states")
-    if stacks := len({(found[1], found[2]) for key in state_dict if (found := _STACK.fullmatch(key))}):
+    if stacks := len(
+        {(found[1], found[2]) for key in state_dict if "experts" in key and (found := _STACK.fullmatch(key))}
+    ):
         lines.append("1 stack of experts" if stacks == 1 else f"{stacks:,} stacks of experts, a key for each expert")
     return lines
 

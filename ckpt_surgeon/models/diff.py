@@ -5,12 +5,14 @@ A :class:`Diff` is data; :mod:`ckpt_surgeon.report` makes it text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from glob import escape
 from math import prod
 from typing import TYPE_CHECKING
 
+from ..edits.companions import missing_scales, unmerged
 from ..edits.keys import WRAPPERS, drop, is_derivable, without_wrappers
 from ..errors import TargetError
 from ..files.paths import file_path, is_path
@@ -21,7 +23,7 @@ from ..tensors.extra_state import is_extra_state, tensors_alone
 from ..tensors.records import Shaped
 from ..text import Shown
 from .align import OTHER_SHAPE, align
-from .modules import loads_plainly, verdict
+from .modules import loads_plainly, tied, verdict
 from .targets import expected, is_model, target_of, with_shapes
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ class Diff(Shown):
     ``missing`` keys are the target's alone, ``unused`` ones the checkpoint's; ``mismatched`` have two shapes;
     ``dtypes`` lists matched keys with two dtypes, which ``load_state_dict`` converts in silence; ``rewritten`` those
     matched keys of the target that the model itself makes of others on load, as torch's own hooks do; ``refused`` is
-    what the model's own code raised when it was given them.
+    what the model's own code raised when it was given them.  ``tied`` pairs keys that are not in the checkpoint, and
+    count as matched, with keys that are: the model has one parameter under both.
     """
 
     matched: tuple[str, ...]
@@ -73,12 +76,18 @@ class Diff(Shown):
     hint: Hint | None = None
     rewritten: tuple[str, ...] = ()
     refused: str = ""
+    tied: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
     names: tuple[str, str] = ("the checkpoint", "the target")  # what a text calls the two
     has_values: bool = False  # whether the target is a checkpoint too, whose values could be compared
 
     @property
     def loadable(self) -> bool:
-        """Whether ``load_state_dict(strict=True)`` would accept the checkpoint."""
+        """Whether ``load_state_dict(strict=True)`` would accept the checkpoint, the names in ``tied`` filled.
+
+        A model needs no second name of a tied parameter: ``load_into``, ``fit`` and the hub's ``from_pretrained`` fill
+        it, a bare ``load_state_dict`` wants to be given it.
+        """
         return not (self.missing or self.unused or self.mismatched or self.refused)
 
     @property
@@ -149,8 +158,11 @@ def _compared(
             unused += [key for key in said.unexpected if key in checkpoint and key not in unused]
         elif said is not None and runs_own_code and not odd and isinstance(checkpoint, Checkpoint):
             refused = said.refused  # with the values at hand
+    twins = _twins(model, [key for key in checkpoint if key not in odd], missing) if missing else {}
+    missing = [key for key in missing if key not in twins]
     amiss_keys = {*missing, *unused, *odd}
-    matched = [key for key in target if key in rewritten or (key in checkpoint and key not in amiss_keys)]
+    filled = {*rewritten, *twins}
+    matched = [key for key in target if key in filled or (key in checkpoint and key not in amiss_keys)]
     both = [key for key in matched if key in checkpoint]
     return Diff(
         tuple(matched),
@@ -168,7 +180,28 @@ def _compared(
         best_hint(checkpoint, target, len(matched)) if hints and missing and unused else None,
         tuple(rewritten),
         refused,
+        tuple(twins.items()),
+        tuple(_notes(checkpoint, target, unused)),
     )
+
+
+def _twins(model: torch.nn.Module | None, held: Iterable[str], missing: Iterable[str]) -> dict[str, str]:
+    """The missing keys that are another name of a parameter whose name is held, and that name."""
+    there, wanted = set(held), set(missing)
+    found: dict[str, str] = {}
+    for names in tied(model) if model is not None else ():
+        source = next((name for name in names if name in there), None)
+        found |= {name: source for name in names if source is not None and name in wanted}
+    return {key: found[key] for key in missing if key in found}
+
+
+def _notes(checkpoint: Mapping[str, Shaped], target: Mapping[str, Shaped], unused: list[str]) -> Iterator[str]:
+    """What a count of keys does not say of tensors that belong together."""
+    if lora := unmerged(unused):
+        yield f"{len(lora):,} LoRA tensors stay out: the weights that they add to are not merged"
+    for label, count in Counter(one.label for one in missing_scales(checkpoint, target)).items():
+        weights = "1 weight is" if count == 1 else f"{count:,} weights are"
+        yield f"{weights} {label}, which the target does not have: dequantize first"
 
 
 def _numel(tensor: Shaped) -> int:

@@ -115,8 +115,9 @@ def plan_fit(
     :mod:`ckpt_surgeon.edits.resize`), in the target's keys.  Keys of another shape after that are an "error", or
     "drop"ped for the target's own initialisation, or initialised by name (:data:`INITIALISATIONS`).  Missing keys
     have to be allowed by pattern; buffers that models derive themselves always are.  ``values`` gives the target's
-    own initialisation, ``ties`` the keys that are one parameter: files may hold only one of them.  Raises EditError
-    with all problems at once.
+    own initialisation, ``ties`` the keys that are one parameter: files may hold only one of them.  Codes of
+    quantised weights are an error where the target does not have their scales too, unless ``allow_codes`` takes them
+    as numbers.  Raises EditError with all problems at once.
     """
     if on_mismatch not in (*POLICIES, *INITIALISATIONS):
         known = ", ".join((*POLICIES, *INITIALISATIONS))

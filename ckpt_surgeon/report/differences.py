@@ -30,6 +30,10 @@ def diff_text(
     lines.append(f"matched {len(found.matched):,} of {plural(found.target_keys, 'key')}, {share}")
     if found.rewritten:
         lines.append(f"{plural(len(found.rewritten), 'key')} of these the model makes itself of others when it loads")
+    if found.tied:
+        pairs = ", ".join(f"{visible(key)} from {visible(twin)}" for key, twin in found.tied[:FEW])
+        lines.append(f"{plural(len(found.tied), 'key')} of these the model ties to a key that is there: {pairs}")
+    lines += [f"note: {visible(note)}" for note in found.notes]
     for title, keys in (
         (f"missing (in {theirs} only)", [key for key in found.missing if not is_derivable(key)]),
         ("missing, buffers that models make themselves", [key for key in found.missing if is_derivable(key)]),
@@ -48,6 +52,8 @@ def diff_text(
     if found.refused:
         lines += ["", f"the model's own code refuses to load it: {visible(found.refused)}"]
     verdict = "strictly loadable" if found.loadable else "NOT strictly loadable"
+    if found.loadable and found.tied:
+        verdict += ", tied names filled: by load_into, fit, from_pretrained; load_state_dict alone asks for them"
     verdict += " (values not compared: --values)" if found.loadable and has_values else ""
     return "\n".join([*lines, "", verdict])
 
@@ -79,6 +85,8 @@ def diff_json(found: Diff, command_line: str = "") -> str:
             "dtypes": [{"name": one.key, "dtype": one.ours, "expected": one.theirs} for one in found.dtypes],
             "rewritten": list(found.rewritten),
             "refused": found.refused or None,
+            "tied": dict(found.tied),
+            "notes": list(found.notes),
             "matched_parameters": found.matched_numel,
             "target_parameters": found.target_numel,
             "hint": {"text": found.hint.said, "command": command_line} if found.hint else None,

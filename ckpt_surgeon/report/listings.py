@@ -177,6 +177,7 @@ def listing_json(listing: Listing) -> str:
             "objects": [{"path": one.path, "class": one.kind, "value": one.value} for one in listing.objects],
             "metadata": dict(listing.metadata),
             "notes": list(listing.notes),
+            "belonging": summary(listing.tensors),
             "tensors": tensors,
         }
     )
