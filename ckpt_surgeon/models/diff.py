@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from glob import escape
 from math import prod
 from typing import TYPE_CHECKING
@@ -78,8 +78,10 @@ class Diff(Shown):
     refused: str = ""
     tied: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
-    names: tuple[str, str] = ("the checkpoint", "the target")  # what a text calls the two
-    has_values: bool = False  # whether the target is a checkpoint too, whose values could be compared
+    names: tuple[str, str] = field(default=("the checkpoint", "the target"), compare=False)  # what a text calls the two
+    has_values: bool = field(
+        default=False, compare=False
+    )  # whether the target is a checkpoint too, whose values could be compared
 
     @property
     def loadable(self) -> bool:

@@ -106,11 +106,11 @@ class LocalOutput:
             notes += [f"{final}: its {what} could not be kept" for what in lost]
         stale = [_local(path) for path in self._planned.stale()]
         swap.put_all(self._made, stale, lambda path: temporary(path, self._token, OLD))
+        self._hold.release()  # a journal is removed under a lock of its own on the same file
         for final in self._made.values():
             with suppress(OSError, FileError):  # from here on the new output is there, whatever happens
                 journal.discard(final)
                 journal.sync_directory(final.parent)
-        self._hold.release()
         return tuple(notes)
 
     def abandon(self) -> None:

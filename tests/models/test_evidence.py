@@ -12,9 +12,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from alignments import Shapes, aligned, flat, of, one_rule, parents, shapes, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_align import Shapes, aligned, flat, of, one_rule, parents, shapes, tree
 from torch import nn
 
 import ckpt_surgeon

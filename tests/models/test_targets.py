@@ -47,7 +47,7 @@ def problem(target: str) -> str:
         resolve(target)
     assert caught.value.target == target
     assert "\n" not in str(caught.value)
-    return caught.value.problem
+    return "; ".join(filter(None, (caught.value.problem, str(caught.value.remedy))))
 
 
 # What a model expects

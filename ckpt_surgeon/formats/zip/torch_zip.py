@@ -164,8 +164,11 @@ def storages(
     known: dict[str, TypedStorage] = {}
 
     def find(saved: Value) -> Value:
-        if others is not None and isinstance(saved, tuple) and saved and saved[0] not in ("storage", b"storage"):
-            return others(saved)
+        if others is not None and isinstance(saved, tuple) and saved:
+            if saved[0] not in ("storage", b"storage"):
+                return others(saved)
+            if len(saved) == 5 and type(saved[2]) is int:  # torch.package counts its storages
+                saved = (*saved[:2], str(saved[2]), *saved[3:])
         cls, key, location, numel = _fields(saved)
         typed = known.get(key)
         if typed is not None:  # whatever its class and size are here: torch takes the first as well
