@@ -57,6 +57,9 @@ class LocalPath(_Path):
     def size(self) -> int:
         return self.stat().st_size
 
+    def is_file(self) -> bool:
+        return os.path.isfile(self)  # False, not an error, for a name that is too long
+
     def lexists(self) -> bool:
         return os.path.lexists(self)
 

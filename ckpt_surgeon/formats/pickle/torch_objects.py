@@ -95,6 +95,8 @@ def _stored(
     storage, stored_as = found.storage, found.dtype
     if type(offset) is not int:
         raise ValueError("an offset that is no integer")
+    if offset < 0:
+        raise ValueError(f"negative offset {offset}")
     dtype = dtype or stored_as
     conjugate, negative = _flags(metadata, dtype)
     if storage.is_lost:
@@ -107,7 +109,7 @@ def _stored(
         return OpaqueTensor(f"negative view of {dtype}", dtype, _shape(shape), storage.device)
     start = offset + _base(found, dtype)
     made = StoredTensor(dtype, _sizes(shape), _sizes(stride), start, storage, conjugate, negative)
-    if offset < 0 or (found.numel is not None and _end(made) > (found.base + found.numel) * stored_as.itemsize):
+    if found.numel is not None and _end(made) > (found.base + found.numel) * stored_as.itemsize:
         raise ValueError("a tensor that reaches outside of its view of a storage")
     return made
 

@@ -37,8 +37,8 @@ class Ambiguity(Shown):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+@dataclass(frozen=True, slots=True, repr=False)
+class Made(Shown):
     """A key of the target that is proven to be part ``part[0]`` of ``part[1]`` of one key, or several keys joined."""
 
     new: str

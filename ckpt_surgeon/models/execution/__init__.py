@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...text import Shown
 from .decoding import RunPair, decoded
 from .elements import EPS, Numbered
 from .examples import example_for, heads_of
@@ -26,8 +27,8 @@ TOLERANCE = 1e-8  # of the outputs' largest value, in float64
 SECONDS = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class RunPairs:
+@dataclass(frozen=True, slots=True, repr=False)
+class RunPairs(Shown):
     """What running showed: ``pairs`` are proven; ``unproven`` are keys of the target that are not, with the reason.
 
     ``difference`` is the outputs' largest one, as a share of their largest value; None where no two are comparable.

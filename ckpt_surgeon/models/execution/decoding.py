@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING
 
+from ...text import Shown
 from .elements import Numbered
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True)
-class RunPair:
+@dataclass(frozen=True, slots=True, repr=False)
+class RunPair(Shown):
     """A key of the target and what it is made of: keys of the source, joined in order along the first dimension.
 
     ``how`` is "same", "reshape" (the elements in the same order), "transpose" (with ``dims``), "part" (number
