@@ -120,6 +120,7 @@ def output_options() -> list[click.Option]:
     return [
         SELECT,
         click.Option(["--salvage"], is_flag=True, help="Take the tensors that are whole in a truncated file."),
+        click.Option(["--allow-part"], is_flag=True, help="Take one rank's part of a model as if it were whole."),
         click.Option(["--dry-run", "-n"], is_flag=True, help="Print what would be written, write nothing."),
         click.Option(["--force", "-f"], is_flag=True, help="Replace an existing OUT; OUT may be IN."),
         click.Option(

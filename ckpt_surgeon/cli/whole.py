@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -122,12 +122,13 @@ def work_of(values: dict[str, object]) -> Work:
     taken = {name: values.pop(name) for name in NAMES}
     out = output(values)
     source = {name: values.pop(name) for name in ("in_path", "select", "salvage")}
+    allow_part = bool(values.pop("allow_part"))
     where, select, salvage = cast(FilePath, source["in_path"]), cast("str | None", source["select"]), source["salvage"]
     if not taken["whole"]:
         given = [name for name in NAMES if taken[name] and not (name == "moments" and taken[name] == "zero")]
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} goes with --whole")
-        return Work(out, open_checkpoint(where, select=select, salvage=bool(salvage)))
+        return Work(out, open_checkpoint(where, select=select, salvage=bool(salvage), allow_part=allow_part))
     for name, value in (("--salvage", salvage), ("--max-shard-size", out.max_shard_size)):
         if value:
             raise click.UsageError(f"--whole and {name} exclude each other")
@@ -135,6 +136,8 @@ def work_of(values: dict[str, object]) -> Work:
     from ..runs.folder import open_run
 
     run = open_run(where, select=select, stated=stated, in_model_order=bool(taken["in_model_order"]))
+    if allow_part:
+        run = replace(run, weights=replace(run.weights, part=""))
     without = cast("tuple[str, ...]", taken["without"])
     if without:
         run = run.left_out(without)

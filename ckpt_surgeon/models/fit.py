@@ -15,6 +15,7 @@ from ..edits.companions import missing_scales
 from ..edits.keys import is_derivable
 from ..edits.recipe import Recipe, step
 from ..errors import Argument, Call, EditError, Phrase, joined, listed
+from ..reading.parts import refuse_part
 from ..reading.sources import checkpoint_of
 from ..tensors.arithmetic import by_torch
 from ..tensors.checkpoint import Checkpoint
@@ -122,6 +123,7 @@ def plan_fit(
     if on_mismatch not in (*POLICIES, *INITIALISATIONS):
         known = ", ".join((*POLICIES, *INITIALISATIONS))
         raise EditError(Phrase(Argument("on_mismatch"), f" is one of {known}, not {on_mismatch!r}"))
+    refuse_part(checkpoint)
     alignment = None
     if recipe is None and align:
         alignment = find_alignment(tensors_alone(checkpoint), tensors_alone(target)).at_least(min_certainty)

@@ -5,7 +5,8 @@ state, counters and anything else.  The rules, in order:
 
 * optimizer and scheduler state is never taken for weights, by its shape (``state`` and ``param_groups``) or name;
 * entries with names that people give to models (``state_dict``, ``model``, ``net``, ``ema``, ``netG`` …) are
-  candidates, each for itself; where there is one, its siblings are left out;
+  candidates, each for itself; where there is one, its siblings are left out (settings, as ``hyper_parameters``, are
+  never the model beside one);
 * a module that was saved whole is the state_dict that it would give;
 * otherwise a dict with one dict of tensors in it is a wrapper, and a dict of several (``backbone``, ``head``) is one
   state_dict, with dotted keys.
@@ -46,6 +47,7 @@ _MODEL = re.compile(
         |net_?[A-Z]\w* | [GD] | [gd]_ema | [GD]_[A-Z]+""",
     re.VERBOSE | re.IGNORECASE,
 )
+_SETTINGS = re.compile(r"hyper_?parameters|hparams|config|args|callbacks", re.IGNORECASE)
 _TRAINING = re.compile(r"optim|sched|scaler|\bamp\b|^rng|random|criterion|^loss", re.IGNORECASE)
 
 
@@ -115,6 +117,7 @@ class _Search:
         kids = [(name, child) for name, child in inside if self._holds(child) and may_hold_weights(name, child)]
         weighty = any("." in name or name in ("weight", "bias") for name, _ in own)
         models = [(name, child) for name, child in kids if len(name) <= NAME and _MODEL.fullmatch(name)]
+        models = [one for one in models if not _SETTINGS.fullmatch(one[0])] or models
         dicts = [(name, child) for name, child in kids if is_mapping(child) or is_module(child)]
         if isinstance(node, (list, tuple)) and kids and not own:
             models = kids

@@ -20,6 +20,7 @@ from ..text import Shown
 from .candidates import Candidate, candidates
 from .objects import Entry, describe, entries
 from .opening import read
+from .parts import part_of
 from .selecting import beside, select_state_dict, without_lost
 from .sources import checkpoint_of
 
@@ -154,8 +155,10 @@ def _parts(
     pairs = [without_lost(candidate) for candidate in candidates(contents)]
     if not pairs and not may_be_empty:
         raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", SEE_ALL)
+    notes = [note for _, notes in pairs for note in notes]
+    notes += filter(None, dict.fromkeys(part_of(contents, candidate.tensors) for candidate, _ in pairs))
     left = tuple(beside(contents.root, [candidate.trail for candidate, _ in pairs]))
-    return [candidate for candidate, _ in pairs], [note for _, notes in pairs for note in notes], left
+    return [candidate for candidate, _ in pairs], notes, left
 
 
 def _part(candidate: Candidate) -> Part:

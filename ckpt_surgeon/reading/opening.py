@@ -18,13 +18,14 @@ from .selecting import select_state_dict
 INTERRUPTED = "a rename in place was interrupted"  # how the note on it begins
 
 
-def open(path: AnyPath, *, select: str | None = None, salvage: bool = False) -> Checkpoint:
+def open(path: AnyPath, *, select: str | None = None, salvage: bool = False, allow_part: bool = False) -> Checkpoint:
     """Open any checkpoint as a lazy :class:`Checkpoint`; nothing in it is run and no tensor is read.
 
     ``path`` is a file (recognised by its content: torch zip or legacy, safetensors, TorchScript, pickle …), an
     index of shards, or a folder, local or at a URL that fsspec knows; ``select`` is the dotted path of the
     state_dict where the file holds several.  With ``salvage`` a truncated file gives the tensors that are whole; the
-    notes name those that are lost.  Raises NotACheckpoint, BrokenFile, FileError or SelectionError.
+    notes name those that are lost.  One rank's part of a model opens, and is written or loaded only where
+    ``allow_part`` takes it for a whole.  Raises NotACheckpoint, BrokenFile, FileError or SelectionError.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}, "epoch": 7}, "training.pth")
@@ -33,7 +34,7 @@ def open(path: AnyPath, *, select: str | None = None, salvage: bool = False) -> 
     ((2, 3), 'state_dict', 'epoch')
     """
     with _paused_collector():
-        return select_state_dict(read(path, salvage=salvage), select)
+        return select_state_dict(read(path, salvage=salvage), select, allow_part=allow_part)
 
 
 def read(path: AnyPath, *, salvage: bool = False) -> Contents:

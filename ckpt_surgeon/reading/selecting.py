@@ -18,6 +18,7 @@ from ..tensors.extra_state import is_extra_state, without_extra_states
 from ..tensors.records import OpaqueTensor
 from .candidates import Candidate, candidates, continues, flattened, is_training_state, joined_path
 from .objects import describe
+from .parts import part_of
 from .tree import TENSORS, Bound, Trail, Weights, children, followed, holders, is_module
 
 OFFERED = 20  # how many candidates a message offers
@@ -37,11 +38,11 @@ def without_lost(candidate: Candidate) -> tuple[Candidate, tuple[str, ...]]:
     return replace(candidate, tensors=whole), (note,)
 
 
-def select_state_dict(contents: Contents, wanted: str | None = None) -> Checkpoint:
+def select_state_dict(contents: Contents, wanted: str | None = None, *, allow_part: bool = False) -> Checkpoint:
     """The checkpoint of one candidate: the only one, or the one at the dotted path ``wanted``.
 
-    Raises SelectionError when there are several or the path is not there, NotACheckpoint when the file holds no
-    tensor.
+    With ``allow_part``, one rank's part of a model counts as a whole one.  Raises SelectionError when
+    there are several or the path is not there, NotACheckpoint when the file holds no tensor.
     """
     if wanted is not None:
         candidate = _at(contents, "" if wanted == "." else wanted)
@@ -53,6 +54,7 @@ def select_state_dict(contents: Contents, wanted: str | None = None) -> Checkpoi
             raise SelectionError(contents.path, f"holds {len(found):,} state_dicts", _offered(found))
         candidate = found[0]
     candidate, lost = without_lost(candidate)
+    part = part_of(contents, candidate.tensors)
     return Checkpoint(
         candidate.tensors,
         path=contents.path,
@@ -61,7 +63,8 @@ def select_state_dict(contents: Contents, wanted: str | None = None) -> Checkpoi
         metadata=contents.metadata,
         versions=candidate.versions,
         left_out=tuple(beside(contents.root, [candidate.trail])),
-        notes=(*contents.notes, *lost),
+        notes=(*contents.notes, *lost, *([part] if part else [])),
+        part="" if allow_part else part,
         root=contents.root,
     )
 

@@ -48,6 +48,7 @@ class Checkpoint(Shown, Mapping[str, Tensor]):
     versions: Versions | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    part: str = ""  # what part of a model it is, where it is one (one rank's) and is not allowed as a whole
     root: object = None  # everything that the file holds, as :meth:`value` finds it
 
     def __getitem__(self, key: str) -> Tensor:

@@ -15,6 +15,7 @@ from ..files.paths import AnyPath, FilePath, file_path
 from ..files.sinks import Progress, Sink
 from ..formats import registry, sharded
 from ..formats.registry import FolderWriter, Layout, Writer
+from ..reading.parts import refuse_part
 from ..reading.selecting import select_state_dict
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import without_extra_states
@@ -171,10 +172,12 @@ def plan(
 
     The container is that of ``out``'s extension; ``max_shard_size`` (bytes) splits it into shards with an index.
     Raises OutputExists (without ``force``), FileError (what is there cannot or should not be replaced),
-    NotACheckpoint (unknown extension), EditError (tensors that the container cannot hold, or none at all).
+    NotACheckpoint (unknown extension), FileError (one rank's part of a model),
+    EditError (tensors that the container cannot hold, or none at all).
     """
     out = file_path(out)
     writer = registry.writer_for(out)
+    refuse_part(checkpoint)
     if not writer.HOLDS_EXTRA_STATES:
         checkpoint = _of_tensors_alone(checkpoint)
     if not checkpoint.tensors:
