@@ -26,7 +26,7 @@ from ..tensors.checkpoint import Checkpoint
 from ..text import Shown
 from ..writing import write
 from ..writing.plan import Plan
-from .follow import SAME_RUN, Planner, follow_all, notes_of, weakest
+from .follow import SAME_RUN, Planner, follow_all, notes_of, planned_and_replayed, weakest
 from .naming import Names, names_of
 from .nodes import differs
 from .opening import open_run_file
@@ -94,14 +94,8 @@ class RunFolder(Shown):
 
     def edited_by(self, edit: Edit[...], args: tuple[object, ...], kwargs: Mapping[str, object]) -> RunFolder:
         """The folder after an edit that is called on it."""
-        fills = edit.declaration.fills
-        moments = {**kwargs, **({fills: 0.0 if fills == "value" else "zero"} if fills else {})}
-        made, _ = self.edited(
-            lambda tensors: edit.plan(tensors, *args, **kwargs),
-            computes=edit.declaration.computes,
-            replay=lambda tensors: edit.plan(tensors, *args, **moments),
-        )
-        return made
+        plan, replay = planned_and_replayed(edit, args, kwargs)
+        return self.edited(plan, computes=edit.declaration.computes, replay=replay)[0]
 
     def save_to(self, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> Plan:
         """Write the run as a folder: see :func:`save_run_folder`."""

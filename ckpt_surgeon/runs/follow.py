@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from ..edits.change import Change, matching
+from ..edits.change import Change, Edit, matching
 from ..edits.keys import without_wrappers
 from ..errors import EditError, listed
 from ..tensors.checkpoint import Checkpoint
@@ -87,6 +87,15 @@ def notes_of(done: Iterable[Followed], moments: str) -> list[str]:
             text = "new elements have zero moments beside an old step: Adam's first update on them is up to 3.16 × lr"
             notes.append(f"{listed(followed.grown)}: {text}; moments of the others' mean avoid that")
     return list(dict.fromkeys(notes))
+
+
+def planned_and_replayed(
+    edit: Edit[...], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> tuple[Planner, Planner]:
+    """An edit that is called on a run, as it is done to the weights and to moments: new elements get zeros there."""
+    fills = edit.declaration.fills
+    moments = {**kwargs, **({fills: 0.0 if fills == "value" else "zero"} if fills else {})}
+    return lambda tensors: edit.plan(tensors, *args, **kwargs), lambda tensors: edit.plan(tensors, *args, **moments)
 
 
 def weakest(proofs: Iterable[str]) -> str:

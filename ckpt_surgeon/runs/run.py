@@ -22,7 +22,7 @@ from ..formats.zip.whole import Whole
 from ..tensors.checkpoint import Checkpoint
 from ..text import Shown
 from ..writing.plan import Plan
-from .follow import SAME_RUN, Planner, follow_all, notes_of, weakest
+from .follow import SAME_RUN, Planner, follow_all, notes_of, planned_and_replayed, weakest
 from .naming import Names, names_of
 from .nodes import dicts_in, differs, followed, weights_node, with_value, without_entry, without_items
 from .saving import save_whole
@@ -111,14 +111,8 @@ class Run(Shown):
 
     def edited_by(self, edit: Edit[...], args: tuple[object, ...], kwargs: Mapping[str, object]) -> Run:
         """The run after an edit that is called on it: ``ckpt_surgeon.strip_prefix(run)``."""
-        fills = edit.declaration.fills
-        moments = {**kwargs, **({fills: 0.0 if fills == "value" else "zero"} if fills else {})}
-        made, _ = self.edited(
-            lambda tensors: edit.plan(tensors, *args, **kwargs),
-            computes=edit.declaration.computes,
-            replay=lambda tensors: edit.plan(tensors, *args, **moments),
-        )
-        return made
+        plan, replay = planned_and_replayed(edit, args, kwargs)
+        return self.edited(plan, computes=edit.declaration.computes, replay=replay)[0]
 
     def save_to(self, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> Plan:
         """Write the run to one file of torch.save: see :func:`ckpt_surgeon.save`."""
