@@ -24,7 +24,7 @@ from ..pickle.machine import PickleError
 from ..pickle.torch_objects import CONSTRUCTORS, TypedStorage
 from ..pickle.values import Global, Value
 from . import torch_zip
-from .archive import Archive, Directory, read_archive
+from .archive import Archive, Directory, matches, read_archive
 
 ORDERED = Global("collections", "OrderedDict")
 PARAMETER = "torch._utils._rebuild_parameter"
@@ -68,6 +68,9 @@ def _plain(value: Value) -> Value:
 
 def read_whole(path: FilePath) -> Whole:
     """Read a torch zip whole.  Raises FileError where it is none, BrokenFile where it is damaged."""
+    if not matches(path.head()):
+        remedy = "leave out --whole, or save it anew with torch.save"
+        raise FileError(path, "is no zip of torch.save, and no other container can be kept whole", remedy)
     archive = read_archive(path)
     if not torch_zip.holds(archive):
         raise FileError(path, "is no file of torch.save", "only those hold more than weights that can be kept")
