@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
-from ..errors import EditError, KeyCollision
+from ..errors import EditError, KeyCollision, Phrase
 from ..tensors.checkpoint import Checkpoint, versions_of
+from ..tensors.opaque import ways_on
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor, findings
 from .change import Change, Edit, Inline, edit, rebuilt, rename_versions
 from .companions import checked
@@ -80,12 +81,14 @@ def each(
     made: dict[object, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
+    opaque = False
     for key, tensor in state_dict.items():
         if key not in chosen or isinstance(tensor, ExtraState):  # which a glob may take in, and has no elements
             tensors[key] = tensor
             continue
         try:
             if isinstance(tensor, OpaqueTensor):
+                opaque = True
                 raise EditError([f"{key!r} is a {tensor.kind} tensor, its values cannot be edited"])
             if tensor.tie not in made:
                 made[tensor.tie] = convert(key, tensor)
@@ -93,7 +96,7 @@ def each(
         except EditError as error:
             problems += error.problems
     if problems:
-        raise EditError(problems)
+        raise EditError(problems, remedy=Phrase("choose other keys, ", ways_on(state_dict)) if opaque else "")
     parted = {tie for tie, tensor in made.items() if tensor.tie != tie}
     untied = [key for key, tensor in state_dict.items() if key not in chosen and tensor.tie in parted]
     said = [f"{len(untied):,} keys are no longer tied to one that was edited: {', '.join(untied[:3])}"] * bool(untied)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, overload
 
-from ..errors import EditError
+from ..errors import EditError, Either, Phrase
 from ..files.prefetch import reading_ahead
 from ..files.spans import Block
 from ..tensors.arithmetic import distance, summed
@@ -83,9 +83,8 @@ def compare(ours: Source, theirs: Source, *, tolerance: float = 0.0) -> ValueDif
     opaque = [f"{key!r} is a {tensor.kind} tensor" for side in (ours, theirs) for key, tensor in side.items()
            if isinstance(tensor, OpaqueTensor)]  # fmt: skip
     if opaque:
-        raise EditError(
-            [f"{problem}, its values cannot be compared" for problem in opaque], remedy="leave it out by pattern"
-        )
+        remedy = Phrase("leave it out first: ", Either("ckpt_surgeon.drop", "ckpt drop"))
+        raise EditError([f"{problem}, its values cannot be compared" for problem in opaque], remedy=remedy)
     identical, differing = [], []
     common = [key for key in ours if key in theirs]
     with reading_ahead(spans_of(side[key] for side in (ours, theirs) for key in common)):

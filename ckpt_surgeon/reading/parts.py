@@ -2,7 +2,7 @@
 
 A training framework that spreads a model over processes saves a file of each.  Known here are DeepSpeed's ZeRO-3
 (``param_shapes`` beside tensors of no elements), Megatron's tensor and pipeline parallelism (``args``, or the folder
-``mp_rank_…``) and FSDP's files ``model_world_size_N_rank_R.pt``.
+``mp_rank_…``), FSDP's files ``model_world_size_N_rank_R.pt``, and DTensors that are sharded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..files.paths import FilePath
 from ..formats.contents import Contents
 from ..formats.pickle.values import Value
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.records import Tensor
+from ..tensors.records import OpaqueTensor, Tensor
 from .tree import attribute
 
 _ZERO = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_.*")
@@ -31,6 +31,8 @@ _PARALLEL = (
 
 def part_of(contents: Contents, tensors: Mapping[str, Tensor]) -> str:
     """What part of a model a file has, with its rank; "" for a file that, as far as is known, has a whole one."""
+    if sharded := _dtensors(tensors):
+        return sharded
     if not isinstance(contents.root, dict):
         return ""
     return _zero(contents.path, contents.root, tensors) or _megatron(contents.path, contents.root) or _fsdp(contents)
@@ -42,6 +44,25 @@ def refuse_part(checkpoint: Checkpoint) -> None:
         joined = "join the ranks with the tool that saved them, or take this one with "
         remedy = Phrase(joined, Argument("allow_part", True))
         raise FileError(checkpoint.path or "the checkpoint", f"is no whole model: it is {checkpoint.part}", remedy)
+
+
+def local_parts(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The elements that a file has of each tensor, in place of tensors of which it has one rank's part."""
+    return {
+        key: tensor.local if isinstance(tensor, OpaqueTensor) and tensor.local is not None else tensor
+        for key, tensor in tensors.items()
+    }
+
+
+def _dtensors(tensors: Mapping[str, Tensor]) -> str:
+    """One rank of a state_dict of DTensors, of which some are sharded."""
+    parts = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, OpaqueTensor) and tensor.local}
+    for key, tensor in parts.items():
+        rank, _, placements = tensor.part.partition(": ")
+        here = list(tensor.local.shape) if tensor.local is not None else []
+        first = f"{key!r} has {here} of {list(tensor.shape)}, {placements}"
+        return f"{rank}, in which {len(parts):,} of {len(tensors):,} tensors are sharded DTensors ({first})"
+    return ""
 
 
 def _zero(path: FilePath, root: Mapping[Value, Value], tensors: Mapping[str, Tensor]) -> str:

@@ -18,7 +18,7 @@ from ..tensors.extra_state import is_extra_state, without_extra_states
 from ..tensors.records import OpaqueTensor
 from .candidates import Candidate, candidates, continues, flattened, is_training_state, joined_path
 from .objects import describe
-from .parts import part_of
+from .parts import local_parts, part_of
 from .tree import TENSORS, Bound, Trail, Weights, children, followed, holders, is_module
 
 OFFERED = 20  # how many candidates a message offers
@@ -56,7 +56,7 @@ def select_state_dict(contents: Contents, wanted: str | None = None, *, allow_pa
     candidate, lost = without_lost(candidate)
     part = part_of(contents, candidate.tensors)
     return Checkpoint(
-        candidate.tensors,
+        local_parts(candidate.tensors) if part and allow_part else candidate.tensors,
         path=contents.path,
         container=contents.container,
         selected=candidate.path,

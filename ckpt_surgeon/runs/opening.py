@@ -11,7 +11,7 @@ from ..formats.pickle.values import Value
 from ..formats.zip.whole import Whole, read_whole
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.records import ExtraState, Tensor
+from ..tensors.records import Tensor
 from .nodes import dicts_in
 from .run import Run, Twin
 from .state import TreePath, named_children, optimizers_in, pairs_of
@@ -66,14 +66,14 @@ def _records(whole: Whole, node: Value, chosen: Checkpoint) -> tuple[Checkpoint,
     nodes: dict[int, Value] = {}
     for key, value in pairs_of(node) or ():
         tensor = whole.tensor(value)
-        if tensor is None and isinstance(key, str) and isinstance(chosen.get(key), ExtraState):
-            tensor = chosen[key]  # whose node is written as it is
+        if tensor is None and isinstance(key, str):
+            tensor = chosen.get(key)  # an extra state, or more than a plain tensor: its node is written as it is
         if isinstance(key, str) and tensor is not None:
             tensors[key] = tensor
             nodes[id(tensor)] = value
     if list(tensors) == list(chosen):
         return replace(chosen, tensors=tensors), nodes, ""
-    return chosen, {}, "its weights are a module that was saved whole, dicts in dicts, or more than plain tensors"
+    return chosen, {}, "its weights are a module that was saved whole, or dicts in dicts"
 
 
 def _twins(whole: Whole, where: TreePath, weights: Checkpoint) -> Iterable[Twin]:

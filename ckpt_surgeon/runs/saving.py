@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..errors import FileError
-from ..files.paths import AnyPath
+from ..files.paths import AnyPath, file_path
 from ..files.sinks import Progress, Sink
+from ..formats import registry
 from ..formats.pickle.values import Value
 from ..formats.zip import torch_zip
 from ..formats.zip.whole import Whole, size_of, write_whole
@@ -64,14 +65,15 @@ def plan_run(run: Writable, out: AnyPath, *, force: bool = False) -> Plan:
     Raises what :func:`ckpt_surgeon.writing.plan.plan` raises, and FileError for an extension whose container holds
     weights alone.
     """
-    planned = plan(replace(run.weights, left_out=()), out, force=force)
-    if planned.writer.SUFFIXES != torch_zip.SUFFIXES:
+    out = file_path(out)
+    if registry.writer_for(out) is not torch_zip:
         problem = "its container holds weights alone, so that the rest of the run would be lost"
         remedy = f"end OUT in {' or '.join(torch_zip.SUFFIXES)}, or leave out --whole"
-        raise FileError(planned.out, problem, remedy)
+        raise FileError(out, problem, remedy)
+    writer = WholeWriter(run.whole, run.instead())
+    planned = plan(replace(run.weights, left_out=()), out, force=force, writer=writer)
     selected = run.weights.selected or "."
-    file = PlannedFile(planned.out, run.weights.tensors, selected)
-    return replace(planned, writer=WholeWriter(run.whole, run.instead()), files=(file,))
+    return replace(planned, files=(PlannedFile(planned.out, run.weights.tensors, selected),))
 
 
 def save_whole(run: Writable, out: AnyPath, *, force: bool = False, progress: Progress | None = None) -> Plan:

@@ -79,13 +79,16 @@ class ComputedTensor(Loadable):
 class OpaqueTensor(Loadable):
     """A tensor that is more than elements in a storage: named and counted, never copied.
 
-    ``kind`` says what it is ("sparse_coo", "quantized", "meta", a subclass's name).
+    ``kind`` says what it is ("sparse_coo", "quantized", "meta", a subclass's name).  Where the file has one rank's part
+    of a tensor, ``shape`` is that of the whole, ``local`` has the elements that are there, and ``part`` says which.
     """
 
     kind: str
     dtype: DType
     shape: tuple[int, ...]
     device: str = "cpu"
+    local: StoredTensor | None = None
+    part: str = ""
 
     span = None
     crc32 = None
@@ -96,7 +99,7 @@ class OpaqueTensor(Loadable):
 
     @property
     def nbytes(self) -> int:
-        return 0
+        return self.local.nbytes if self.local is not None else 0
 
     @property
     def tie(self) -> Hashable:

@@ -15,6 +15,7 @@ from ..files.spans import Block, fill
 from .checkpoint import Checkpoint, versions_of
 from .dtypes import BY_NAME, DType
 from .extra_state import Device, Unknown, extra_state, is_extra_state, unknown_in
+from .opaque import ways_to_load
 from .records import ComputedTensor, ExtraState, OpaqueTensor, Tensor, spans_of
 from .storage import Storage
 from .stored import StoredTensor
@@ -44,7 +45,7 @@ def to_torch(checkpoint: Checkpoint, *, map_location: MapLocation = "cpu") -> Or
         f"{key!r} is a {tensor.kind} tensor" for key, tensor in checkpoint.items() if isinstance(tensor, OpaqueTensor)
     ]
     if opaque:
-        raise EditError(opaque, remedy="leave them out or load the file with torch.load")
+        raise EditError(opaque, remedy=ways_to_load(checkpoint))
     unknown = [f"{key!r} holds an {what}" for key, tensor in checkpoint.items() if (what := unknown_in(tensor))]
     if unknown:
         raise EditError(unknown, remedy="drop '*_extra_state', or load the file with torch.load")

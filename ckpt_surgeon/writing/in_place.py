@@ -238,7 +238,7 @@ def _facts(node: Value) -> tuple[object, ...]:
         place = (node.stride, node.offset, node.storage.span, node.conjugate, node.negative)
         return (node.dtype, node.shape, node.device, *place)
     if isinstance(node, OpaqueTensor):
-        return (node.dtype, node.shape, node.device, node.kind)
+        return (node.dtype, node.shape, node.device, node.kind, *(_facts(node.local) if node.local else ()))
     if isinstance(node, ExtraState):
         return (node.kind, digest(node.value))
     if isinstance(node, TypedStorage):

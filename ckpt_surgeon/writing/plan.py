@@ -19,6 +19,7 @@ from ..reading.parts import refuse_part
 from ..reading.selecting import select_state_dict
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import without_extra_states
+from ..tensors.opaque import named_opaque, ways_on
 from ..tensors.records import Finding, Tensor, findings, producer
 from ..tensors.stored import StoredTensor
 from ..text import Shown
@@ -167,17 +168,21 @@ def plan(
     *,
     force: bool = False,
     max_shard_size: int | None = None,
+    writer: Writer | FolderWriter | None = None,
 ) -> Plan:
     """Plan the files of an output; nothing is touched.
 
-    The container is that of ``out``'s extension; ``max_shard_size`` (bytes) splits it into shards with an index.
+    The container is that of ``out``'s extension, unless a ``writer`` is given; ``max_shard_size`` (bytes) splits it
+    into shards with an index.
     Raises OutputExists (without ``force``), FileError (what is there cannot or should not be replaced),
     NotACheckpoint (unknown extension), FileError (one rank's part of a model),
     EditError (tensors that the container cannot hold, or none at all).
     """
     out = file_path(out)
-    writer = registry.writer_for(out)
+    chosen, writer = writer, writer or registry.writer_for(out)
     refuse_part(checkpoint)
+    if chosen is None and (opaque := named_opaque(checkpoint)):
+        raise EditError(f"{opaque}: more than plain elements, cannot be copied", remedy=ways_on(checkpoint))
     if not writer.HOLDS_EXTRA_STATES:
         checkpoint = _of_tensors_alone(checkpoint)
     if not checkpoint.tensors:

@@ -8,7 +8,7 @@ from types import CodeType, FunctionType
 import pytest
 
 # Fixtures that start processes or servers.
-FIXTURES = frozenset({"ckpt_process", "limited", "site", "bucket", "s3_endpoint", "by_four"})
+FIXTURES = frozenset({"ckpt_process", "limited", "site", "bucket", "s3_endpoint", "by_four", "saved_dtensors"})
 # What a test, or a function of its module that it calls, starts processes with.
 STARTERS = frozenset({"subprocess", "multiprocessing", "loaded_by", "loaded_by_all", "loaded_after"})
 

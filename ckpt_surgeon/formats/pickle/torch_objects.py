@@ -14,6 +14,7 @@ from ...tensors.dtypes import BY_NAME, BY_STORAGE, DType
 from ...tensors.records import OpaqueTensor
 from ...tensors.storage import Storage
 from ...tensors.stored import DIMENSIONS, ELEMENTS, StoredTensor
+from .dtensor import is_dtensor, local_or_part
 from .numpy_objects import NumpyArray
 from .values import Class, Constructor, Global, Object, Ordered, Value, hashable, set_pairs, spelled
 
@@ -242,7 +243,7 @@ def rebuild_meta(dtype: Value, shape: Value, *_: Value) -> OpaqueTensor:
 
 
 def rebuild_subclass(cls: Value, dtype: Value, shape: Value, *_: Value) -> OpaqueTensor:
-    """torch._utils._rebuild_wrapper_subclass: data that only its class can reach (DTensor and its kin)."""
+    """torch._utils._rebuild_wrapper_subclass: data that only its class can reach."""
     return OpaqueTensor(f"subclass {spelled(cls)}", named_dtype(dtype), _shape(shape))
 
 
@@ -252,7 +253,8 @@ def rebuild_from_type(function: Value, cls: Value, args: Value, state: Value = N
         raise ValueError("a tensor subclass that names no way to rebuild it")
     _check_attributes(state)
     constructor = CONSTRUCTORS.get((function.module, function.name))
-    return constructor(*args) if constructor else _named_for_its_class(cls, args)
+    made = constructor(*args) if constructor else _named_for_its_class(cls, args)
+    return local_or_part(made, state) if isinstance(made, OpaqueTensor) and is_dtensor(cls) else made
 
 
 def _named_for_its_class(cls: Value, args: tuple[Value, ...]) -> Value:
