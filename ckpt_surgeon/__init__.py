@@ -15,7 +15,7 @@ from .hooks import provide as _provide
 TYPE_CHECKING = False  # type checkers take it for True; typing itself is not imported for it
 if TYPE_CHECKING:
     from .edits.change import Change
-    from .edits.combine import concat, split
+    from .edits.combine import concat, split, stack, unstack
     from .edits.fold import fold
     from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
     from .edits.quantised import dequantize
@@ -181,6 +181,7 @@ __all__ = [
     "slice_",
     "snapshot",
     "split",
+    "stack",
     "stats",
     "step",
     "strip_prefix",
@@ -188,6 +189,7 @@ __all__ = [
     "training_of",
     "transpose",
     "unfreeze",
+    "unstack",
     "verify_frozen",
     "with_optimizer_keys",
     "with_values",
@@ -196,7 +198,7 @@ __all__ = [
 # Where each public name is made; its module is imported when the name is first asked for.
 _HOMES = {
     "edits.change": "Change",
-    "edits.combine": "concat split",
+    "edits.combine": "concat split stack unstack",
     "edits.fold": "fold",
     "edits.quantised": "dequantize",
     "edits.keys": "add_prefix drop keep rename select strip_prefix",

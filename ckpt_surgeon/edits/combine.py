@@ -1,22 +1,24 @@
-"""Edits of several tensors that belong together: concat and split.
+"""Edits of several tensors that belong together: concat and split, stack and unstack.
 
-Their keys are named by templates: ``{n}`` stands for an integer and ``*`` for anything, alike in all templates.
+Their keys are named by templates: see :mod:`.templates`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
-from ..errors import EditError, NothingMatched
+from ..errors import Argument, EditError, Phrase
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.records import Tensor
-from ..tensors.views import interleaved, parts_of
+from ..tensors.records import ExtraState, OpaqueTensor, Tensor
+from ..tensors.views import interleaved, parts_of, stacked, unstacked
 from .change import Change, Inline
+from .templates import KeySet, bound, filled, key_sets, placeholders
 from .value_edit import regrouped, value_edit
 
-# -- several tensors that belong together
+Sources = Annotated[Sequence[str], "Templates of the keys that are joined, in this order."]
+Into = Annotated[str, "The template of the new key."]
+Source = Annotated[str, "The template of the keys that are taken apart."]
 
 
 @value_edit(
@@ -26,39 +28,25 @@ from .value_edit import regrouped, value_edit
 )
 def concat(
     state_dict: Checkpoint,
-    sources: Annotated[Sequence[str], "Templates of the keys that are joined, in this order."],
-    into: Annotated[str, "The template of the new key."],
+    sources: Sources,
+    into: Into,
     *,
     dim: Annotated[int, "The dimension."] = 0,
     groups: Annotated[int, "Interleave in so many groups (attention heads)."] = 1,
 ) -> Change[Checkpoint]:
     """Join tensors along one dimension, for every set of keys that the templates name.
 
-    With ``groups`` the result interleaves: first the first of ``groups`` equal parts of every source, then the
-    second (per attention head, say); 1 puts the sources one after the other.  Raises NothingMatched, EditError,
-    KeyCollision.
+    A placeholder of ``sources`` that ``into`` does not have means all of them, in the order of their numbers
+    (``l.{n}.experts.{e}.w`` into ``l.{n}.experts.w``); a gap is an error.  With ``groups`` the result interleaves:
+    first the first of ``groups`` equal parts of every source, then the second (per attention head, say); 1 puts the
+    sources one after the other.  Raises NothingMatched, EditError, KeyCollision.
 
     >>> import torch
     >>> state = {"l.0.q": torch.zeros(2), "l.0.k": torch.ones(2)}
     >>> concat(state, ["l.{n}.q", "l.{n}.k"], "l.{n}.qk")
     {'l.0.qk': tensor([0., 0., 1., 1.])}
     """
-    problems: list[str] = []
-    sets: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
-    for bound, first in _bound(state_dict, sources[0] if sources else ""):
-        keys = [first, *(_substituted(template, bound) for template in sources[1:])]
-        absent = [key for key in keys if key not in state_dict]
-        if absent:
-            problems += [f"{key!r}, wanted beside {first!r}, is not there" for key in absent]
-            continue
-        try:
-            joined = interleaved([state_dict[key] for key in keys], keys, dim, groups)
-            sets.append((tuple(keys), {_substituted(into, bound): joined}))
-        except EditError as error:
-            problems += error.problems
-    if problems:
-        raise EditError(problems)
-    return regrouped(state_dict, sets)
+    return joined(state_dict, sources, into, lambda found, keys: interleaved(found, keys, dim, groups))
 
 
 @value_edit(
@@ -68,31 +56,116 @@ def concat(
 )
 def split(
     state_dict: Checkpoint,
-    source: Annotated[str, "The template of the keys that are taken apart."],
+    source: Source,
     into: Annotated[Sequence[str], "Templates of the new keys, in this order."],
     *,
     dim: Annotated[int, "The dimension."] = 0,
     sizes: Annotated[Sequence[int], "The sizes of the parts, as 64,64,128; equal without it."] = (),
     groups: Annotated[int, "The parts are interleaved in so many groups (attention heads)."] = 1,
+    parts: Annotated[int, "How many parts there are, where the new keys number them."] = 0,
 ) -> Change[Checkpoint]:
     """Take tensors apart along one dimension, for every key that the template ``source`` names.
 
-    ``sizes`` are the parts' (equal without it); ``groups`` as in :func:`concat`, which this undoes.  Raises
+    ``sizes`` are the parts' (equal without it); ``groups`` as in :func:`concat`, which this undoes.  A placeholder of
+    ``into`` that ``source`` does not have numbers the parts from 0: as many as ``parts`` or ``sizes`` say.  Raises
     NothingMatched, EditError, KeyCollision.
 
     >>> import torch
     >>> split({"l.0.qkv": torch.arange(6)}, "l.{n}.qkv", ["l.{n}.q", "l.{n}.k", "l.{n}.v"], groups=2)["l.0.k"]
     tensor([1, 4])
+    >>> list(split({"experts.w": torch.zeros(4, 2)}, "experts.w", ["experts.{e}.w"], parts=2))
+    ['experts.0.w', 'experts.1.w']
     """
-    problems: list[str] = []
+
+    def taken(key: str, tensor: Tensor, numbered: bool) -> list[Tensor]:
+        count = len(into)
+        if numbered:
+            if not (parts or sizes):
+                raise EditError(Phrase(f"into how many parts {key!r} is split is open: give ", Argument("parts")))
+            count = parts * len(into) or len(sizes)
+        elif parts and parts != count:
+            raise EditError([f"{parts} parts of {key!r}, but {count} new keys"])
+        return parts_of(key, tensor, dim, count, sizes, groups)
+
+    return parted(state_dict, source, into, taken)
+
+
+@value_edit(
+    "Stack tensors (experts) along a new dimension.",
+    "moe.pth stacked.pth --sources 'l.{n}.experts.{e}.w' --into 'l.{n}.experts.w'",
+    inline=[Inline("{sources}={into}")],
+)
+def stack(
+    state_dict: Checkpoint,
+    sources: Annotated[Sequence[str], "Templates of the keys that are stacked, in this order."],
+    into: Into,
+    *,
+    dim: Annotated[int, "Where the new dimension stands in the result."] = 0,
+) -> Change[Checkpoint]:
+    """Stack tensors of one shape along a new dimension, for every set of keys that the templates name (torch.stack).
+
+    A placeholder of ``sources`` that ``into`` does not have means all of them, in the order of their numbers:
+    ``l.{n}.experts.{e}.w`` of shape [a, b] becomes ``l.{n}.experts.w`` of shape [E, a, b].  A gap is an error, and so
+    is another shape or dtype.  Raises NothingMatched, EditError, KeyCollision.
+
+    >>> import torch
+    >>> state = {f"experts.{e}.w": torch.full((2,), float(e)) for e in (1, 0)}
+    >>> stack(state, ["experts.{e}.w"], "experts.w")["experts.w"]
+    tensor([[0., 0.],
+            [1., 1.]])
+    """
+    return joined(state_dict, sources, into, lambda found, keys: stacked(found, keys, dim))
+
+
+@value_edit(
+    "Take a stack of tensors apart.",
+    "stacked.pth moe.pth --source 'l.{n}.experts.w' --into 'l.{n}.experts.{e}.w'",
+    inline=[Inline("{source}={into}")],
+)
+def unstack(
+    state_dict: Checkpoint,
+    source: Source,
+    into: Annotated[Sequence[str], "The template of the new keys with a number of its own, or the new keys in order."],
+    *,
+    dim: Annotated[int, "The dimension that goes."] = 0,
+) -> Change[Checkpoint]:
+    """Take stacks apart along one dimension, which goes, for every key that the template ``source`` names.
+
+    Undoes :func:`stack` (torch.unbind).  A placeholder of ``into`` that ``source`` does not have numbers the parts from
+    0; without one, there is a new key for each index.  Nothing is computed.  Raises NothingMatched, EditError,
+    KeyCollision.
+
+    >>> import torch
+    >>> unstack({"experts.w": torch.tensor([[0.0, 0.0], [1.0, 1.0]])}, "experts.w", ["experts.{e}.w"])["experts.1.w"]
+    tensor([1., 1.])
+    """
+
+    def taken(key: str, tensor: Tensor, numbered: bool) -> list[Tensor]:
+        found = unstacked(key, tensor, dim)
+        if not numbered and len(found) != len(into):
+            raise EditError([f"{key!r} has {len(found):,} indices in dimension {dim}, but {len(into)} new keys"])
+        return found
+
+    return parted(state_dict, source, into, taken)
+
+
+# -- what they are made of
+
+
+def joined(
+    state_dict: Checkpoint,
+    sources: Sequence[str],
+    into: str,
+    join: Callable[[list[Tensor], tuple[str, ...]], Tensor],
+    optional: Sequence[str] = (),
+) -> Change[Checkpoint]:
+    """The change that makes one tensor of every set of keys.  Raises EditError with all problems at once."""
+    found, problems = key_sets(state_dict, sources, into, optional)
     sets: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
-    for bound, key in _bound(state_dict, source):
+    for one in found:
         try:
-            parts = parts_of(key, state_dict[key], dim, len(into), sizes, groups)
-            names = [_substituted(template, bound) for template in into]
-            if len(set(names)) < len(names):
-                raise EditError([f"{key!r} would be split into parts of one name: {', '.join(names)}"])
-            sets.append(((key,), dict(zip(names, parts, strict=True))))
+            _check_plain(state_dict, one)
+            sets.append((one.keys, {one.new: join([state_dict[key] for key in one.keys], one.keys)}))
         except EditError as error:
             problems += error.problems
     if problems:
@@ -100,42 +173,41 @@ def split(
     return regrouped(state_dict, sets)
 
 
-def _bound(keys: Iterable[str], template: str) -> list[tuple[re.Match[str], str]]:
-    """The keys that a template names, each with what its placeholders stand for."""
-    names: set[str] = set()
-    parts = []
-    for part in re.split(r"(\{[A-Za-z]\w*\}|\*)", template):
-        if part == "*":
-            parts.append("(.*)")
-        elif part.startswith("{"):
-            name = part[1:-1]
-            parts.append(f"(?P={name})" if name in names else rf"(?P<{name}>\d+)")
-            names.add(name)
-        else:
-            parts.append(re.escape(part))
-    pattern = re.compile("".join(parts))
-    keys = list(keys)
-    found = [(match, key) for key in keys if (match := pattern.fullmatch(key))]
-    if not found:
-        raise NothingMatched([template], what="template", examples=keys)
-    return found
+def _check_plain(state_dict: Checkpoint, found: KeySet) -> None:
+    plain = [key for key in found.keys if not isinstance(state_dict[key], (OpaqueTensor, ExtraState))]
+    if len(plain) < len(found.keys):
+        others = [key for key in found.keys if key not in plain]
+        raise EditError([f"{key!r} is no plain tensor and joins no other" for key in others])
 
 
-def _substituted(template: str, bound: re.Match[str]) -> str:
-    """A template with what another one's placeholders stood for."""
-    named = {bound.start(name) for name in bound.re.groupindex}
-    stars = iter([text for index, text in enumerate(bound.groups(), 1) if bound.start(index) not in named])
-    problem = EditError([f"{template!r} has placeholders that the first template does not have"])
+def parted(
+    state_dict: Checkpoint,
+    source: str,
+    into: Sequence[str],
+    take: Callable[[str, Tensor, bool], list[Tensor]],
+) -> Change[Checkpoint]:
+    """The change that takes every key of a template apart; ``take`` is told whether the new keys are numbered.
 
-    def fill(part: re.Match[str]) -> str:
-        name = part[0][1:-1]
-        if part[0] == "*":
-            text = next(stars, None)
-            if text is None:
-                raise problem
-            return text
-        if name not in bound.re.groupindex:
-            raise problem
-        return bound[name]
-
-    return re.sub(r"\{[A-Za-z]\w*\}|\*", fill, template)
+    Raises EditError with all problems at once.
+    """
+    held = placeholders(source)
+    own = [[name for name in placeholders(template) if name not in held] for template in into]
+    number = own[0][0] if own and all(names == own[0] and len(names) == 1 for names in own) else ""
+    problems: list[str] = []
+    sets: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
+    for one in bound(state_dict, source):
+        try:
+            found = take(one.key, state_dict[one.key], bool(number))
+            counts = range(len(found) // len(into) if number else 1)
+            names = [filled(template, dict(one.names) | ({number: str(at)} if number else {}), one.stars)
+                     for template in into for at in counts]  # fmt: skip
+            if len(names) != len(found):
+                raise EditError([f"{one.key!r} gives {len(found)} parts, which {len(into)} templates do not share"])
+            if len(set(names)) < len(names):
+                raise EditError([f"{one.key!r} would be split into parts of one name: {', '.join(names)}"])
+            sets.append(((one.key,), dict(zip(names, found, strict=True))))
+        except EditError as error:
+            problems += error.problems
+    if problems:
+        raise EditError(problems)
+    return regrouped(state_dict, sets)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ..errors import EditError, KeyCollision, Phrase
-from ..tensors.checkpoint import Checkpoint, versions_of
+from ..tensors.checkpoint import Checkpoint, Versions, versions_of
 from ..tensors.opaque import ways_on
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor, findings
 from .change import Change, Edit, Inline, edit, rebuilt, rename_versions
@@ -143,5 +143,17 @@ def regrouped(
         raise KeyCollision(collisions)
     versions = versions_of(state_dict)
     first = {olds[0]: new for new, olds in origins.items()}
-    moved = None if versions is None else rename_versions(versions, first)
+    moved = None if versions is None else _of_modules(rename_versions(versions, first), state_dict, tensors)
     return Change(state_dict, state_dict.with_tensors(tensors, moved), origins)
+
+
+def _of_modules(versions: Versions, before: Iterable[str], after: Iterable[str]) -> Versions:
+    """The versions without those of modules whose keys, all of them, went into keys of other modules."""
+    held, left = ({path for key in keys for path in _paths(key)} for keys in (before, after))
+    return {path: version for path, version in versions.items() if path in left or path not in held}
+
+
+def _paths(key: str) -> Iterable[str]:
+    """The module that a key belongs to, and all that hold it."""
+    parts = key.split(".")
+    return (".".join(parts[:depth]) for depth in range(len(parts)))

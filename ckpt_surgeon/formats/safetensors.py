@@ -22,7 +22,7 @@ from ..files.prefetch import reading_ahead
 from ..files.sinks import Sink
 from ..files.spans import ByteSpan
 from ..tensors.dtypes import BY_CODE, DType
-from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
+from ..tensors.records import ExtraState, OpaqueTensor, Tensor, sequence_of, spans_of
 from ..tensors.storage import Storage
 from ..tensors.stored import DIMENSIONS, ELEMENTS, StoredTensor
 from ..tensors.strides import row_major
@@ -318,9 +318,12 @@ def _dumped(header: Mapping[str, Value]) -> bytes:
 
 
 def _runs(tensors: Iterator[Tensor]) -> Iterator[ByteSpan | Tensor]:
-    """Neighbours in the source become one span, so that an unchanged file is one kernel copy."""
+    """Neighbours in the source become one span, so that an unchanged file is one kernel copy.
+
+    A tensor that is others in sequence (a stack) is copied part by part.
+    """
     run: ByteSpan | None = None
-    for tensor in tensors:
+    for tensor in (part for whole in tensors for part in sequence_of(whole)):
         span = tensor.span
         if span is not None and run is not None and (span.path, span.start) == (run.path, run.stop):
             run = ByteSpan(run.path, run.start, span.stop)

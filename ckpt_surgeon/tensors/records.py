@@ -38,7 +38,7 @@ class ComputedTensor(Loadable):
 
     ``make`` takes the inputs and yields the elements in row-major order, little-endian.  It leaves what it finds out
     in ``finding``; the writer looks there before it replaces anything.  ``files`` are those that ``make`` reads
-    beside the inputs.
+    beside the inputs.  ``in_sequence`` says that the bytes are those of the inputs, one after the other.
     """
 
     dtype: DType
@@ -47,6 +47,7 @@ class ComputedTensor(Loadable):
     make: Callable[[tuple[Tensor, ...]], Iterator[Block]]
     finding: Finding | None = None
     files: tuple[FilePath, ...] = ()
+    in_sequence: bool = False
 
     device = "cpu"
     span = None
@@ -167,6 +168,15 @@ def findings(tensors: Iterable[Tensor]) -> Iterator[Finding]:
             waiting.extend(computed.inputs)
             if computed.finding is not None:
                 yield computed.finding
+
+
+def sequence_of(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors whose bytes, one after the other, are a tensor's: itself, or those that it is joined of."""
+    if isinstance(tensor, ComputedTensor) and tensor.in_sequence:
+        for part in tensor.inputs:
+            yield from sequence_of(part)
+    else:
+        yield tensor
 
 
 def spans_of(tensors: Iterable[Tensor]) -> Iterator[ByteSpan]:

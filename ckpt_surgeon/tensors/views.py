@@ -82,7 +82,10 @@ class _Stream:
 
 
 def concatenated(tensors: Sequence[Tensor], axis: int) -> ComputedTensor:
-    """Tensors joined along one dimension; along an inner one they are read slab by slab, a block of memory for each."""
+    """Tensors joined along one dimension; along an inner one they are read slab by slab, a block of memory for each.
+
+    Along the first one the result is their bytes, one after the other.
+    """
     first = tensors[0]
     shape = (*first.shape[:axis], sum(tensor.shape[axis] for tensor in tensors), *first.shape[axis + 1 :])
     rows = prod(first.shape[:axis])
@@ -98,13 +101,63 @@ def concatenated(tensors: Sequence[Tensor], axis: int) -> ComputedTensor:
         for start in range(0, rows, slab):
             count = min(slab, rows - start)
             parts = [stream.take(count * width) for stream, width in zip(streams, widths, strict=True)]
-            yield b"".join(
-                part[row * width : (row + 1) * width]
-                for row in range(count)
-                for part, width in zip(parts, widths, strict=True)
-            )
+            yield _side_by_side(parts, widths, count)
 
-    return ComputedTensor(first.dtype, shape, tuple(tensors), make)
+    return ComputedTensor(first.dtype, shape, tuple(tensors), make, in_sequence=rows == 1)
+
+
+NARROW = 512  # bytes of a row up to which numpy puts rows together faster than slices of memory do
+
+
+def _side_by_side(parts: Sequence[memoryview], widths: Sequence[int], count: int) -> Block:
+    """Rows of several tensors, the first of each, then the second of each."""
+    if sum(widths) > NARROW * len(widths) or count < 64:
+        return b"".join(
+            part[row * width : (row + 1) * width]
+            for row in range(count)
+            for part, width in zip(parts, widths, strict=True)
+        )
+    import numpy as np
+
+    made = np.empty((count, sum(widths)), np.uint8)
+    start = 0
+    for part, width in zip(parts, widths, strict=True):
+        made[:, start : start + width] = np.frombuffer(part, np.uint8).reshape(count, width)
+        start += width
+    return made.tobytes()
+
+
+def unsqueezed(tensor: Tensor, axis: int) -> Tensor:
+    """A tensor with one more dimension, of size 1."""
+    shape = (*tensor.shape[:axis], 1, *tensor.shape[axis:])
+    if not isinstance(tensor, StoredTensor):
+        return ComputedTensor(tensor.dtype, shape, (tensor,), lambda inputs: iter(inputs[0].blocks()), in_sequence=True)
+    return restrided(tensor, shape, (*tensor.stride[:axis], 1, *tensor.stride[axis:]), tensor.offset)
+
+
+def stacked(tensors: Sequence[Tensor], keys: Sequence[str], dim: int) -> ComputedTensor:
+    """Tensors of one shape and dtype along a new dimension ``dim``."""
+    first = tensors[0]
+    problems = [
+        f"{key!r} ({tensor.dtype} {list(tensor.shape)}) does not stack with {keys[0]!r} "
+        f"({first.dtype} {list(first.shape)})"
+        for key, tensor in zip(keys, tensors, strict=True)
+        if (tensor.dtype, tensor.shape) != (first.dtype, first.shape)
+    ]
+    dims = len(first.shape) + 1
+    if not -dims <= dim < dims:
+        problems.append(f"{keys[0]!r} of shape {list(first.shape)} gets no new dimension {dim}")
+    if problems:
+        raise EditError(problems)
+    return concatenated([unsqueezed(tensor, dim % dims) for tensor in tensors], dim % dims)
+
+
+def unstacked(key: str, tensor: Tensor, dim: int) -> list[Tensor]:
+    """The views of a tensor at each index of a dimension, without that dimension."""
+    axis = axis_of(key, tensor, dim)
+    view = viewed(tensor)
+    shape, stride = ((*values[:axis], *values[axis + 1 :]) for values in (view.shape, view.stride))
+    return [restrided(view, shape, stride, view.offset + at * view.stride[axis]) for at in range(view.shape[axis])]
 
 
 def interleaved(tensors: Sequence[Tensor], keys: Sequence[str], dim: int, groups: int) -> Tensor:

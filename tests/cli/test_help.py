@@ -122,6 +122,8 @@ INSTEAD = {  # smaller numbers and models of the same kind
 SPECIAL: dict[str, dict[str, Callable[[], object]]] = {
     "concat": {"model.pth": lambda: layers("q", "k", "v")},
     "split": {"model.pth": lambda: {f"l.{index}.qkv": torch.ones(6, 2) for index in range(2)}},
+    "stack": {"moe.pth": lambda: {f"l.0.experts.{e}.w": torch.ones(2, 2) for e in range(3)}},
+    "unstack": {"stacked.pth": lambda: {"l.0.experts.w": torch.ones(3, 2, 2)}},
     "slice": {"model.pth": lambda: {"fc.weight": torch.ones(12, 4), "fc.bias": torch.ones(12)}},
     "edit": {"parallel.pth": lambda: {"module.fc.weight": torch.ones(2), "module.conv.weight": torch.ones(2)}},
 }
