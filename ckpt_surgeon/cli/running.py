@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from ..files.paths import FilePath
@@ -38,6 +40,7 @@ def set_(
     from ..writing import write
 
     run = with_values(open_run_file(in_path, select=select), values)
+    run = replace(run, weights=replace(run.weights, part=""))  # the file stays what it is, be it a part
     planned = plan_run(run, out, force=force or dry_run)
     asked = Output(out, dry_run, force, None, None, quiet)
     if not asked.dry_run:

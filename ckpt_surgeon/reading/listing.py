@@ -23,6 +23,7 @@ from .opening import read
 from .parts import part_of
 from .selecting import beside, select_state_dict, without_lost
 from .sources import checkpoint_of
+from .training_state import training_part, training_state
 
 if TYPE_CHECKING:
     from .comparing import Stats
@@ -152,10 +153,13 @@ def _parts(
         chosen = select_state_dict(contents, wanted)
         part = Candidate(chosen.selected, chosen.tensors, chosen.versions)
         return [part], list(chosen.notes[len(contents.notes) :]), chosen.left_out
-    pairs = [without_lost(candidate) for candidate in candidates(contents)]
+    found = candidates(contents)
+    state = None if found else training_state(contents)
+    pairs = [without_lost(candidate) for candidate in ([state] if state is not None else found)]
     if not pairs and not may_be_empty:
         raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", SEE_ALL)
     notes = [note for _, notes in pairs for note in notes]
+    notes += [f"{training_part(state)}; ckpt ls --training shows its groups"] if state is not None else []
     notes += filter(None, dict.fromkeys(part_of(contents, candidate.tensors) for candidate, _ in pairs))
     left = tuple(beside(contents.root, [candidate.trail for candidate, _ in pairs]))
     return [candidate for candidate, _ in pairs], notes, left

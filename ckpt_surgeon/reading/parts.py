@@ -17,6 +17,7 @@ from ..formats.contents import Contents
 from ..formats.pickle.values import Value
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import OpaqueTensor, Tensor
+from .training_state import refuse_training_state
 from .tree import attribute
 
 _ZERO = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_.*")
@@ -40,6 +41,7 @@ def part_of(contents: Contents, tensors: Mapping[str, Tensor]) -> str:
 
 def refuse_part(checkpoint: Checkpoint) -> None:
     """Raise FileError for a checkpoint that has a part of a model, where a whole one is needed."""
+    refuse_training_state(checkpoint)
     if checkpoint.part:
         joined = "join the ranks with the tool that saved them, or take this one with "
         remedy = Phrase(joined, Argument("allow_part", True))

@@ -19,6 +19,7 @@ from ..tensors.records import OpaqueTensor
 from .candidates import Candidate, candidates, continues, flattened, is_training_state, joined_path
 from .objects import describe
 from .parts import local_parts, part_of
+from .training_state import everything_below, training_part, training_state
 from .tree import TENSORS, Bound, Trail, Weights, children, followed, holders, is_module
 
 OFFERED = 20  # how many candidates a message offers
@@ -44,17 +45,20 @@ def select_state_dict(contents: Contents, wanted: str | None = None, *, allow_pa
     With ``allow_part``, one rank's part of a model counts as a whole one.  Raises SelectionError when
     there are several or the path is not there, NotACheckpoint when the file holds no tensor.
     """
+    training = ""
     if wanted is not None:
         candidate = _at(contents, "" if wanted == "." else wanted)
     else:
         found = candidates(contents)
+        if not found and (state := training_state(contents)) is not None:
+            found, training = [state], training_part(state)
         if not found:
             raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", SEE_ALL)
         if len(found) > 1:
             raise SelectionError(contents.path, f"holds {len(found):,} state_dicts", _offered(found))
         candidate = found[0]
     candidate, lost = without_lost(candidate)
-    part = part_of(contents, candidate.tensors)
+    part = training or part_of(contents, candidate.tensors)
     return Checkpoint(
         local_parts(candidate.tensors) if part and allow_part else candidate.tensors,
         path=contents.path,
@@ -64,7 +68,7 @@ def select_state_dict(contents: Contents, wanted: str | None = None, *, allow_pa
         versions=candidate.versions,
         left_out=tuple(beside(contents.root, [candidate.trail])),
         notes=(*contents.notes, *lost, *([part] if part else [])),
-        part="" if allow_part else part,
+        part="" if allow_part and not training else part,
         root=contents.root,
     )
 
@@ -83,6 +87,8 @@ def _at(contents: Contents, path: str) -> Candidate:
     if isinstance(node, TENSORS):
         return Candidate(path, {"tensor": node}, trail=trail)
     candidate = flattened(contents, Bound(contents.path), path, node, trail)
+    if not candidate.tensors:
+        candidate = everything_below(contents, path, node, trail)  # of an optimizer, which is asked for
     if not without_extra_states(candidate.tensors):
         raise SelectionError(contents.path, f"has no tensor at {path!r}", _offered(candidates(contents)))
     return candidate

@@ -21,7 +21,8 @@ _PARTS = ("entry", "what", "value")
 
 def training_text(found: Training, *, full: bool = False) -> str:
     """Optimizers with the parameter behind each id, then whatever else training goes on from."""
-    lines = [f"{found.path}: weights at {visible(found.weights or '.')}"]
+    where = f"weights at {visible(found.weights or '.')}" if found.has_weights else "no weights"
+    lines = [f"{found.path}: {where}"]
     lines += [f"  the same keys, edited alike: {visible(twin)}" for twin in found.twins]
     for optimizer in found.optimizers:
         lines += ["", _head(optimizer), table(_COLUMNS, _rows(optimizer, full=full))]
@@ -92,7 +93,7 @@ def training_json(found: Training) -> str:
     return as_json(
         {
             "path": str(found.path),
-            "weights": found.weights,
+            "weights": found.weights if found.has_weights else None,
             "twins": list(found.twins),
             "optimizers": [
                 {

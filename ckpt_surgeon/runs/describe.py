@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..formats.pickle.graph import CallNode
 from ..formats.pickle.values import Value
+from ..reading.training_state import NO_WEIGHTS
 from ..text import Shown
 from .opening import open_run_file
 from .run import Run
@@ -63,6 +64,7 @@ class Training(Shown):
     optimizers: tuple[ListedOptimizer, ...]
     parts: tuple[TrainingPart, ...]
     twins: tuple[str, ...]
+    has_weights: bool = True  # not where it is an optimizer's file
 
 
 def training_of(
@@ -89,6 +91,7 @@ def training_of(
         tuple(_optimizer(run, state) for state in run.optimizers),
         tuple(_parts(run)),
         tuple(".".join(twin.path) for twin in run.twins),
+        not run.weights.part.startswith(NO_WEIGHTS),
     )
 
 

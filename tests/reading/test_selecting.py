@@ -13,7 +13,7 @@ from command_line import Run
 from tables import assert_same, ramp, rewritten, save_zip
 
 import ckpt_surgeon
-from ckpt_surgeon import CheckpointError, NotACheckpoint, SelectionError
+from ckpt_surgeon import CheckpointError, FileError, NotACheckpoint, SelectionError
 
 
 def weights(*, bias: float = 0.0) -> dict[str, torch.Tensor]:
@@ -69,12 +69,15 @@ def test_the_state_of_an_optimizer_is_never_taken_for_weights(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_file_of_optimizer_state_alone_has_no_weights(wrapped: bool, tmp_path: Path) -> None:
+def test_a_file_of_optimizer_state_alone_opens_and_has_no_weights(wrapped: bool, tmp_path: Path) -> None:
     _, optimizer = trained()
     state: object = optimizer.state_dict()
     path = save_zip({"optimizer": state, "epoch": 1} if wrapped else state, tmp_path)
-    with pytest.raises(NotACheckpoint, match="holds no tensor"):
-        ckpt_surgeon.open(path)
+    opened = ckpt_surgeon.open(path)
+    assert opened.part.startswith("training state alone, the state of an optimizer")
+    with pytest.raises(FileError, match="has no weights"):
+        ckpt_surgeon.convert(opened, tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
 
 
 def test_optimizer_states_without_param_groups_are_known_by_their_name(tmp_path: Path) -> None:
