@@ -38,8 +38,8 @@ def whole_options() -> list[click.Option]:
                      help="With --whole: builds (model, optimizer), which tell the parameter behind each id."),
         click.Option(["--in-model-order"], is_flag=True,
                      help="With --whole: the optimizer got the parameters in the model's order."),
-        click.Option(["--optimizer-keys"], type=click.Choice(("names", "positions")),
-                     help="With --whole: how OUT names parameters in its optimizers; names for FSDP."),
+        click.Option(["--optimizer-keys"], type=click.Choice(("names", "positions", "flat")),
+                     help="With --whole: how OUT keys its optimizers' state; names for FSDP, flat for torchtitan."),
     ]  # fmt: skip
 
 

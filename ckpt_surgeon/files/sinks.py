@@ -187,3 +187,36 @@ def _reading(path: Path) -> Iterator[None]:
         if error.errno == errno.EIO:
             raise BrokenFile(path, "cannot be read (input/output error)") from error
         raise
+
+
+class MemorySink:
+    """A :class:`Sink` that gathers a small file in memory.
+
+    >>> sink = MemorySink()
+    >>> sink.literal(b"abc")
+    >>> sink.patch(0, b"x")
+    >>> bytes(sink.made), sink.position
+    (b'xbc', 3)
+    """
+
+    can_patch = True
+
+    def __init__(self) -> None:
+        self.made = bytearray()
+
+    @property
+    def position(self) -> int:
+        return len(self.made)
+
+    def literal(self, raw: Block) -> None:
+        self.made += raw
+
+    def copy(self, span: ByteSpan) -> None:
+        for block in span.blocks():
+            self.literal(block)
+
+    def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
+        return streamed(blocks, nbytes, self.literal, lambda done: None)
+
+    def patch(self, position: int, raw: bytes) -> None:
+        self.made[position : position + len(raw)] = raw

@@ -48,7 +48,9 @@ _MODEL = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _SETTINGS = re.compile(r"hyper_?parameters|hparams|config|args|callbacks", re.IGNORECASE)
-_TRAINING = re.compile(r"optim|sched|scaler|\bamp\b|^rng|random|criterion|^loss", re.IGNORECASE)
+_TRAINING = re.compile(
+    r"optim|sched|scaler|\bamp\b|^rng|random|criterion|^loss|^train(er|ing)?_state$|^data_?loader$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def joined_path(path: str, name: str) -> str:
 
 def is_training_state(name: str, node: Value) -> bool:
     """Whether an entry is state of the training (optimizer, scheduler, scaler …), by its name or shape."""
-    if isinstance(node, dict) and "param_groups" in node and "state" in node:
+    if isinstance(node, dict) and (("param_groups" in node and "state" in node) or _is_flat_optimizer(node)):
         return True
     if (
         isinstance(node, Object)
@@ -96,6 +98,12 @@ def is_training_state(name: str, node: Value) -> bool:
     ):
         return True
     return _TRAINING.search(name) is not None
+
+
+def _is_flat_optimizer(node: dict[Value, Value]) -> bool:
+    """Whether a dict is an optimizer's state whose keys were joined by dots, as FSDP2 and torchtitan write it."""
+    last = next(reversed(node), None)
+    return isinstance(last, str) and last.startswith("param_groups.")
 
 
 class _Search:

@@ -11,8 +11,9 @@ from ..formats.pickle.values import Value
 from ..reading.training_state import NO_WEIGHTS
 from ..text import Shown
 from .opening import open_run_file
+from .optimizer_nodes import is_optimizer
 from .run import Run
-from .state import PACKED, OptimizerState, Slot, TreePath, entry, is_optimizer, named_children, pairs_of
+from .state import PACKED, OptimizerState, Slot, TreePath, entry, named_children, pairs_of
 
 from ..files.paths import AnyPath, FilePath  # isort: skip
 

@@ -30,8 +30,9 @@ from .follow import SAME_RUN, Planner, follow_all, notes_of, planned_and_replaye
 from .naming import Names, names_of
 from .nodes import differs
 from .opening import open_run_file
+from .optimizer_nodes import is_optimizer, read_state, written_state
 from .run import Run
-from .state import OptimizerState, is_optimizer, read_state, written_state
+from .state import OptimizerState
 
 OPTIMIZERS = ("optimizer*.pt", "optimizer*.bin")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors")

@@ -205,12 +205,21 @@ class _Work:
             proof = KEPT_PART
             self.notes.append(f"{listed(gone)}: their optimizer state goes with them")
         groups = [self._group(group, new_ids) for group in self.state.groups]
+        slots = self._in_file_order(slots, new_ids)
         pairs = enumerate(zip(self.state.groups, groups, strict=True))
         emptied = tuple(position for position, (old, new_group) in pairs if old.ids and not new_group.ids)
         kept = tuple(group for position, group in enumerate(groups) if position not in emptied)
         return Followed(
             replace(self.state, groups=kept, slots=slots), proof, tuple(self.notes), tuple(self.grown), emptied
         )
+
+    def _in_file_order(
+        self, slots: Mapping[Hashable, Mapping[str, Slot]], new_ids: Mapping[str, Hashable]
+    ) -> dict[Hashable, Mapping[str, Slot]]:
+        """Slots in the order that those of the file have."""
+        order = {id_: position for position, id_ in enumerate(self.state.slots)}
+        origin = {id_: self.ids.get((self.change.origins[new] or ("",))[0]) for new, id_ in new_ids.items()}
+        return dict(sorted(slots.items(), key=lambda pair: order.get(origin[pair[0]], len(order))))
 
     def _group(self, group: Group, new_ids: Mapping[str, Hashable]) -> Group:
         """A group with the new ids of its parameters, in the order that it had (or that the result has)."""

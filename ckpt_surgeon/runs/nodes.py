@@ -21,11 +21,11 @@ def weights_node(
         return old
     like = next(iter(nodes.values()), None)
     device = next((tensor.device for tensor in tensors.values()), "cpu")
-    pairs: list[Pair] = [
+    made: list[Pair] = [
         (prefix + key, nodes[id(tensor)] if id(tensor) in nodes else tensor_node(tensor, like, device=device))
         for key, tensor in tensors.items()
     ]
-    pairs += beside
+    pairs = made + list(beside) if prefix else _among_others(old, made, nodes)
     if isinstance(old, DictNode):
         return DictNode(pairs)
     attributes: list[Pair] | None = None
@@ -35,8 +35,26 @@ def weights_node(
     return ordered(pairs, attributes)
 
 
+def _among_others(old: Value, made: list[Pair], nodes: Mapping[int, Value]) -> list[Pair]:
+    """New entries where the old weights were, among the other entries of their dict, which stay."""
+    weights = {id(node) for node in nodes.values()}
+    pairs: list[Pair] = []
+    is_done = False
+    for pair in pairs_of(old) or ():
+        if id(pair[1]) not in weights:
+            pairs.append(pair)
+        elif not is_done:
+            pairs += made
+            is_done = True
+    names = {key for key, _ in made}
+    if clash := [str(key) for key, value in pairs_of(old) or () if key in names and id(value) not in weights]:
+        raise EditError([f"{clash[0]!r} lies beside the weights and would be taken by one of them"])
+    return pairs if is_done else pairs + made
+
+
 def _is_untouched(old: Value, tensors: Checkpoint, nodes: Mapping[int, Value]) -> bool:
-    pairs = pairs_of(old) or []
+    weights = {id(node) for node in nodes.values()}
+    pairs = [pair for pair in pairs_of(old) or () if id(pair[1]) in weights]
     same = [(key, nodes.get(id(tensor))) for key, tensor in tensors.items()]
     return len(pairs) == len(same) and all(
         key == name and value is node for (key, value), (name, node) in zip(pairs, same, strict=True)
@@ -44,6 +62,9 @@ def _is_untouched(old: Value, tensors: Checkpoint, nodes: Mapping[int, Value]) -
 
 
 def differs(state: OptimizerState, original: OptimizerState) -> bool:
+    """Whether an optimizer's state has to be written anew."""
+    if state.is_flat != original.is_flat:
+        return True
     return state.groups != original.groups or state.slots.keys() != original.slots.keys() or any(
         slot.node is not original.slots[id_][name].node
         for id_, slots in state.slots.items()

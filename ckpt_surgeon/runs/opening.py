@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ..files.paths import AnyPath, file_path
+from ..files.paths import AnyPath, FilePath, file_path
+from ..formats.dcp.metadata import METADATA
+from ..formats.dcp.whole import read_whole_folder
 from ..formats.pickle.graph import Pair
 from ..formats.pickle.values import Value
 from ..formats.zip.whole import Whole, read_whole
@@ -13,8 +15,9 @@ from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import Tensor
 from .nodes import dicts_in
+from .optimizer_nodes import optimizers_in
 from .run import Run, Twin
-from .state import TreePath, named_children, optimizers_in, pairs_of
+from .state import TreePath, named_children, pairs_of
 
 
 def open_run_file(
@@ -22,10 +25,10 @@ def open_run_file(
 ) -> Run:
     """Open a training checkpoint whole; nothing in it is run and no tensor is read.
 
-    ``source`` is a file of torch.save; ``select`` the dotted path of its weights, where it holds several.  ``stated``
-    are the parameters' names in the order of the optimizer's ids; ``in_model_order`` says that the optimizer got the
-    parameters in the order of the state_dict.  Raises what :func:`ckpt_surgeon.open` raises, and FileError for a file
-    that cannot be kept whole.
+    ``source`` is a file of torch.save or a distributed checkpoint; ``select`` the dotted path of its weights, where it
+    holds several.  ``stated`` are the parameters' names in the order of the optimizer's ids; ``in_model_order`` says
+    that the optimizer got the parameters in the order of the state_dict.  Raises what :func:`ckpt_surgeon.open` raises,
+    and FileError for a file that cannot be kept whole.
 
     >>> import ckpt_surgeon, torch
     >>> model = torch.nn.Linear(2, 2)
@@ -37,7 +40,7 @@ def open_run_file(
     """
     path = file_path(source)
     chosen = open_checkpoint(path, select=select)
-    whole = read_whole(path)
+    whole = _whole_at(path)
     where, node = _weights_at(whole, chosen)
     weights, nodes, unwritable = _records(whole, node, chosen)
     twins = () if unwritable else tuple(_twins(whole, where, weights))
@@ -45,6 +48,14 @@ def open_run_file(
     return Run(
         whole, weights, where, nodes, optimizers, twins, tuple(stated), in_model_order, unwritable=unwritable
     )  # fmt: skip
+
+
+def _whole_at(path: FilePath) -> Whole:
+    """The graph of a file of torch.save, or of a distributed checkpoint."""
+    local = path.local
+    if local is not None and (local.name == METADATA or (local.is_dir() and (local / METADATA).lexists())):
+        return read_whole_folder(local)
+    return read_whole(path)
 
 
 def _weights_at(whole: Whole, chosen: Checkpoint) -> tuple[TreePath, Value]:

@@ -10,13 +10,14 @@ from .naming import Names, parameters_of
 from .run import Run
 from .state import Group, OptimizerState
 
-NAMES, POSITIONS = "names", "positions"
+NAMES, POSITIONS, FLAT = "names", "positions", "flat"
 
 
 def with_optimizer_keys(run: Run, keys: str) -> Run:
     """A run whose optimizers' ids are the parameters' names, or their positions in the groups.
 
-    Names are what ``FullyShardedDataParallel.optim_state_dict`` gives and takes, positions what
+    ``"names"`` are what ``FullyShardedDataParallel.optim_state_dict`` and ``get_optimizer_state_dict`` give and take,
+    ``"flat"`` the latter with ``flatten_optimizer_state_dict`` (torchtitan), ``"positions"`` what
     ``torch.optim.Optimizer.state_dict`` does; in each group parameters then stand in the order of the model.  Raises
     EditError where the names behind the ids are not certain.
 
@@ -28,8 +29,8 @@ def with_optimizer_keys(run: Run, keys: str) -> Run:
     >>> with_optimizer_keys(open_run_file("last.ckpt"), "names").optimizers[0].ids
     ('weight', 'bias')
     """
-    if keys not in (NAMES, POSITIONS):
-        raise EditError([f"optimizer keys are {NAMES} or {POSITIONS}, not {keys!r}"])
+    if keys not in (NAMES, FLAT, POSITIONS):
+        raise EditError([f"optimizer keys are {NAMES}, {FLAT} or {POSITIONS}, not {keys!r}"])
     return replace(run, optimizers=tuple(_keyed(run, state, keys) for state in run.optimizers))
 
 
@@ -39,9 +40,10 @@ def _keyed(run: Run, state: OptimizerState, keys: str) -> OptimizerState:
         where = ".".join(state.path)
         problem = f"{where}: which parameter is behind each id is not certain"
         raise EditError([problem], remedy="give a factory that builds model and optimizer, or state the order")
-    if (keys == NAMES) == state.is_by_name:
-        return state
-    return _by_names(state, names) if keys == NAMES else _by_positions(run, state, names)
+    if keys == POSITIONS:
+        return _by_positions(run, state, names) if state.is_by_name else state
+    named = state if state.is_by_name else _by_names(state, names)
+    return replace(named, is_flat=keys == FLAT)
 
 
 def _by_names(state: OptimizerState, names: Names) -> OptimizerState:
@@ -64,4 +66,4 @@ def _by_positions(run: Run, state: OptimizerState, names: Names) -> OptimizerSta
 def _renumbered(state: OptimizerState, ids: Mapping[Hashable, Hashable], groups: tuple[Group, ...]) -> OptimizerState:
     slots = {ids[id_]: kept for id_, kept in state.slots.items()}
     made = tuple(replace(group, ids=tuple(ids[id_] for id_ in group.ids), names=None) for group in groups)
-    return replace(state, groups=made, slots=slots)
+    return replace(state, groups=made, slots=slots, is_flat=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..edits.keys import without_wrappers
@@ -23,7 +23,7 @@ from ..tensors.torch_bridge import to_torch
 from ..text import Shown
 from .opening import open_run_file
 from .run import Run
-from .state import OptimizerState
+from .state import Group, OptimizerState
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ def _resumed(run: Run, model: torch.nn.Module, optimizers: Sequence[torch.optim.
     try:
         model.load_state_dict(to_torch(run.weights), strict=True)
         for state, optimizer in zip(run.optimizers, optimizers, strict=True):
-            optimizer.load_state_dict(_state_dict(run, state))
+            optimizer.load_state_dict(_state_dict(run, _in_order_of(optimizer, model, state)))
     except (RuntimeError, ValueError, KeyError) as error:
         raise EditError([f"torch refuses to load {run.whole.path}: {' '.join(str(error).split())[:400]}"]) from error
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -148,6 +148,21 @@ def _resumed(run: Run, model: torch.nn.Module, optimizers: Sequence[torch.optim.
     ]
 
 
+def _in_order_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module, state: OptimizerState) -> OptimizerState:
+    """A state whose ids are names, in the groups of an optimizer, as FSDP loads it; any other as it is."""
+    if not state.is_by_name:
+        return state
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    homes = {id_: group for group in state.groups for id_ in group.ids}
+    made = []
+    for group in optimizer.param_groups:
+        ids = tuple(names[id(parameter)] for parameter in group["params"])
+        if missing := [name for name in ids if name not in homes]:
+            raise KeyError(f"{missing[0]!r} is in no param group")
+        made.append(Group(ids, None, homes[ids[0]].options if ids else ()))
+    return replace(state, groups=tuple(made))
+
+
 def _bare(run: Run, state: OptimizerState, cls: type[torch.optim.Optimizer]) -> _Arm:
     """Parameters of a file, without their model, under an optimizer of a class."""
     import torch
@@ -160,10 +175,10 @@ def _bare(run: Run, state: OptimizerState, cls: type[torch.optim.Optimizer]) -> 
     made = {
         key: torch.nn.Parameter(value.clone(), requires_grad=value.is_floating_point()) for key, value in values.items()
     }
-    saved = _state_dict(run, state)
+    saved, ids = _state_dict(run, state), state.ids
     groups = [
         {**{str(key): option for key, option in group.items() if key not in ("params", "param_names")},
-         "params": [made[names.keys[id_]] for id_ in group["params"]]}
+         "params": [made[names.keys[ids[index]]] for index in group["params"]]}
         for group in saved["param_groups"]
     ]  # fmt: skip
     optimizer = cls(groups)  # type: ignore[call-arg]

@@ -25,16 +25,9 @@ from ..writing.plan import Plan
 from .follow import SAME_RUN, Planner, follow_all, notes_of, planned_and_replayed, weakest
 from .naming import Names, names_of
 from .nodes import dicts_in, differs, followed, weights_node, with_value, without_entry, without_items
+from .optimizer_nodes import optimizers_in, written_state
 from .saving import save_whole
-from .state import (
-    OptimizerState,
-    TreePath,
-    entry,
-    named_children,
-    optimizers_in,
-    pairs_of,
-    written_state,
-)
+from .state import OptimizerState, TreePath, entry, named_children, pairs_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""The state of an optimizer in a file: groups, ids, slots; read from the graph and put back into it."""
+"""The state of an optimizer in a file: groups, ids, slots; and the entries of nodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..formats.pickle.graph import CallNode, DictNode, ListNode, Pair
 from ..formats.pickle.values import Value
-from ..formats.zip.whole import Whole, tensor_node
+from ..formats.zip.whole import tensor_node
 from ..tensors.records import Tensor
 from .optimizers import Optimizer, kind_of
 
@@ -40,6 +40,7 @@ class OptimizerState:
     groups: tuple[Group, ...]
     slots: Mapping[Hashable, Mapping[str, Slot]]
     beside: tuple[Pair, ...] = ()  # entries of its dict beside state and param_groups
+    is_flat: bool = False  # whether its keys are joined by dots: state.<name>.<slot>, param_groups.<name>.<option>
 
     @property
     def ids(self) -> tuple[Hashable, ...]:
@@ -90,70 +91,6 @@ def named_children(node: Value) -> Iterator[tuple[str, Value]]:
         yield from (
             (str(index), value) for index, value in enumerate(node.items if isinstance(node, ListNode) else node)
         )
-
-
-def optimizers_in(whole: Whole, root: Value) -> list[OptimizerState]:
-    """Every optimizer's state in a file, in its order."""
-    return [read_state(whole, path, node) for path, node in _found(root) if is_optimizer(node)]
-
-
-def is_optimizer(node: Value) -> bool:
-    """Whether a node is what an optimizer's ``state_dict()`` gives."""
-    return pairs_of(entry(node, "state")) is not None and isinstance(entry(node, "param_groups"), ListNode)
-
-
-def _found(root: Value) -> Iterator[tuple[TreePath, Value]]:
-    """Every dict and list in a file with its path, each once; an optimizer is not entered."""
-    seen: set[int] = set()
-    ahead: list[tuple[TreePath, Value]] = [((), root)]
-    while ahead:
-        path, node = ahead.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield path, node
-        if not is_optimizer(node):
-            children = [((*path, name), child) for name, child in named_children(node)]
-            ahead.extend(reversed([pair for pair in children if not isinstance(pair[1], (str, int, float))]))
-
-
-def read_state(whole: Whole, path: TreePath, node: Value) -> OptimizerState:
-    """The state of the optimizer that a node is."""
-    groups = entry(node, "param_groups")
-    assert isinstance(groups, ListNode)
-    slots: dict[Hashable, dict[str, Slot]] = {}
-    for key, kept in pairs_of(entry(node, "state")) or ():
-        if isinstance(key, (int, str)):
-            slots[key] = {str(name): Slot(value, whole.tensor(value)) for name, value in pairs_of(kept) or ()}
-    beside = tuple(pair for pair in pairs_of(node) or () if pair[0] not in ("state", "param_groups"))
-    return OptimizerState(path, tuple(map(_group, groups.items)), slots, beside)
-
-
-def _group(node: Value) -> Group:
-    params, names = entry(node, "params"), entry(node, "param_names")
-    ids = tuple(id_ for id_ in params.items if isinstance(id_, (int, str))) if isinstance(params, ListNode) else ()
-    options = tuple(pair for pair in pairs_of(node) or () if pair[0] not in ("params", "param_names"))
-    if not isinstance(names, ListNode):
-        return Group(ids, None, options)
-    return Group(ids, tuple(str(name) for name in names.items), options)
-
-
-def written_state(state: OptimizerState) -> DictNode:
-    """The node of an optimizer's state, as its ``state_dict()`` has it."""
-    kept: list[Pair] = [(id_, _slots_node(state.slots[id_])) for id_ in state.slots]
-    groups: list[Value] = [_group_node(group) for group in state.groups]
-    return DictNode([("state", DictNode(kept)), ("param_groups", ListNode(groups)), *state.beside])
-
-
-def _slots_node(slots: Mapping[str, Slot]) -> DictNode:
-    return DictNode([(name, slot.node) for name, slot in slots.items()])
-
-
-def _group_node(group: Group) -> DictNode:
-    pairs: list[Pair] = [*group.options, ("params", ListNode(list(group.ids)))]
-    if group.names is not None:
-        pairs.append(("param_names", ListNode(list(group.names))))
-    return DictNode(pairs)
 
 
 def slot_of(tensor: Tensor, like: Slot) -> Slot:

@@ -89,7 +89,8 @@ def _fits(path: TreePath, pattern: str) -> bool:
     parts = pattern.split(".")
     if len(parts) == len(path) and all(map(fnmatchcase, path, parts)):
         return True
-    return ".".join(path) == pattern
+    text = ".".join(path)
+    return text == pattern or (any("." in name for name in path) and fnmatchcase(text, pattern))
 
 
 def _of_type(run: Run, node: Value, value: object) -> Value:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ...errors import BrokenFile, EditError, listed
 from ...files.local import LocalPath
@@ -47,6 +47,9 @@ STEPS = 64  # how deep a state_dict may nest
 
 _MODULE = "torch.distributed.checkpoint.metadata"
 _AGAIN = "fetch the folder again, or save it again"
+
+
+Entry: TypeAlias = tuple[tuple[str | int, ...], Value]  # the path of an entry, and what it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,11 @@ def read(path: LocalPath, *, salvage: bool = False) -> Contents:
     """
     made = _unpickled(path)
     return _Reading(path, made, salvage=salvage).contents()
+
+
+def read_entries(path: LocalPath) -> dict[str, Entry]:
+    """Every entry of a ``.metadata`` by its key, with its path in the state_dict.  Raises what :func:`read` raises."""
+    return _Reading(path, _unpickled(path), salvage=False).entries()
 
 
 def _unpickled(path: LocalPath) -> Unpickled:
@@ -177,14 +185,24 @@ class _Reading:
             raise BrokenFile(path, f"is no metadata of a distributed checkpoint: {error}", _AGAIN) from None
 
     def contents(self) -> Contents:
+        entries = self.entries()
+        count = len(self._files)
+        container = f"{CONTAINER}, {count:,} file{'' if count == 1 else 's'}"
+        root = tree(self._path, entries)
+        inside = partial(_names_inside, self._path, self._pickled, self._loads)
+        notes = self._strays()
+        return Contents(self._path.parent, container, root, notes=notes, globals=self._names, globals_inside=inside)
+
+    def entries(self) -> dict[str, Entry]:
+        """Every entry by its key, with its path in the state_dict."""
         described = self._metadata.get("state_dict_metadata")
         if not isinstance(described, dict):
             raise BrokenFile(self._path, "has no state_dict_metadata", _AGAIN)
-        entries: dict[str, Value] = {}
+        entries: dict[str, Entry] = {}
         paths = self._paths(described)
         for key in paths:
             try:
-                entries[key] = self._entry(key, described[key])
+                entries[key] = paths[key], self._entry(key, described[key])
             except ValueError as error:
                 self._problems.append(f"{key!r}: {error}")
         missing = [name for name, (_, size) in self._files.items() if size < 0]
@@ -192,12 +210,7 @@ class _Reading:
             self._problems.insert(0, f"missing files: {listed(missing)}")
         if self._problems:
             raise BrokenFile(self._path, listed_problems(self._problems), _AGAIN)
-        count = len(self._files)
-        container = f"{CONTAINER}, {count:,} file{'' if count == 1 else 's'}"
-        root = tree(self._path, {key: (paths[key], entry) for key, entry in entries.items()})
-        inside = partial(_names_inside, self._path, self._pickled, self._loads)
-        notes = self._strays()
-        return Contents(self._path.parent, container, root, notes=notes, globals=self._names, globals_inside=inside)
+        return entries
 
     def _strays(self) -> tuple[str, ...]:
         names = sorted(os.listdir(self._path.parent))
@@ -318,7 +331,7 @@ def _made(whole: Pieced, safetensors: bool, _: Sequence[Tensor]) -> Iterator[Blo
     return torch_io.blocks(whole, safetensors=safetensors)
 
 
-def tree(path: LocalPath, entries: Mapping[str, tuple[tuple[str | int, ...], Value]]) -> dict[Value, Value]:
+def tree(path: LocalPath, entries: Mapping[str, Entry]) -> dict[Value, Value]:
     """The nested dicts and lists that were flattened.  Raises BrokenFile where two entries have one place."""
     root: dict[Value, Value] = {}
     for key, (steps, entry) in entries.items():

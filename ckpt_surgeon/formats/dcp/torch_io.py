@@ -11,12 +11,12 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ...errors import BrokenFile, EditError
 from ...files.sinks import Sink
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
     from torch.distributed.checkpoint.storage import StorageReader
     from typing_extensions import Buffer
+
+
+Pickled: TypeAlias = "dict[str, Callable[[], bytes]]"  # makes a file of torch.save for each entry
 
 
 # -- reading
@@ -185,12 +188,21 @@ class Layout:
 
     The files are those of one process of torch's own; with ``max_file_size`` those of several.  Each can be written
     by itself, by any process: what :meth:`write` returns of all of them makes up ``.metadata``.
+
+    ``pickled`` makes the files of torch.save for entries that are no tensors; ``paths`` has the path of every entry in
+    the state_dict, in its order, where keys alone do not tell it.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], max_file_size: int | None) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], max_file_size: int | None = None, *,
+        pickled: Mapping[str, Callable[[], bytes]] | None = None,
+        paths: Mapping[str, tuple[str | int, ...]] | None = None,
+    ) -> None:  # fmt: skip
         limit = min(SLAB, max_file_size or SLAB)
-        self._everything = tensors
-        self._extra = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, ExtraState)}
+        self._paths = paths if paths is not None else {key: (key,) for key in tensors}
+        self._states = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, ExtraState)}
+        self._extra: Pickled = {key: partial(_saved, state) for key, state in self._states.items()}
+        self._extra |= pickled or {}
         self._tensors = without_extra_states(tensors)
         boxes = [box for key, tensor in self._tensors.items() for box in _boxes(key, tensor, limit)]
         self._shares = _shares(boxes, max_file_size)
@@ -198,7 +210,7 @@ class Layout:
     @property
     def files(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of which each file has pieces, by its name."""
-        first: Mapping[str, Tensor] = self._extra
+        first: Mapping[str, Tensor] = self._states
         found = {}
         for number, share in enumerate(self._shares):
             own = {box.key: self._tensors[box.key] for box in share}
@@ -210,7 +222,7 @@ class Layout:
     def _global_plan(self) -> tuple[list[SavePlan], Metadata]:
         from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-        paths = [{key: (key,) for key in self._everything}, *({} for _ in self._shares[1:])]
+        paths: list[Mapping[str, tuple[str | int, ...]]] = [self._paths, *({} for _ in self._shares[1:])]
         extra = [list(self._extra), *([] for _ in self._shares[1:])]
         own = [_plan(self._tensors, *one) for one in zip(self._shares, paths, extra, strict=True)]
         plans, metadata = DefaultSavePlanner().create_global_plan(own)
@@ -371,7 +383,10 @@ def _blocks_from(tensor: Tensor, start: int) -> Iterator[memoryview]:
 
 
 def _plan(
-    tensors: Mapping[str, Tensor], share: Sequence[_Box], paths: Mapping[str, tuple[str, ...]], extra: Sequence[str]
+    tensors: Mapping[str, Tensor],
+    share: Sequence[_Box],
+    paths: Mapping[str, tuple[str | int, ...]],
+    extra: Sequence[str],
 ) -> SavePlan:
     """What one process would write; ``paths`` are those of the keys in the state_dict, ``extra`` no tensors."""
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
@@ -391,7 +406,7 @@ def _save_planner(
     tensors: Mapping[str, Tensor],
     boxes: Sequence[_Box],
     tell: Callable[[int], object],
-    extra: Mapping[str, ExtraState],
+    extra: Pickled,
 ) -> SavePlanner:
     """torch's planner, made to make each value when it is written."""
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -400,7 +415,7 @@ def _save_planner(
 
     def resolve(item: WriteItem) -> torch.Tensor | io.BytesIO:
         if item.index.fqn in extra:
-            return _saved(extra[item.index.fqn])
+            return io.BytesIO(extra[item.index.fqn]())
         box, raw = next(values)
         if (box.key, box.offsets) != (item.index.fqn, item.index.offset):
             raise AssertionError("torch writes in another order than it was told")
@@ -411,13 +426,13 @@ def _save_planner(
     return planner
 
 
-def _saved(state: ExtraState) -> io.BytesIO:
+def _saved(state: ExtraState) -> bytes:
     """An extra state as torch's planner hands it to the writer."""
     import torch
 
     made = io.BytesIO()
     torch.save(python_value(state.value), made)
-    return made
+    return made.getvalue()
 
 
 # -- torch's types

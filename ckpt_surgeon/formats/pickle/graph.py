@@ -110,9 +110,12 @@ class Recorder(Unpickler):
     handlers: ClassVar[dict[int, Handler]] = dict(HANDLERS)
 
 
-def recorded(data: bytes) -> Value:
-    """The graph of one pickle.  Raises PickleError when it is damaged, ValueError for what cannot be recorded."""
-    machine = Recorder(data, persistent=PersistentNode)
+def recorded(data: bytes, persistent: Callable[[Value], PersistentNode] = PersistentNode) -> Value:
+    """The graph of one pickle, its persistent ids made by ``persistent``.
+
+    Raises PickleError when it is damaged, ValueError for what cannot be recorded.
+    """
+    machine = Recorder(data, persistent=persistent)
     machine.shortcuts = False
     return machine.load()
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from ...errors import BrokenFile, FileError
 from ...files.paths import FilePath
 from ...files.prefetch import reading_ahead
 from ...files.sinks import Sink
+from ...files.spans import ByteSpan
 from ...tensors.records import OpaqueTensor, Tensor, spans_of
 from ...tensors.stored import StoredTensor
 from ...tensors.strides import row_major
@@ -41,7 +43,7 @@ class Whole:
 
     def storage(self, node: PersistentNode) -> TypedStorage:
         """The storage that a persistent id names.  Raises BrokenFile or ValueError where there is none."""
-        found = self.find(node.name)
+        found = node.find(node.name) if isinstance(node, PlacedStorage) else self.find(node.name)
         if not isinstance(found, TypedStorage):
             raise ValueError("a persistent id that is no storage")
         return found
@@ -54,6 +56,8 @@ class Whole:
             return self.tensor(node.args[0]) if node.args else None
         if node.name not in _REBUILT or not isinstance(node.cls, Global):
             return None
+        if node.args and isinstance(node.args[0], FreshStorage):
+            return node.args[0].tensor
         args = [self.storage(arg) if isinstance(arg, PersistentNode) else _plain(arg) for arg in node.args]
         made = CONSTRUCTORS[node.cls.module, node.cls.name](*args)
         return made if isinstance(made, (StoredTensor, OpaqueTensor)) else None
@@ -74,16 +78,34 @@ def read_whole(path: FilePath) -> Whole:
     archive = read_archive(path)
     if not torch_zip.holds(archive):
         raise FileError(path, "is no file of torch.save", "only those hold more than weights that can be kept")
+    root, find = _graph_of(archive)
+    return Whole(path, root, find)
+
+
+def read_entry(place: ByteSpan) -> Value:
+    """The graph of a file of torch.save that lies within another file; its storages know where they lie.
+
+    Raises FileError or BrokenFile where it cannot be kept whole.
+    """
+    archive = read_archive(place.path, place)
+    if not torch_zip.holds(archive):
+        problem = f"what lies at byte {place.start:,} is no file of torch.save"
+        raise FileError(place.path, problem, "leave out --whole to take the weights alone")
+    return _graph_of(archive, of_its_own=True)[0]
+
+
+def _graph_of(archive: Archive, *, of_its_own: bool = False) -> tuple[Value, Callable[[Value], Value]]:
+    """The graph of a zip and what finds its storages; ``of_its_own`` lets each of them find itself."""
     pickle = torch_zip.main_pickle(archive)
     folder = pickle[: -len("data.pkl")]
     _refuse_big_endian(archive, folder)
     find = torch_zip.storages(archive, folder, lambda key: f"{folder}data/{key}")
     try:
-        root = graph.recorded(archive.read(pickle))
+        made = partial(PlacedStorage, find) if of_its_own else PersistentNode
+        return graph.recorded(archive.read(pickle), made), find
     except PickleError as error:
         remedy = "leave out --whole to take the weights alone"
-        raise BrokenFile(path, f"its pickle cannot be kept whole: {error}", remedy) from error
-    return Whole(path, root, find)
+        raise BrokenFile(archive.path, f"its pickle cannot be kept whole: {error}", remedy) from error
 
 
 def _refuse_big_endian(archive: Archive, folder: str) -> None:
@@ -92,6 +114,14 @@ def _refuse_big_endian(archive: Archive, folder: str) -> None:
 
 
 # -- nodes that are made here
+
+
+class PlacedStorage(PersistentNode):
+    """A storage of a file that lies within another one; ``find`` leads from its persistent id to its place."""
+
+    def __init__(self, find: Callable[[Value], Value], name: Value) -> None:
+        super().__init__(name)
+        self.find = find
 
 
 class FreshStorage(PersistentNode):
