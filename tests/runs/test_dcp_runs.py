@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import Run as CommandLine
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -237,3 +238,16 @@ def test_entries_beside_weights_at_the_root_of_a_file_stay(tmp_path: Path) -> No
     assert file["epoch"] == 3
     with pytest.raises(EditError, match="'epoch' lies beside the weights"):
         ckpt_surgeon.save(ckpt_surgeon.rename(opened(tmp_path / "run.pth"), ["module.bias=epoch"]), tmp_path / "no.pth")
+
+
+def test_the_command_line_goes_from_folder_to_file_and_back(tmp_path: Path, ckpt: CommandLine) -> None:
+    path, losses = saved(tmp_path, "nested")
+    file, back = tmp_path / "run.pth", tmp_path / "back.dcp"
+    assert ckpt("convert", path, file, "--whole", "--optimizer-keys", "positions").status == 0
+    assert "Adam, 2 groups, 8 parameters" in ckpt("ls", file, "--training").out
+    words = ("--whole", "--optimizer-keys", "names", "--in-model-order")
+    assert ckpt("convert", file, back, *words).status == 0
+    assert resumed(back, "nested") == losses
+    refused = ckpt("convert", path, tmp_path / "run.safetensors", "--whole")
+    assert refused.status == 2
+    assert "end OUT in .pth or .pt or .bin or .ckpt or .dcp" in refused.err
