@@ -62,7 +62,8 @@ class Diff(Shown):
     ``dtypes`` lists matched keys with two dtypes, which ``load_state_dict`` converts in silence; ``rewritten`` those
     matched keys of the target that the model itself makes of others on load, as torch's own hooks do; ``refused`` is
     what the model's own code raised when it was given them.  ``tied`` pairs keys that are not in the checkpoint, and
-    count as matched, with keys that are: the model has one parameter under both.
+    count as matched, with keys that are: the model has one parameter under both.  ``part`` says what part of a model
+    the checkpoint is, where it is one: that is never loadable.
     """
 
     matched: tuple[str, ...]
@@ -78,6 +79,7 @@ class Diff(Shown):
     refused: str = ""
     tied: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    part: str = ""
     names: tuple[str, str] = field(default=("the checkpoint", "the target"), compare=False)  # what a text calls the two
     has_values: bool = field(
         default=False, compare=False
@@ -90,7 +92,7 @@ class Diff(Shown):
         A model needs no second name of a tied parameter: ``load_into``, ``fit`` and the hub's ``from_pretrained`` fill
         it, a bare ``load_state_dict`` wants to be given it.
         """
-        return not (self.missing or self.unused or self.mismatched or self.refused)
+        return not (self.missing or self.unused or self.mismatched or self.refused or self.part)
 
     @property
     def share(self) -> float:
@@ -121,7 +123,9 @@ def diff(checkpoint: Source | Mapping[str, Shaped], target: Target, *, hints: bo
     else:
         found = _compared(ours, expected(theirs, lazy=True), theirs, hints=hints)
     names = _name_of(checkpoint, "the checkpoint"), _name_of(target, "the target")
-    return replace(found, names=names, has_values=isinstance(theirs, Checkpoint))
+    part = ours.part if isinstance(ours, Checkpoint) else ""
+    notes = (*found.notes, f"{names[0]} is no whole model: it is {part}") if part else found.notes
+    return replace(found, names=names, has_values=isinstance(theirs, Checkpoint), part=part, notes=notes)
 
 
 def _name_of(side: object, otherwise: str) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from ..errors import Argument, Phrase, SelectionError
 from ..formats.contents import Contents
 from ..formats.pickle.values import Object, Ordered, Value, spelled
-from ..tensors.checkpoint import Versions
+from ..tensors.checkpoint import LeftOut, Versions
 from ..tensors.extra_state import is_extra_state
 from ..tensors.records import Tensor
 from .extra_states import read_extra_state
@@ -35,8 +35,8 @@ from .tree import (
     holders,
     is_mapping,
     is_module,
-    module_state,
 )
+from .whole_modules import ModuleState, is_packed_entry, module_state
 
 NAME = 200  # characters that the name of a model may have
 
@@ -61,6 +61,8 @@ class Candidate:
     tensors: Mapping[str, Tensor]
     versions: Versions | None = None
     trail: Trail = ()
+    notes: tuple[str, ...] = ()
+    lacking: tuple[LeftOut, ...] = ()  # what its state_dict would have and cannot be had
 
     @property
     def nbytes(self) -> int:
@@ -170,12 +172,12 @@ class _Flat:
     bound: Bound
     tensors: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, Mapping[str, object]] | None = None
+    modules: ModuleState = field(default_factory=ModuleState)
 
     def add(self, node: Value, prefix: str, within: tuple[int, ...]) -> None:
         """Collect the tensors below; a dict within itself (``within`` has the ids on the way) adds nothing."""
         if is_module(node):
-            for key, tensor in module_state(node, self.bound, prefix):
-                self._put(key, tensor)
+            self._add_module(node, prefix)
             return
         if len(within) > DEPTH:
             raise SelectionError(self.contents.path, f"has dicts in dicts without end, as at {prefix[:80]!r}")
@@ -190,8 +192,17 @@ class _Flat:
                 self._put(key, child)
             elif is_extra_state(name):
                 self._put(key, read_extra_state(child))
+            elif is_packed_entry(name, child):
+                self.modules.lack(key, child)
             elif continues(name, child) and id(child) not in within:
                 self.add(child, key + ".", (*within, id(child)))
+
+    def _add_module(self, node: Value, prefix: str) -> None:
+        known = len(self.modules.tensors)
+        module_state(node, self.bound, prefix, into=self.modules)
+        for key, tensor in self.modules.tensors[known:]:
+            self._put(key, tensor)
+        self.versions = {**(self.versions or {}), **self.modules.versions}
 
     def _check_keys(self, node: Mapping[Value, Value], prefix: str) -> None:
         """Raise SelectionError for a tensor under a key that has no text: a tensor, an object, a long tuple."""
@@ -223,7 +234,8 @@ class _Flat:
 def flattened(contents: Contents, bound: Bound, path: str, node: Value, trail: Trail) -> Candidate:
     flat = _Flat(contents, bound)
     flat.add(node, "", (id(node),))
-    return Candidate(path, flat.tensors, flat.versions, trail)
+    found = flat.modules
+    return Candidate(path, flat.tensors, flat.versions, trail, tuple(found.notes()), tuple(found.lacking))
 
 
 def continues(name: str, child: Value) -> bool:

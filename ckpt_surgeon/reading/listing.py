@@ -20,8 +20,7 @@ from ..text import Shown
 from .candidates import Candidate, candidates
 from .objects import Entry, describe, entries
 from .opening import read
-from .parts import part_of
-from .selecting import beside, select_state_dict, without_lost
+from .selecting import beside, lacking_in, part_in, select_state_dict, without_lost
 from .sources import checkpoint_of
 from .training_state import training_part, training_state
 
@@ -160,9 +159,12 @@ def _parts(
         raise NotACheckpoint(contents.path, f"holds no tensor ({describe(contents.root)})", SEE_ALL)
     notes = [note for _, notes in pairs for note in notes]
     notes += [f"{training_part(state)}; ckpt ls --training shows its groups"] if state is not None else []
-    notes += filter(None, dict.fromkeys(part_of(contents, candidate.tensors) for candidate, _ in pairs))
-    left = tuple(beside(contents.root, [candidate.trail for candidate, _ in pairs]))
-    return [candidate for candidate, _ in pairs], notes, left
+    found = [candidate for candidate, _ in pairs]
+    notes += dict.fromkeys(note for candidate in found for note in candidate.notes)
+    notes += filter(None, dict.fromkeys(part_in(contents, candidate) for candidate in found))
+    lacking = [one for candidate in found for one in lacking_in(candidate)]
+    left = (*lacking, *beside(contents.root, [candidate.trail for candidate in found]))
+    return found, notes, left
 
 
 def _part(candidate: Candidate) -> Part:

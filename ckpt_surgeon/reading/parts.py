@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 
 from ..errors import Argument, FileError, Phrase
@@ -17,12 +18,18 @@ from ..formats.contents import Contents
 from ..formats.pickle.values import Value
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import OpaqueTensor, Tensor
-from .training_state import refuse_training_state
+from .training_state import NO_WEIGHTS, refuse_training_state
 from .tree import attribute
+from .whole_modules import LACKING, PACKED
 
 _ZERO = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_.*")
 _FSDP = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.\w+")
 _MEGATRON = re.compile(r"mp_rank_\d+(?:_\d+)*")
+_REMEDIES = {
+    PACKED: "save the model as it was before it was quantised, or take what there is with ",
+    LACKING: "load it with torch and save its state_dict(), or take what there is with ",
+    "": "join the ranks with the tool that saved them, or take this one with ",
+}
 _PARALLEL = (
     ("tensor_model_parallel_size", "tensor-parallel"),
     ("model_parallel_size", "model-parallel"),
@@ -43,9 +50,16 @@ def refuse_part(checkpoint: Checkpoint) -> None:
     """Raise FileError for a checkpoint that has a part of a model, where a whole one is needed."""
     refuse_training_state(checkpoint)
     if checkpoint.part:
-        joined = "join the ranks with the tool that saved them, or take this one with "
-        remedy = Phrase(joined, Argument("allow_part", True))
+        kinds = (kind for kind in _REMEDIES if checkpoint.part.startswith(kind))
+        remedy = Phrase(_REMEDIES[next(kinds, "")], Argument("allow_part", True))
         raise FileError(checkpoint.path or "the checkpoint", f"is no whole model: it is {checkpoint.part}", remedy)
+
+
+def as_whole(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of which the part of a model that it has counts as a whole one; training state is no model."""
+    if not checkpoint.part or checkpoint.part.startswith(NO_WEIGHTS):
+        return checkpoint
+    return replace(checkpoint, tensors=local_parts(checkpoint.tensors), part="")
 
 
 def local_parts(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -18,9 +18,10 @@ from ..tensors.extra_state import is_extra_state, without_extra_states
 from ..tensors.records import OpaqueTensor
 from .candidates import Candidate, candidates, continues, flattened, is_training_state, joined_path
 from .objects import describe
-from .parts import local_parts, part_of
+from .parts import as_whole, part_of
 from .training_state import everything_below, training_part, training_state
 from .tree import TENSORS, Bound, Trail, Weights, children, followed, holders, is_module
+from .whole_modules import is_packed_entry, part_text
 
 OFFERED = 20  # how many candidates a message offers
 
@@ -58,19 +59,31 @@ def select_state_dict(contents: Contents, wanted: str | None = None, *, allow_pa
             raise SelectionError(contents.path, f"holds {len(found):,} state_dicts", _offered(found))
         candidate = found[0]
     candidate, lost = without_lost(candidate)
-    part = training or part_of(contents, candidate.tensors)
-    return Checkpoint(
-        local_parts(candidate.tensors) if part and allow_part else candidate.tensors,
+    part = training or part_in(contents, candidate)
+    made = Checkpoint(
+        candidate.tensors,
         path=contents.path,
         container=contents.container,
         selected=candidate.path,
         metadata=contents.metadata,
         versions=candidate.versions,
-        left_out=tuple(beside(contents.root, [candidate.trail])),
-        notes=(*contents.notes, *lost, *([part] if part else [])),
-        part="" if allow_part and not training else part,
+        left_out=(*lacking_in(candidate), *beside(contents.root, [candidate.trail])),
+        notes=(*contents.notes, *lost, *candidate.notes, *([part] if part else [])),
+        part=part,
         root=contents.root,
     )
+    return as_whole(made) if allow_part else made
+
+
+def part_in(contents: Contents, candidate: Candidate) -> str:
+    """What part of a model a candidate is; "" for one that, as far as is known, is a whole one."""
+    return part_text(candidate.lacking) or part_of(contents, candidate.tensors)
+
+
+def lacking_in(candidate: Candidate) -> Iterator[LeftOut]:
+    """What the state_dict of a candidate has and cannot be had, with paths in the file."""
+    for one in candidate.lacking:
+        yield replace(one, path=joined_path(candidate.path, one.path) or ".")
 
 
 def _offered(found: list[Candidate]) -> list[str]:
@@ -87,9 +100,9 @@ def _at(contents: Contents, path: str) -> Candidate:
     if isinstance(node, TENSORS):
         return Candidate(path, {"tensor": node}, trail=trail)
     candidate = flattened(contents, Bound(contents.path), path, node, trail)
-    if not candidate.tensors:
+    if not candidate.tensors and not candidate.lacking:
         candidate = everything_below(contents, path, node, trail)  # of an optimizer, which is asked for
-    if not without_extra_states(candidate.tensors):
+    if not without_extra_states(candidate.tensors) and not candidate.lacking:
         raise SelectionError(contents.path, f"has no tensor at {path!r}", _offered(candidates(contents)))
     return candidate
 
@@ -115,7 +128,7 @@ def beside(root: Value, trails: Iterable[Trail]) -> Iterator[LeftOut]:
 
 def _belongs(name: str, child: Value, holding: set[int]) -> bool:
     """Whether a child of a selected state_dict is part of it."""
-    if isinstance(child, TENSORS) or is_extra_state(name):
+    if isinstance(child, TENSORS) or is_extra_state(name) or is_packed_entry(name, child):
         return True
     return id(child) in holding and continues(name, child)
 

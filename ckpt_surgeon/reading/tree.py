@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from ..errors import SelectionError
 from ..files.paths import FilePath
 from ..formats.pickle.values import Object, Value, spelled
-from ..tensors.records import ComputedTensor, OpaqueTensor, Tensor
+from ..tensors.records import ComputedTensor, OpaqueTensor
 from ..tensors.stored import StoredTensor
+from .module_classes import has_own_state
 
 Step = tuple[int, str]  # from a container (its identity) to a child of it
 Trail = tuple[Step, ...]  # from the root of a file to one of its nodes
@@ -176,42 +177,7 @@ def is_mapping(node: Value) -> bool:
 
 
 def is_module(node: Value) -> bool:
-    """Whether a node is a torch.nn.Module that was saved whole (whatever its class)."""
-    return isinstance(attribute(node, "_modules"), dict) and isinstance(attribute(node, "_parameters"), dict)
-
-
-def module_state(node: Value, bound: Bound, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The state_dict of a whole module, names and order as its own ``state_dict()`` gives them.
-
-    Parameters, then persistent buffers, then sub-modules, as in ``torch.nn.Module._save_to_state_dict``; what is
-    None is skipped.  A module within itself adds nothing.
-    """
-    within: set[int] = set()
-    ahead: list[tuple[str, Value, bool]] = [(prefix, node, True)]
-    while ahead:
-        prefix, node, enters = ahead.pop()
-        if not enters:
-            within.discard(id(node))
-            continue
-        if id(node) in within:
-            continue
-        within.add(id(node))
-        ahead.append((prefix, node, False))
-        for name, value in _own_tensors(node):
-            bound.spend(1, len(prefix) + len(name))
-            yield prefix + name, value
-        modules = attribute(node, "_modules")
-        named = list(modules.items()) if isinstance(modules, dict) else []
-        bound.spend(len(named) + 1, sum(len(prefix) + len(spelled(name)) for name, _ in named))
-        ahead += [(f"{prefix}{spelled(name)}.", child, True) for name, child in reversed(named) if is_module(child)]
-
-
-def _own_tensors(node: Value) -> Iterator[tuple[str, Tensor]]:
-    """A module's own parameters and persistent buffers."""
-    transient = attribute(node, "_non_persistent_buffers_set")
-    skipped = transient if isinstance(transient, (set, frozenset)) else set()
-    for group in ("_parameters", "_buffers"):
-        entries = attribute(node, group)
-        for name, value in entries.items() if isinstance(entries, dict) else ():
-            if isinstance(value, TENSORS) and name not in skipped:
-                yield spelled(name), value
+    """Whether a node is a torch.nn.Module that was saved whole, by its attributes or, of some of torch's, its class."""
+    if isinstance(attribute(node, "_modules"), dict) and isinstance(attribute(node, "_parameters"), dict):
+        return True
+    return isinstance(node, Object) and has_own_state(node.class_name)

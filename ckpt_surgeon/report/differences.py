@@ -86,6 +86,7 @@ def diff_json(found: Diff, command_line: str = "") -> str:
             "rewritten": list(found.rewritten),
             "refused": found.refused or None,
             "tied": dict(found.tied),
+            "part": found.part or None,
             "notes": list(found.notes),
             "matched_parameters": found.matched_numel,
             "target_parameters": found.target_numel,

@@ -319,6 +319,11 @@ def make_reconstructed(cls: Value, _base: Value = None, state: Value = None, *_:
     return Object(cls, () if state is None else (state,))
 
 
+def make_graph_module(body: Value, *rest: Value) -> Object:
+    """torch.fx.graph_module.reduce_graph_module: a traced module, from its attributes and the code of its forward."""
+    return Object(Global("torch.fx.graph_module", "GraphModule"), rest, state=body)
+
+
 def make_list(items: Value = ()) -> list[Value]:
     """builtins.list."""
     return list(items) if isinstance(items, (list, tuple)) else []
@@ -377,6 +382,7 @@ _FUNCTIONS: dict[tuple[str, str], Constructor] = {
     ("_codecs", "encode"): encode,
     ("copyreg", "_reconstructor"): make_reconstructed,
     ("copy_reg", "_reconstructor"): make_reconstructed,
+    ("torch.fx.graph_module", "reduce_graph_module"): make_graph_module,
 }  # fmt: skip
 _BUILTINS: dict[str, Constructor] = {
     "list": Class(make_list, _empty_list),
