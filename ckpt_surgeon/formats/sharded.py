@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Protocol
 
 from ..errors import BrokenFile, CheckpointError, NotACheckpoint, listed
@@ -148,20 +148,44 @@ def _index(path: FilePath) -> tuple[dict[str, str], dict[str, str]]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise NotACheckpoint(path, "is a JSON file without a weight_map", "give the checkpoint's index")
-    outside = [name for name in weight_map.values() if not isinstance(name, str) or not stays_inside(name)]
-    if outside:
-        names = dict.fromkeys(name if isinstance(name, str) else f"a {type(name).__name__}" for name in outside)
-        raise BrokenFile(path, f"names shards outside its directory ({listed(names)})", "do not use it")
+    _check_names(path, weight_map.values())
     weight_map = {key: os.path.normpath(name) for key, name in weight_map.items()}
     metadata = index.get("metadata")
     texts = metadata if isinstance(metadata, dict) else {}
     return weight_map, {key: value for key, value in texts.items() if isinstance(value, str)}
 
 
+def _check_names(path: FilePath, names: Iterable[Value]) -> None:
+    """Raise BrokenFile for shards that no index may name, as huggingface_hub's load_torch_model refuses them."""
+    suffix = Path(path.name.removesuffix(SUFFIX)).suffix if path.name.endswith(SUFFIX) else ""
+    outside: dict[str, None] = {}
+    others: dict[str, None] = {}
+    for name in dict.fromkeys(name if isinstance(name, str) else type(name) for name in names):
+        if not isinstance(name, str):
+            outside[f"a {name.__name__}"] = None
+        elif not stays_inside(name):
+            outside[name] = None
+        elif suffix in _CHECKPOINTS and not name.endswith(suffix):
+            others[name] = None
+    if outside:
+        raise BrokenFile(path, f"names shards outside its directory ({listed(outside)})", "do not use it")
+    if others:
+        problem = f"is an index of {suffix} files and names others as its shards ({listed(others)})"
+        raise BrokenFile(path, problem, "do not use it, or rebuild the index")
+
+
 def stays_inside(name: str) -> bool:
-    """Whether a relative path leads to no place outside of its folder."""
-    parts = Path(name).parts
-    return bool(parts) and not Path(name).is_absolute() and ".." not in parts
+    """Whether a relative path leads to no place outside of its folder, on any system.
+
+    Backslashes, drive letters, URLs and what no name of a file has do not.
+
+    >>> [stays_inside(name) for name in ("sub/a.bin", "../a.bin", "C:a.bin", "..\\\\a.bin", "s3://b/a.bin", "a\\0.bin")]
+    [True, False, False, False, False, False]
+    """
+    path = PureWindowsPath(name)
+    if not path.parts or path.drive or path.root or ".." in path.parts:
+        return False
+    return not any(character in "\\:" or not character.isprintable() for character in name)
 
 
 def shard_name(path: FilePath, index: int, count: int) -> FilePath:

@@ -319,10 +319,12 @@ def fit(
     min_match: float = 0.0,
     seed: int = 0,
     allow_codes: bool = False,
+    allow_part: bool = False,
 ) -> Fit:
     """Fit a checkpoint to a model: find the renames, settle every shape, prove that it loads strictly.
 
-    ``target`` is a model, or its spelling ``package.module:factory``.  See :func:`plan_fit` for the other arguments.
+    ``target`` is a model, or its spelling ``package.module:factory``; ``allow_part`` takes a part of a model (one
+    rank's) for a whole.  See :func:`plan_fit` for the other arguments.
     The result is proven on a twin of the model without memory: torch's own ``load_state_dict`` takes it.  Raises
     EditError with all problems at once, TargetError, and what :func:`ckpt_surgeon.open` raises.
 
@@ -334,7 +336,7 @@ def fit(
     """
     from . import modules, targets
 
-    checkpoint = checkpoint_of(source, select=select)
+    checkpoint = checkpoint_of(source, select=select, allow_part=allow_part)
     model = targets.build(target) if isinstance(target, str) else target
     found = plan_fit(
         checkpoint,

@@ -38,15 +38,15 @@ def load_into(
     assign: bool | None = None,
     seed: int = 0,
     allow_codes: bool = False,
+    allow_part: bool = False,
 ) -> LoadReport:
     """Load a checkpoint into a model, all or nothing, and report what became of every key.
 
-    Keys are renamed where that is certain (``min_certainty``), shapes settled and missing keys allowed as in
-    :func:`ckpt_surgeon.fit`; what is not loaded keeps
-    the model's own values.  Parameters keep requires_grad, dtype and device.  ``assign`` puts the file's mapped
-    memory in place of the parameters instead of copying into them; without it, that is done exactly for a model on
-    the meta device.  Wrapped (DataParallel, DDP) and compiled models are loaded inside.  Raises what ``fit`` raises,
-    and then nothing in the model has changed.
+    Keys are renamed where that is certain (``min_certainty``), shapes settled, missing keys and parts of a model
+    allowed as in :func:`ckpt_surgeon.fit`; what is not loaded keeps the model's own values.  Parameters keep
+    requires_grad, dtype and device.  ``assign`` puts the file's mapped memory in place of the parameters instead of
+    copying into them; without it, that is done exactly for a model on the meta device.  Wrapped (DataParallel, DDP) and
+    compiled models are loaded inside.  Raises what ``fit`` raises, and then nothing in the model has changed.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"module.weight": torch.ones(2, 3), "module.bias": torch.ones(2)}, "layer.pth")
@@ -59,7 +59,7 @@ def load_into(
     from .targets import expected
 
     inner = modules.unwrapped(model)
-    checkpoint = checkpoint_of(source, select=select)
+    checkpoint = checkpoint_of(source, select=select, allow_part=allow_part)
     own = inner.state_dict()
     on_meta = {key for key, value in own.items() if getattr(value, "is_meta", False)}
     found = plan_fit(

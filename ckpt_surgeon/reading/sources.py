@@ -11,6 +11,7 @@ from ..files.paths import AnyPath, is_path
 from ..tensors.checkpoint import Checkpoint, versions_of
 from ..tensors.records import Shaped, Tensor
 from .opening import open as open_checkpoint
+from .parts import as_whole
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +55,11 @@ def state_dict_of(source: object, *, select: str | None = None) -> Mapping[str, 
     raise CheckpointError(f"a {type(source).__name__} is no checkpoint", remedy=TAKEN)
 
 
-def checkpoint_of(source: object, *, select: str | None = None) -> Checkpoint:
+def checkpoint_of(source: object, *, select: str | None = None, allow_part: bool = False) -> Checkpoint:
     """Whatever holds a state_dict, as a Checkpoint; the tensors of checkpoints that were merged stay in their files.
 
-    Arguments and errors are those of :func:`state_dict_of`; raises EditError naming entries that are no tensors.
+    With ``allow_part``, a checkpoint that has a part of a model counts as a whole one.  The other arguments and errors
+    are those of :func:`state_dict_of`; raises EditError naming entries that are no tensors.
 
     >>> import torch
     >>> from ckpt_surgeon import from_torch
@@ -67,7 +69,7 @@ def checkpoint_of(source: object, *, select: str | None = None) -> Checkpoint:
     """
     found: Mapping[str, object] = state_dict_of(source, select=select)
     if isinstance(found, Checkpoint):
-        return found
+        return as_whole(found) if allow_part else found
     records = {key: value for key, value in found.items() if isinstance(value, Tensor)}
     if len(records) == len(found):
         return Checkpoint(records, container="memory", versions=versions_of(found))

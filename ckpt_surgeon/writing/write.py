@@ -79,13 +79,15 @@ def save(
     *,
     force: bool = False,
     max_shard_size: int | None = None,
+    allow_part: bool = False,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Write a Checkpoint, a state_dict or a model to ``out``; the container is that of its extension.
 
     A whole training checkpoint (:func:`ckpt_surgeon.open_run`) is written with everything in it.  A dict may hold
-    tensors of several checkpoints (``{**a, **b}``): what is not changed is copied from file to file.
+    tensors of several checkpoints (``{**a, **b}``): what is not changed is copied from file to file.  A part of a model
+    (one rank's, a module that cannot be had whole) is an error, unless ``allow_part`` takes it for a whole.
     All or nothing, and verified: see :func:`plan` and :func:`write` for the arguments and errors.  Returns the
     plan that was carried out.
 
@@ -97,10 +99,21 @@ def save(
     if isinstance(state_dict, Saveable):
         if max_shard_size or metadata:
             raise EditError(["a whole training checkpoint is written as it was: without shards, without metadata"])
-        return state_dict.save_to(out, force=force, progress=progress)
-    planned = plan(checkpoint_of(state_dict), out, force=force, max_shard_size=max_shard_size)
+        run = _as_whole(state_dict) if allow_part else state_dict
+        return run.save_to(out, force=force, progress=progress)
+    checkpoint = checkpoint_of(state_dict, allow_part=allow_part)
+    planned = plan(checkpoint, out, force=force, max_shard_size=max_shard_size)
     write(planned, progress=progress, metadata=metadata)
     return replace(planned, written=True)
+
+
+def _as_whole(run: Saveable) -> Saveable:
+    """A training checkpoint whose weights count as a whole model; in its file they stay what they are."""
+    weights = getattr(run, "weights", None)
+    if not isinstance(weights, Checkpoint):
+        return run
+    made: Saveable = replace(run, weights=replace(weights, part=""))  # type: ignore[type-var]
+    return made
 
 
 def convert(
@@ -110,6 +123,7 @@ def convert(
     select: str | None = None,
     force: bool = False,
     max_shard_size: int | None = None,
+    allow_part: bool = False,
 ) -> Plan:
     """Write any checkpoint in the container of ``out``'s extension; see :func:`save`.
 
@@ -118,7 +132,8 @@ def convert(
     >>> ckpt_surgeon.convert("run.ckpt", "model.safetensors").checkpoint.selected
     'model'
     """
-    return save(checkpoint_of(source, select=select), out, force=force, max_shard_size=max_shard_size)
+    checkpoint = checkpoint_of(source, select=select, allow_part=allow_part)
+    return save(checkpoint, out, force=force, max_shard_size=max_shard_size)
 
 
 def source_bytes(checkpoint: Checkpoint) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,23 @@ def test_every_command_that_refuses_a_part_takes_it_with_the_option_that_it_name
         written = torch.load(out, weights_only=False)
         assert torch.equal(written.get("model", written)["weight"], torch.ones(2, 3))
         out.unlink()
+
+
+@pytest.mark.parametrize(("make", "name"), PARTS[1:])
+def test_every_function_that_refuses_a_part_takes_it_with_the_argument_that_it_names(
+    make: Callable[[Path], Path], name: str, tmp_path: Path
+) -> None:
+    path, out = make(tmp_path), tmp_path / "out.pth"
+    ckpt_surgeon.convert(path, out, allow_part=True)
+    assert torch.equal(torch.load(out)["weight"], torch.ones(2, 3))
+    ckpt_surgeon.save(ckpt_surgeon.open(path), out, allow_part=True, force=True)
+    assert torch.equal(torch.load(out)["weight"], torch.ones(2, 3))
+    model = torch.nn.Linear(3, 2)
+    assert ckpt_surgeon.fit(path, model, allow_part=True).loaded == ("weight", "bias")
+    ckpt_surgeon.load_into(model, ckpt_surgeon.open(path), allow_part=True)
+    assert torch.equal(model.weight, torch.ones(2, 3))
+    run = ckpt_surgeon.open_run(path)
+    with pytest.raises(FileError, match=name):
+        ckpt_surgeon.save(run, tmp_path / "run.pth")
+    ckpt_surgeon.save(run, tmp_path / "run.pth", allow_part=True)
+    assert (tmp_path / "run.pth").exists()
