@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from .safe_text import url_without_secrets, visible, without_secrets
+
 SHOWN = 5  # how many keys an error names before it says how many more there are
 
 
@@ -180,7 +182,9 @@ class CheckpointError(Exception):
         texts = [written(problem) for problem in self.problems[: self.most]]
         texts += [f"and {hidden:,} {self.more}"] * (hidden > 0)
         message = "; ".join(texts) + (self.then + written(self.remedy) if self.remedy else "")
-        return ": ".join([*self.context, *([self.subject] if self.subject else []), message])
+        subject = url_without_secrets(self.subject)
+        line = ": ".join([*self.context, *([subject] if subject else []), message])
+        return visible(without_secrets(line))
 
     def __str__(self) -> str:
         return self.message()

@@ -11,22 +11,11 @@ from pathlib import PurePath
 from typing import NamedTuple, TypeVar, cast
 
 from . import hooks
+from .safe_text import visible as visible
+from .safe_text import visible_lines, without_secrets
 
 WIDEST = 240  # columns that are kept free for the longest cell of a column; longer ones push the rest to the right
 _RIGHT = {"bytes", "modules", "parameters", "keys", "count", "share", "tensors"}
-
-
-def visible(text: str) -> str:
-    """A key as a terminal may show it: control characters escaped.
-
-    >>> visible("fc\\x1b[31m.bias")
-    'fc\\\\x1b[31m.bias'
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
-    )
 
 
 def size(nbytes: int) -> str:
@@ -75,13 +64,44 @@ def number(value: float) -> str:
 
 
 def command(*words: object) -> str:
-    """A command line that can be pasted."""
+    """A command line that can be pasted.
+
+    >>> print(command("ls", "my model.pth"), command("ls", "a\\x1bb.pth"))
+    ckpt ls 'my model.pth' ckpt ls $'a\\x1bb.pth'
+    """
+    return " ".join(_quoted(str(word)) for word in ("ckpt", *words))
+
+
+def _quoted(word: str) -> str:
+    """A word as a shell takes it; one that a terminal would act on is written with bash's escapes."""
     import shlex
 
-    return " ".join(shlex.quote(str(word)) for word in ("ckpt", *words))
+    if word.isprintable():
+        return shlex.quote(word)
+    raw = word.encode("utf-8", "surrogateescape")
+    return (
+        "$'" + "".join(chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in raw) + "'"
+    )
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+class Lines(str):
+    """A text whose line ends are meant: a table, a document."""
+
+    __slots__ = ()
+
+
+def document(lines: Iterable[str]) -> Lines:
+    """Lines and tables as one text; a line that holds a line end, in somebody's key or name, stays one line.
+
+    >>> print(document(["a\\rb", table(["key"], [["x"]])]))
+    a\\rb
+    key
+    x
+    """
+    return Lines("\n".join(line if isinstance(line, Lines) else visible(line) for line in lines))
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Lines:
     """A plain table; numbers stand right.
 
     >>> print(table(["key", "bytes"], [["fc.bias", 40], ["fc.weight", 20480]]))
@@ -93,10 +113,11 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
     right = [header in _RIGHT for header in headers]
     align = ["right" if is_right else "left" for is_right in right]
-    return tabulate(_cells(rows), list(headers), tablefmt="plain", disable_numparse=True, colalign=align)
+    names = [visible(header) for header in headers]
+    return Lines(tabulate(_cells(rows), names, tablefmt="plain", disable_numparse=True, colalign=align))
 
 
-def long_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def long_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Lines:
     """A table without tabulate, which takes a second or more for 100,000 rows and 25 ms to import.
 
     >>> print(long_table(["key", "bytes"], [["fc.bias", 40], ["fc.weight", 20480]]))
@@ -113,7 +134,7 @@ def long_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     form = "  ".join(
         f"{{:{'>' if header in _RIGHT else '<'}{width}}}" for header, width in zip(headers, widths, strict=True)
     ).format
-    return "\n".join(form(*row).rstrip() for row in [list(headers), *texts])
+    return Lines("\n".join(form(*row).rstrip() for row in [list(headers), *texts]))
 
 
 def _cells(rows: Iterable[Sequence[object]]) -> list[list[str]]:
@@ -144,11 +165,11 @@ def _html_row(tag: str, cells: Iterable[object]) -> str:
     return f"<tr>{''.join(f'<{tag}>{escape(visible(str(cell)))}</{tag}>' for cell in cells)}</tr>"
 
 
-def as_json(value: object) -> str:
+def as_json(value: object) -> Lines:
     """A value as machines read it."""
     import json
 
-    return json.dumps(value, indent=2, ensure_ascii=True)
+    return Lines(json.dumps(value, indent=2, ensure_ascii=True))
 
 
 # -- records that are shown
@@ -195,7 +216,7 @@ class Shown:
         return brief(self)
 
     def __str__(self) -> str:
-        return _look_of(self).text(self)
+        return Lines(visible_lines(without_secrets(_look_of(self).text(self))))
 
     def _repr_html_(self) -> str:
         return _look_of(self).html(self)

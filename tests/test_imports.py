@@ -23,13 +23,14 @@ import ckpt_surgeon
 PACKAGE = Path(ckpt_surgeon.__file__).parent
 
 # The floors of the house: what each may import, in whatever way: at the top, inside a function, for types only.
-GROUND = {"hooks", "errors", "text", "key_patterns"}
+GROUND = {"hooks", "errors", "text", "key_patterns", "safe_text"}
 BELOW: dict[str, set[str]] = {
     "hooks": set(),
-    "errors": set(),
-    "text": {"hooks"},
+    "safe_text": set(),
+    "errors": {"safe_text"},
+    "text": {"hooks", "safe_text"},
     "key_patterns": set(),
-    "files": {"errors", "text"},
+    "files": {"errors", "text", "safe_text"},
     "tensors": {"hooks", "errors", "text", "files"},
     "formats": {"errors", "text", "files", "tensors"},
     "edits": {"hooks", "errors", "text", "files", "tensors"},

@@ -19,6 +19,7 @@ from ..errors import CheckpointError
 from ..text import visible
 from . import torchrun
 from .spelling import spelled
+from .terminal import echo, show
 
 # Each command's module is imported when it is called for; the order is that of `ckpt --help`.  The commands of edits,
 # which stand before "convert", are not listed here: an edit declares its own.
@@ -108,7 +109,7 @@ def _run() -> int:
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        show(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _trouble("interrupted, nothing was replaced", 130)
@@ -117,7 +118,7 @@ def _run() -> int:
         return 141
     except CheckpointError as error:
         message = error.message(lambda part: spelled(part, cli.called))
-        return _trouble(visible(message), told_by=getattr(error, "told_by", None))
+        return _trouble(message, told_by=getattr(error, "told_by", None))
     except MemoryError:
         return _trouble("not enough memory", told_by=torchrun.rank())
     except Exception as error:  # a traceback helps nobody at a terminal; CKPT_TRACEBACK=1 shows it
@@ -132,7 +133,7 @@ def _run() -> int:
 def _trouble(message: str, code: int = 2, *, told_by: int | None = None) -> int:
     """Say what is wrong; of several processes that meet it alike, the first of each machine does."""
     if torchrun.is_first_here() if told_by is None else torchrun.rank() == told_by:
-        click.echo(f"ckpt: {message}", err=True)
+        echo(f"ckpt: {message}", err=True)
     return code
 
 

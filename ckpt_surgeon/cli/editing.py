@@ -19,7 +19,8 @@ from ..formats import registry
 from ..report import outputs
 from ..writing import in_place
 from . import torchrun
-from .options import FILE_PATH, OPTIONAL_OUT, OUT, SOURCE, STAY, output_options, say_done
+from .options import FILE_PATH, OPTIONAL_OUT, OUT, SOURCE, STAY, output_options
+from .terminal import echo, say_done
 from .whole import NAMES, whole_options, work_of
 
 POSITIONAL = ("patterns", "pairs")  # arguments that stand behind IN and OUT, not behind a flag
@@ -137,7 +138,7 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
         from ..runs.in_place import plan_run_in_place as plan
     planned = plan(cast(FilePath, where), _step(name, values), select=None if select is None else str(select))
     if taken["dry_run"]:
-        click.echo(outputs.in_place_plan_text(planned))
+        echo(outputs.in_place_plan_text(planned))
         return
     in_place.carry_out(planned)
     if not taken["quiet"]:

@@ -17,9 +17,10 @@ from ..models.targets import is_model, resolve
 from ..reading.opening import open as open_checkpoint
 from ..report import alignments
 from ..tensors.records import Shaped
-from ..text import command, plural
+from ..text import command, document, plural
 from . import torchrun
 from .options import FILE_PATH, OUT, SELECT, SOURCE, output_options
+from .terminal import echo
 from .whole import whole_options, work_of
 
 
@@ -79,7 +80,7 @@ def align(
     ours = open_checkpoint(checkpoint, select=select)
     theirs: dict[str, Shaped] = dict(resolve(target)) if is_model(target) else dict(open_checkpoint(target))
     found = align_checkpoint(ours, theirs, source_model=source, target_model=target).at_least(min_certainty)
-    click.echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
+    echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
     if out is not None:
         recipe = alignment_recipe(found, ours)
         try:
@@ -87,8 +88,8 @@ def align(
         except OSError as error:
             raise FileError(out, f"cannot be written ({error.strerror})", "write elsewhere") from error
         if not as_json:
-            click.echo(f"\nwrote {out}: {plural(len(recipe.steps), 'edit')}; run: "
-                       + command("apply", out, checkpoint, "OUT"))  # fmt: skip
+            what = f"{plural(len(recipe.steps), 'edit')}; run: {command('apply', out, checkpoint, 'OUT')}"
+            echo(document(["", f"wrote {out}: {what}"]))
     context.exit(0 if found.complete else 1)
 
 

@@ -16,6 +16,7 @@ from ..reading.opening import open as open_checkpoint
 from ..report import listings
 from ..text import command
 from .options import FILE_PATH, SELECT
+from .terminal import echo
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,7 @@ def ls(
     except NothingMatched as error:
         _refuse_files(error.patterns)
         raise
-    click.echo(listings.listing_json(listing) if as_json else listings.listing_text(listing, fold_rows=fold_rows))
+    echo(listings.listing_json(listing) if as_json else listings.listing_text(listing, fold_rows=fold_rows))
 
 
 def _refuse_files(patterns: tuple[str, ...]) -> None:
@@ -98,7 +99,7 @@ def _show_training(
 
     stated = parameter_names(run) if run else ()
     found = training_of(path, select=select, stated=stated, in_model_order=in_model_order)
-    click.echo(trainings.training_json(found) if as_json else trainings.training_text(found, full=full))
+    echo(trainings.training_json(found) if as_json else trainings.training_text(found, full=full))
 
 
 @click.command(short_help="Compare with a model or a checkpoint.")
@@ -162,11 +163,11 @@ def diff(
     if found.hint is not None:
         fix = _pasteable(found.hint.command, checkpoint, target, select)
     if as_json:
-        click.echo(differences.diff_json(found, fix))
+        echo(differences.diff_json(found, fix))
     else:
         is_checkpoint = not targets.is_model(target)
         ours_name, theirs_name = checkpoint.name, _short(target)
-        click.echo(differences.diff_text(found, ours_name, theirs_name, hint=fix, full=full, has_values=is_checkpoint))
+        echo(differences.diff_text(found, ours_name, theirs_name, hint=fix, full=full, has_values=is_checkpoint))
     context.exit(0 if found.loadable else 1)
 
 
@@ -196,7 +197,7 @@ def _values(ours: Checkpoint, theirs: Checkpoint, tolerance: float, full: bool, 
     from ..report import differences
 
     found = compare_values(ours, theirs, tolerance=tolerance)
-    click.echo(differences.values_json(found) if as_json else differences.values_text(found, full=full))
+    echo(differences.values_json(found) if as_json else differences.values_text(found, full=full))
     return 0 if found.same else 1
 
 
@@ -226,9 +227,9 @@ def hash(path: FilePath, select: str | None, as_json: bool, quiet: bool) -> None
 
     found = hash_checkpoint(path, select=select)
     if quiet:
-        click.echo(found.whole)
+        echo(found.whole)
     else:
-        click.echo(differences.hashes_json(found) if as_json else differences.hashes_text(found))
+        echo(differences.hashes_json(found) if as_json else differences.hashes_text(found))
 
 
 @click.command(short_help="List the names that a pickle mentions.")
@@ -250,7 +251,7 @@ def scan(context: click.Context, path: FilePath, as_json: bool) -> None:
     from ..reading.scanning import scan as scan_checkpoint
 
     found = scan_checkpoint(path)
-    click.echo(listings.scan_json(found) if as_json else listings.scan_text(found))
+    echo(listings.scan_json(found) if as_json else listings.scan_text(found))
     context.exit(1 if found.suspects else 0)
 
 

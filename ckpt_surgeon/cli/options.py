@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from ..files.paths import FilePath, file_path
 from ..files.sinks import Progress
 from ..tensors.checkpoint import Checkpoint
 from . import torchrun
+from .terminal import echo, say_done
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
@@ -88,9 +88,9 @@ class Output:
         )
         if self.dry_run:
             if report:
-                click.echo(report)
+                echo(report)
             if say:
-                click.echo(outputs.plan_text(planned, change))
+                echo(outputs.plan_text(planned, change))
             return
         with progress(planned.nbytes, self.quiet or torchrun.rank() > 0) as tell:
             if shared:
@@ -102,7 +102,7 @@ class Output:
                 remarks = write.write(planned, progress=tell, metadata=metadata, threads=self.threads)
         summary = outputs.summary(planned, change, remarks) if say and not self.quiet else ""
         if report or summary:
-            say_done("\n".join(filter(None, [report, summary])))
+            say_done(report, summary)
 
 
 SELECT = click.Option(
@@ -140,21 +140,6 @@ def output(values: dict[str, object]) -> Output:
     taken = {name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet")}
     taken["out"] = file_path(str(taken["out"])) if isinstance(taken["out"], str) else taken["out"]
     return Output(**taken)  # type: ignore[arg-type]
-
-
-def say_done(text: str) -> None:
-    """Print what was done.
-
-    Where standard output cannot take the text, the work stays done, and a line on stderr says so.
-    """
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
-    except OSError as error:
-        with suppress(OSError, ValueError):  # or else Python would try again when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        with suppress(OSError):
-            click.echo(f"ckpt: done; standard output cannot take the report ({error.strerror})", err=True)
 
 
 @contextmanager

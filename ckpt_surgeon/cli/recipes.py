@@ -10,9 +10,10 @@ from ..edits.recipe import Recipe
 from ..errors import OutputExists
 from ..files.paths import FilePath
 from ..reading.opening import open as open_checkpoint
-from ..text import plural
+from ..text import Lines, plural
 from . import inline
 from .options import FILE_PATH, OUT, SOURCE, output_options
+from .terminal import echo
 from .whole import whole_options, work_of
 
 _PROVENANCE = click.Option(
@@ -116,7 +117,7 @@ def check(path: FilePath) -> None:
       ckpt recipe check recipe.toml
     """
     loaded = Recipe.load(path)
-    click.echo(f"{path}: {plural(len(loaded.steps), 'edit')}, sha256:{loaded.digest}")
+    echo(f"{path}: {plural(len(loaded.steps), 'edit')}, sha256:{loaded.digest}")
 
 
 @recipe.command()
@@ -135,7 +136,7 @@ def invert(path: FilePath, source: FilePath | None, out: FilePath | None, force:
     loaded = Recipe.load(path)
     undone = loaded.invert(open_checkpoint(source) if source else None)
     if out is None:
-        click.echo(undone.dumps(), nl=False)
+        echo(Lines(undone.dumps()), nl=False)
         return
     if out.lexists() and not force:
         raise OutputExists(out)

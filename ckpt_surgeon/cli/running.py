@@ -7,7 +7,8 @@ from dataclasses import replace
 import click
 
 from ..files.paths import FilePath
-from .options import FILE_PATH, OUT, SELECT, SOURCE, Output, progress, say_done
+from .options import FILE_PATH, OUT, SELECT, SOURCE, Output, progress
+from .terminal import echo, say_done
 
 
 @click.command("set", params=[SOURCE, OUT], short_help="Set single values of a training checkpoint.")
@@ -81,7 +82,7 @@ def resume_check(
     from ..runs.resume_check import resume_check as check
 
     found = check(before, after, factory, steps=steps, select=select)
-    click.echo(trainings.resume_json(found) if as_json else trainings.resume_text(found))
+    echo(trainings.resume_json(found) if as_json else trainings.resume_text(found))
     context.exit(0 if found.holds else 1)
 
 

@@ -14,6 +14,7 @@ from ..training.freezing import NORMS
 from ..training.freezing import freeze as freeze_model
 from ..training.grouping import OVERLAPS, param_groups
 from ..training.rules import Rules
+from .terminal import echo
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ def freeze_plan(target: str, what: tuple[str, ...], except_: tuple[str, ...], no
       ckpt freeze-plan 'torchvision.models:resnet18()' class:BatchNorm2d --norm eval
     """
     found = freeze_model(_model(target), what or "*", except_=except_, norm=norm)
-    click.echo(training_plans.trainable_json(found) if as_json else str(found))
+    echo(training_plans.trainable_json(found) if as_json else str(found))
 
 
 @click.command(short_help="Show the parameter groups that rules make.")
@@ -97,7 +98,7 @@ def groups(
         layer_decay=layer_decay,
         on_overlap=on_overlap,
     )
-    click.echo(training_plans.groups_json(found) if as_json else str(found))
+    echo(training_plans.groups_json(found) if as_json else str(found))
 
 
 command_of = {"freeze-plan": freeze_plan, "groups": groups}.get

@@ -14,7 +14,8 @@ from ..files.paths import FilePath
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from . import torchrun
-from .options import Output, output, progress, say_done
+from .options import Output, output, progress
+from .terminal import say_done
 
 if TYPE_CHECKING:
     from ..models.fit import Fit
@@ -92,29 +93,25 @@ class Work:
         quiet = self.out.quiet or not say
         if isinstance(run, RunFolder):
             if self.out.dry_run:
-                click.echo(_lines(report, trainings.folder_plan_text(run, change, self.out.out)))
+                say_done(report, trainings.folder_plan_text(run, change, self.out.out))
                 return
             save_run_folder(run, self.out.out, force=self.out.force)
             summary = "" if quiet else trainings.folder_summary(run, change, self.out.out)
             if report or summary:
-                say_done(_lines(report, summary))
+                say_done(report, summary)
             return
         run = with_optimizer_keys(run, self.keys) if self.keys else run
         planned = plan_run(run, self.out.out, force=self.out.force or self.out.dry_run)
         if self.out.dry_run:
             text = "" if quiet else outputs.plan_text(planned, change, notes=trainings.run_notes(run))
             if report or text:
-                click.echo(_lines(report, text))
+                say_done(report, text)
             return
         with progress(planned.nbytes, self.out.quiet) as tell:
             remarks = write.write(planned, progress=tell)
         text = "" if quiet else outputs.summary(planned, change, [*remarks, *trainings.run_notes(run)])
         if report or text:
-            say_done(_lines(report, text))
-
-
-def _lines(*texts: str) -> str:
-    return "\n".join(filter(None, texts))
+            say_done(report, text)
 
 
 def work_of(values: dict[str, object]) -> Work:

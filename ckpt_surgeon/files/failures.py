@@ -5,32 +5,16 @@ None of those libraries is imported here: errors are told apart by what they car
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..errors import FileError, Location
+from ..safe_text import without_these
 
-_SECRETS = (
-    (r"(https?://|ftp://)[^/@\s'\"]*@", r"\1"),
-    (r"(\w://)[^/@:\s'\"]*:[^/@\s'\"]*@", r"\1"),
-    (r"(https?://[^\s'\"<>?]*)\?[^\s'\"<>)]+", r"\1?…"),
-)
 _UNREACHABLE = ("ClientConnect", "ConnectionRefused", "EndpointConnection", "ConnectError", "NameResolution")
 
 
-def without_secrets(text: str) -> str:
-    """A text whose URLs have lost passwords and signatures.
-
-    >>> without_secrets("https://me:secret@host/model.pth?X-Amz-Signature=abc")
-    'https://host/model.pth?…'
-    """
-    for secret, rest in _SECRETS:
-        text = re.sub(secret, rest, text)
-    return text
-
-
-def refused(path: Location, error: Exception, doing: str = "read") -> FileError:
-    """The error for what fsspec, or a library under it, raised."""
+def refused(path: Location, error: Exception, doing: str = "read", *, secrets: Sequence[str] = ()) -> FileError:
+    """The error for what fsspec, or a library under it, raised; ``secrets`` are left out of what it says."""
     status, kinds = status_of(error), [type(one).__name__ for one in _chain(error)]
     if status in (401, 403) or isinstance(error, PermissionError):
         said = f"{status}" if status else "access denied"
@@ -51,7 +35,8 @@ def refused(path: Location, error: Exception, doing: str = "read") -> FileError:
             path, f"has a protocol that fsspec does not know ({str(path).partition('://')[0]})", "check the address"
         )
     innermost = list(_chain(error))[-1]
-    said = without_secrets(" ".join(f"{type(innermost).__name__}: {innermost}".split()))[:300]
+    said = " ".join(f"{type(innermost).__name__}: {str(innermost)[:10_000]}".split())
+    said = without_these(said, secrets)[:300]
     return FileError(path, f"cannot be {doing} ({said})", "try again, or download the file first")
 
 

@@ -20,7 +20,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from ..errors import BrokenFile, FileError
-from .failures import is_missing, may_pass, refused, without_secrets
+from ..safe_text import secrets_of, url_without_secrets
+from .failures import is_missing, may_pass, refused
 from .fetched import RangeReader, fetched_mapping
 from .prefetch import Range, blocks, requests
 
@@ -81,8 +82,12 @@ class RemotePath:
     options: Mapping[str, object] = field(default_factory=dict, hash=False)
     _known: _Known = field(default_factory=lambda: _Known(anew=True), compare=False)
 
+    def __post_init__(self) -> None:
+        lower = re.sub(r"(?:^|(?<=::))[A-Za-z][\w+.-]+(?=://|::)", lambda scheme: scheme[0].lower(), self.url)
+        object.__setattr__(self, "url", lower)  # schemes in capitals are the same ones; fsspec does not know them
+
     def __str__(self) -> str:
-        return without_secrets(self.url)
+        return url_without_secrets(self.url)
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
@@ -96,10 +101,15 @@ class RemotePath:
 
     @property
     def _cut(self) -> tuple[str, str, str]:
-        """Everything up to the name, the name, the query of an HTTP address."""
-        address, mark, query = self.url.partition("?") if self.protocol in _WEB else (self.url, "", "")
+        """Everything up to the name, the name, the parameters of an HTTP address."""
+        address, tail = self.url, ""
+        if self.protocol in _WEB:
+            address = re.split("[?#]", self.url, maxsplit=1)[0]
+            folder, slash, name = address.rpartition("/")
+            address = folder + slash + name.partition(";")[0]
+            tail = self.url[len(address) :]
         folder, slash, name = address.rstrip("/").rpartition("/")
-        return folder + slash, name, mark + query
+        return folder + slash, name, tail
 
     @property
     def name(self) -> str:
@@ -174,7 +184,7 @@ class RemotePath:
                     INSTALL if package in _INSTALLED_BY_EXTRA else f"pip install {package}",
                 ) from error
             except Exception as error:
-                raise refused(self, error) from error
+                raise self.failure(error) from error
         return known.fs, known.path
 
     def _web_options(self) -> Mapping[str, object]:
@@ -414,7 +424,7 @@ class RemotePath:
 
     def failure(self, error: Exception, doing: str = "read") -> FileError:
         """What fsspec, or a library under it, raised."""
-        return refused(self, error, doing)
+        return refused(self, error, doing, secrets=secrets_of(self.url, self.options))
 
     def _asked(self, ask: Callable[[], T], doing: str = "read") -> T:
         """Ask the file system, again where that may help.  Raises FileError."""
@@ -426,7 +436,7 @@ class RemotePath:
                 raise
             except Exception as error:
                 if pause is None or not may_pass(error):
-                    raise refused(self, error, doing) from error
+                    raise self.failure(error, doing) from error
                 time.sleep(pause)
         raise AssertionError
 

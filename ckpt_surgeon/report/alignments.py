@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..key_patterns import FEW, folded
-from ..text import as_json, percent, plural, table, visible
+from ..text import as_json, document, percent, plural, table, visible
 
 if TYPE_CHECKING:
     from ..models.align import Alignment, Made, Proposal
@@ -27,7 +27,9 @@ def alignment_text(found: Alignment, *, full: bool = False) -> str:
         for (certainty, reason), keys in groups.items()
         for pattern, count in folded(keys, limit=limit)
     ]
-    lines = [table(["target's keys", "keys", "certainty", "why"], rows)] if rows else ["nothing could be aligned"]
+    lines: list[str] = (
+        [table(["target's keys", "keys", "certainty", "why"], rows)] if rows else ["nothing could be aligned"]
+    )
     if found.possible:
         lines += ["", f"not taken: {plural(len(found.possible), 'key')}", *_indented(_renames(found.possible, limit))]
     for choice in found.ambiguous:
@@ -38,7 +40,7 @@ def alignment_text(found: Alignment, *, full: bool = False) -> str:
             lines += ["", f"{title}: {plural(len(keys), 'key')}"]
             lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
     lines += [f"note: {note}" for note in found.notes]
-    return "\n".join(lines)
+    return document(lines)
 
 
 def _renames(proposals: Iterable[Proposal], limit: int | None) -> str:
@@ -108,7 +110,7 @@ def fit_text(found: Fit, *, full: bool = False) -> str:
             share = "" if how == "dropped" else percent(numel / found.target_numel if found.target_numel else 1.0)
             rows.append((how, f"{len(outcomes):,}", f"{numel:,}", share))
     limit = None if full else FEW
-    lines = [table(["outcome", "keys", "parameters", "share"], rows)]
+    lines: list[str] = [table(["outcome", "keys", "parameters", "share"], rows)]
     renamed = [
         Proposal(outcome.source, outcome.key, outcome.reason or "the recipe says so", outcome.certainty)
         for outcome in found.outcomes
@@ -132,7 +134,7 @@ def fit_text(found: Fit, *, full: bool = False) -> str:
         lines += ["", "possible, and not taken (--min-certainty takes it):", *_indented(_renames(possible, limit))]
     for note in found.change.notes:
         lines.append(visible(f"note: {note}"))
-    return "\n".join([*lines, "", f"{percent(found.matched)} of the target's parameters come from the checkpoint"])
+    return document([*lines, "", f"{percent(found.matched)} of the target's parameters come from the checkpoint"])
 
 
 def fit_json(found: Fit) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..edits.keys import is_derivable
 from ..key_patterns import FEW, folded
-from ..text import as_json, number, percent, plural, table, visible
+from ..text import as_json, document, number, percent, plural, table, visible
 
 if TYPE_CHECKING:
     from ..models.diff import Diff, Mismatch
@@ -55,7 +55,7 @@ def diff_text(
     if found.loadable and found.tied:
         verdict += ", tied names filled: by load_into, fit, from_pretrained; load_state_dict alone asks for them"
     verdict += " (values not compared: --values)" if found.loadable and has_values else ""
-    return "\n".join([*lines, "", verdict])
+    return document([*lines, "", verdict])
 
 
 def _changes(changes: Sequence[Mismatch], ours: str, theirs: str, limit: int | None) -> str:
@@ -130,7 +130,7 @@ def values_text(found: ValueDiff, *, full: bool = False) -> str:
         if keys:
             lines += ["", f"{title}: {plural(len(keys), 'key')}"]
             lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
-    return "\n".join([*lines, "", "same values" if found.same else "values differ"])
+    return document([*lines, "", "same values" if found.same else "values differ"])
 
 
 def _both(counts: tuple[int, int]) -> str:
@@ -161,7 +161,7 @@ def _changed_json(one: Changed) -> dict[str, object]:
 def hashes_text(found: Hashes) -> str:
     """What ``ckpt hash`` prints, as sha256sum does: digest, two spaces, name; the whole last."""
     lines = [f"{digest}  {visible(key)}" for key, digest in found.tensors.items()]
-    return "\n".join([*lines, f"{found.whole}  (whole)"])
+    return document([*lines, f"{found.whole}  (whole)"])
 
 
 def hashes_json(found: Hashes) -> str:

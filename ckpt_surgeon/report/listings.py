@@ -13,7 +13,7 @@ from ..tensors.checkpoint import LeftOut
 from ..tensors.records import ExtraState, Tensor
 from ..tensors.storage import Storage
 from ..tensors.stored import StoredTensor
-from ..text import as_json, command, long_table, number, plural, size, table, visible
+from ..text import as_json, command, document, long_table, number, plural, size, table, visible
 
 if TYPE_CHECKING:
     from ..reading.comparing import Stats, StatsByKey
@@ -29,7 +29,7 @@ def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
     if listing.objects:
         rows = ((one.path, one.kind, one.value) for one in listing.objects)
         lines += ["", "no tensors:", table(["path", "class", "value"], rows)]
-    return "\n".join(lines)
+    return document(lines)
 
 
 def listing_head(listing: Listing) -> list[str]:
@@ -195,7 +195,7 @@ def scan_text(found: Scan) -> str:
     lines = [f"{found.path}: {found.container}, {plural(len(found.names), 'name')} in its pickles"]
     lines += ["", table(["name", "a full torch.load would"], rows)] if rows else []
     verdict = f"{plural(len(found.suspects), 'name')} that are not plainly data" if found.suspects else "plainly data"
-    return "\n".join([*lines, "", f"{verdict} (a reader's report, not a malware scanner's)"])
+    return document([*lines, "", f"{verdict} (a reader's report, not a malware scanner's)"])
 
 
 def scan_json(found: Scan) -> str:

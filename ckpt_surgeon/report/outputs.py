@@ -11,7 +11,7 @@ from ..formats import sharded
 from ..formats.zip import torch_zip
 from ..key_patterns import FEW
 from ..tensors.checkpoint import Checkpoint
-from ..text import plural, size, table, visible
+from ..text import document, plural, size, table, visible
 from ..writing.write import source_bytes
 from .listings import shape
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def plan_text(plan: Plan, change: Change[Checkpoint], *, notes: Iterable[str] = ()) -> str:
     """What ``--dry-run`` prints: every key, the files, the bytes."""
-    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change)), ""]
+    lines: list[str] = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change)), ""]
     lines += [f"note: {note}" for note in (*change.notes, *notes)]
     lines += [f"beside, left out: {visible(left.path)}: {left.what}" for left in plan.checkpoint.left_out]
     lines += [f"would write {file.path}: {plural(len(file.tensors), 'tensor')}" for file in plan.files]
@@ -30,7 +30,7 @@ def plan_text(plan: Plan, change: Change[Checkpoint], *, notes: Iterable[str] = 
         lines.append(f"would write {plan.index}")
     before = source_bytes(change.before)
     lines.append(f"{size(before)} before, about {size(plan.nbytes)} after; nothing was written (--dry-run)")
-    return "\n".join(lines)
+    return document(lines)
 
 
 def plan_line(plan: Plan) -> str:
@@ -45,8 +45,8 @@ def plan_line(plan: Plan) -> str:
 
 def change_text(change: Change[StateDict]) -> str:
     """What an edit does, key by key, as ``--dry-run`` prints it."""
-    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change))]
-    return "\n".join([*lines, *(visible(f"note: {note}") for note in change.notes)])
+    lines: list[str] = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change))]
+    return document([*lines, *(visible(f"note: {note}") for note in change.notes)])
 
 
 def change_rows(change: Change[StateDict]) -> Iterator[Sequence[object]]:
@@ -111,7 +111,7 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         names = ", ".join(visible(entry.path) for entry in left[:FEW]) + (" …" if len(left) > FEW else "")
         keeps = " (--whole keeps them)" if plan.checkpoint.container == torch_zip.CONTAINER else ""
         lines.append(f"note: left out, beside the weights: {names}{keeps}")
-    return "\n".join(lines)
+    return document(lines)
 
 
 def in_place_text(plan: InPlace) -> str:
@@ -125,12 +125,12 @@ def _written_bytes(plan: Plan) -> int:
 
 def in_place_plan_text(plan: InPlace) -> str:
     """What ``--dry-run --in-place`` prints: every key, the bytes."""
-    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(plan.change)), ""]
+    lines: list[str] = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(plan.change)), ""]
     lines += [f"note: {note}" for note in plan.change.notes]
     verdict = "no key changes"
     if plan.patches:
         verdict = f"would rewrite {size(plan.nbytes)} of {plan.path}, {plan.spare:,} bytes to spare"
-    return "\n".join([*lines, f"{verdict}; nothing was written (--dry-run)"])
+    return document([*lines, f"{verdict}; nothing was written (--dry-run)"])
 
 
 def in_place_summary(plan: InPlace) -> str:
@@ -139,4 +139,4 @@ def in_place_summary(plan: InPlace) -> str:
         return f"{plan.path}: no key changes, nothing was written"
     what = f"{plan.change.renamed:,} of {plural(len(plan.change.before), 'key')} renamed"
     lines = [f"changed {plan.path} in place: {what}, {size(plan.nbytes)} rewritten"]
-    return "\n".join([*lines, *(f"note: {note}" for note in (*plan.change.before.notes, *plan.change.notes))])
+    return document([*lines, *(f"note: {note}" for note in (*plan.change.before.notes, *plan.change.notes))])

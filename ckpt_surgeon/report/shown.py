@@ -16,7 +16,7 @@ from ..runs.folder import RunFolder
 from ..runs.resume_check import ResumeCheck
 from ..runs.run import Run
 from ..tensors.checkpoint import Checkpoint
-from ..text import command, look, visible
+from ..text import command, look
 from ..training.freezing import Trainable
 from ..training.grouping import ParamGroups
 from ..training.initializing import Initialized
@@ -65,7 +65,7 @@ def _register_what_writes() -> None:
     look(Plan, plan_line, lambda plan: notebook.plan_html(plan, plan_line(plan)))
     look(InPlace, in_place_text, lambda plan: notebook.change_html(plan.change, change_rows(plan.change)))
     look(Change, change_text, lambda change: notebook.change_html(change, change_rows(change)))
-    look(Recipe, lambda recipe: "\n".join(map(visible, recipe.dumps().split("\n"))))
+    look(Recipe, Recipe.dumps)
 
 
 def _diff_text(found: Diff) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..key_patterns import FEW, fold, folded
-from ..text import html, percent, plural, table
+from ..text import as_json, document, html, percent, plural, table
 
 if TYPE_CHECKING:
     from ..training.freezing import ModuleState, Trainable
@@ -27,7 +26,7 @@ _NORMS = {"": "", "eval": "stay (eval)", "train": "move (train)", "open": "move,
 
 def trainable_text(found: Trainable) -> str:
     """What of a model is trained, module by module, folded."""
-    return f"{table(_TRAINABLE, _trainable_rows(found))}\n\n{_trainable_totals(found)}"
+    return document([table(_TRAINABLE, _trainable_rows(found)), "", _trainable_totals(found)])
 
 
 def trainable_html(found: Trainable) -> str:
@@ -99,7 +98,7 @@ def trainable_json(found: Trainable) -> str:
         }
         for module in found.modules
     ]
-    return json.dumps({"trainable": found.trainable, "frozen": found.frozen, "modules": modules}, indent=2)
+    return as_json({"trainable": found.trainable, "frozen": found.frozen, "modules": modules})
 
 
 # -- groups
@@ -109,7 +108,7 @@ _GROUPS = ("group", "lr", "weight decay", "parameters", "keys", "holds")
 
 def groups_text(found: ParamGroups) -> str:
     """What each group holds."""
-    return f"{table(_GROUPS, _group_rows(found))}\n\n{_group_totals(found)}"
+    return document([table(_GROUPS, _group_rows(found)), "", _group_totals(found)])
 
 
 def groups_html(found: ParamGroups) -> str:
@@ -148,7 +147,7 @@ def groups_json(found: ParamGroups) -> str:
         }
         for group in found.summary
     ]
-    return json.dumps({"groups": groups, "frozen": found.frozen}, indent=2)
+    return as_json({"groups": groups, "frozen": found.frozen})
 
 
 # -- initialised

@@ -12,7 +12,7 @@ from ..runs.nodes import followed
 from ..runs.resume_check import ResumeCheck
 from ..runs.run import Run
 from ..tensors.checkpoint import Checkpoint
-from ..text import as_json, html, plural, table, visible
+from ..text import as_json, document, html, plural, table, visible
 from .outputs import change_rows
 
 _COLUMNS = ("group", "ids", "key", "known", "slots", "step")
@@ -31,7 +31,7 @@ def training_text(found: Training, *, full: bool = False) -> str:
         lines += ["", "no optimizer's state"]
     if found.parts:
         lines += ["", table(_PARTS, [(part.path, part.kind, part.value) for part in found.parts])]
-    return "\n".join(lines)
+    return document(lines)
 
 
 def training_html(found: Training) -> str:
@@ -144,8 +144,8 @@ def resume_text(found: ResumeCheck) -> str:
         for name, outcome in _OUTCOMES
         for pattern, count in folded(getattr(found, name))
     ]  # fmt: skip
-    lines = [table(("parameters that", "keys", "which"), rows), ""]
-    return "\n".join([*lines, _verdict(found)])
+    lines: list[str] = [table(("parameters that", "keys", "which"), rows), ""]
+    return document([*lines, _verdict(found)])
 
 
 def _verdict(found: ResumeCheck) -> str:
@@ -189,7 +189,7 @@ def values_set_text(run: Run, out: object, *, was_written: bool) -> str:
         for path, value in run.values.items()
     ]
     end = f"wrote {out}" if was_written else "nothing was written (--dry-run)"
-    return "\n".join([table(["path", "was", "", "is"], rows), "", end])
+    return document([table(["path", "was", "", "is"], rows), "", end])
 
 
 def _shown(value: object) -> str:
@@ -203,16 +203,16 @@ def folder_text(run: RunFolder) -> str:
         names = run.names(file.state)
         how = f"ids told by {names.how}" if names is not None else "nothing tells which parameter is behind each id"
         lines.append(f"  {visible(file.name)}: {plural(len(file.state.ids), 'parameter')}; {how}")
-    return "\n".join([*lines, *(f"  {visible(name)}" for name in run.others)])
+    return document([*lines, *(f"  {visible(name)}" for name in run.others)])
 
 
 def folder_plan_text(run: RunFolder, change: Change[Checkpoint], out: object) -> str:
     """What ``--dry-run`` prints for a run that is a folder."""
-    lines = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change)), ""]
+    lines: list[str] = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change)), ""]
     lines += [f"note: {note}" for note in (*change.notes, *run_notes(run))]
     files = [*run.weight_files, *(file.name for file in run.optimizers)]
     lines.append(f"would write {out}: {', '.join(files)}, and {plural(len(run.others), 'file')} as they are")
-    return "\n".join([*lines, "nothing was written (--dry-run)"])
+    return document([*lines, "nothing was written (--dry-run)"])
 
 
 def folder_summary(run: RunFolder, change: Change[Checkpoint], out: object) -> str:
@@ -220,4 +220,4 @@ def folder_summary(run: RunFolder, change: Change[Checkpoint], out: object) -> s
     what = [plural(len(change.result), "tensor"), f"{change.renamed:,} renamed", f"{len(change.dropped):,} dropped"]
     files = f"{plural(len(run.optimizers), 'optimizer')}, {plural(len(run.others), 'file')} as they were"
     lines = [f"wrote {out}: {', '.join(what)}; {files}"]
-    return "\n".join([*lines, *(f"note: {note}" for note in (*change.notes, *run_notes(run)))])
+    return document([*lines, *(f"note: {note}" for note in (*change.notes, *run_notes(run)))])
