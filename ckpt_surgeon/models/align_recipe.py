@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 
@@ -12,6 +13,7 @@ from ..errors import EditError
 from .align import Alignment
 
 Pair = tuple[str, str]
+Kind = tuple[int, int, tuple[int, ...]]  # how tensors are joined or taken apart: dimension, groups, unequal sizes
 
 _DIGITS = re.compile(r"(\d+)")
 _LETTERS = "nmkijpqrst"
@@ -20,9 +22,9 @@ _LETTERS = "nmkijpqrst"
 def alignment_recipe(found: Alignment, keys: Iterable[str]) -> Recipe:
     """The recipe that carries an alignment out on a checkpoint with these keys.
 
-    First what is taken apart or joined, then renames, as rules, then reshapes.  A key without a proposal keeps its
-    name, unless the target means something by that name: what is open would be settled by accident.  Then it is
-    dropped.
+    First what is taken apart or joined, then renames, as rules, then other orders of dimensions and shapes.  A key
+    without a proposal keeps its name, unless the target means something by that name: what is open would be settled
+    by accident.  Then it is dropped.
     """
     pairs = found.pairs
     steps, keys = _regrouping(found, list(keys))
@@ -38,28 +40,75 @@ def alignment_recipe(found: Alignment, keys: Iterable[str]) -> Recipe:
         steps.append(step("add_prefix", prefix=prefix))
     if rules:
         steps.append(step("rename", pairs=[list(rule) for rule in rules]))
-    reshaped: dict[tuple[int, ...], list[str]] = {}
-    for one in found.proposals:
-        if one.reshape is not None:
-            reshaped.setdefault(one.reshape, []).append(_escaped(one.new))
-    steps += [step("reshape", patterns=names, shape=list(shape)) for shape, names in reshaped.items()]
+    steps += _layouts(found, [*(pairs.get(key, key) for key in left)])
     return Recipe(tuple(steps))
+
+
+def _layouts(found: Alignment, keys: list[str]) -> list[Step]:
+    """The steps that permute and reshape what has its new name; those of one kind are one step."""
+    layouts: dict[tuple[tuple[str, tuple[int, ...]], ...], list[str]] = {}
+    for one in found.proposals:
+        split, dims = one.permute or ((), ())
+        wanted = [("reshape", split), ("transpose", dims), ("reshape", one.reshape or ())]
+        layouts.setdefault(tuple((name, sizes) for name, sizes in wanted if sizes), []).append(one.new)
+    for made in found.made:
+        layouts.setdefault((("transpose", made.dims),) if made.dims else (), []).append(made.new)
+    return [
+        step("reshape", patterns=patterns, shape=list(sizes))
+        if name == "reshape"
+        else step("transpose", patterns=patterns, **({} if sizes == (1, 0) else {"dims": list(sizes)}))
+        for layout, names in layouts.items()
+        for patterns in ([_globs(names, keys)] if layout else [])
+        for name, sizes in layout
+    ]
+
+
+def _globs(names: list[str], keys: Iterable[str]) -> list[str]:
+    """Few globs that match exactly these of the keys: one for keys that differ in numbers, where it takes no others."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_DIGITS.sub("#", name), []).append(name)
+    found: list[str] = []
+    for group in groups.values():
+        glob = "*".join(map(_escaped, _DIGITS.sub("\n", group[0]).split("\n")))
+        is_exact = len(group) > 1 and set(fnmatch.filter(keys, glob)) == set(group)
+        found += [glob] if is_exact else map(_escaped, group)
+    return found
 
 
 def _regrouping(found: Alignment, keys: list[str]) -> tuple[list[Step], list[str]]:
     """The steps that take apart and join, with an index for what numbers alone tell apart; and the keys after them."""
-    sets: list[tuple[str, ...]] = []
-    wholes: dict[str, dict[int, str]] = {}
+    joined: dict[Kind, list[tuple[str, ...]]] = {}
+    wholes: dict[tuple[str, Kind], dict[int, str]] = {}
     for one in found.made:
+        kind = (one.dim, one.groups, one.sizes)
         if len(one.olds) > 1:
-            sets.append((one.new, *one.olds))
+            joined.setdefault(kind, []).append((one.new, *one.olds))
         else:
-            wholes.setdefault(one.olds[0], {})[one.part[0]] = one.new
-    splits = _templates([(old, *(parts[at] for at in sorted(parts))) for old, parts in wholes.items()], keys)
-    steps = [step("split", source=old, into=list(news)) for old, *news in splits]
-    steps += [step("concat", sources=list(olds), into=new) for new, *olds in _templates(sets, keys)]
+            wholes.setdefault((one.olds[0], kind), {})[one.part[0]] = one.new
+    parts: dict[Kind, list[tuple[str, ...]]] = {}
+    for (old, kind), news in wholes.items():
+        parts.setdefault(kind, []).append((old, *(news[at] for at in sorted(news))))
+    steps = [
+        step("split", source=old, into=list(news), **_arguments(kind))
+        for kind, sets in parts.items()
+        for old, *news in _templates(sets, keys)
+    ]
+    steps += [
+        step("concat", sources=list(olds), into=new, **_arguments(kind))
+        for kind, sets in joined.items()
+        for new, *olds in _templates(sets, keys)
+    ]
     gone = {old for one in found.made for old in one.olds}
     return steps, [*(key for key in keys if key not in gone), *(one.new for one in found.made)]
+
+
+def _arguments(kind: Kind) -> dict[str, object]:
+    """What a split or concat says besides its keys: only what is not so by default."""
+    dim, groups, sizes = kind
+    found: dict[str, object] = {"dim": dim} if dim else {}
+    found |= {"groups": groups} if groups > 1 else {}
+    return found | ({"sizes": list(sizes)} if len(set(sizes)) > 1 else {})
 
 
 def _templates(sets: list[tuple[str, ...]], keys: Iterable[str]) -> list[tuple[str, ...]]:

@@ -84,7 +84,10 @@ def alignment_json(found: Alignment) -> str:
 
 def _made_json(made: Made) -> dict[str, object]:
     found: dict[str, object] = {"new": made.new, "olds": list(made.olds), "reason": made.reason, "certainty": "proven"}
-    return found | ({} if len(made.olds) > 1 else {"part": list(made.part)})
+    found |= {} if len(made.olds) > 1 else {"part": list(made.part), "sizes": list(made.sizes)}
+    found |= {"dim": made.dim} if made.dim else {}
+    found |= {"groups": made.groups} if made.groups > 1 else {}
+    return found | ({"dims": list(made.dims)} if made.dims else {})
 
 
 def _proposal_json(proposal: Proposal) -> dict[str, object]:
@@ -94,6 +97,9 @@ def _proposal_json(proposal: Proposal) -> dict[str, object]:
         "reason": proposal.reason,
         "certainty": proposal.certainty,
     }
+    if proposal.permute is not None:
+        split, dims = proposal.permute
+        found |= {"dims": list(dims)} | ({"split": list(split)} if split else {})
     return found | ({"reshape": list(proposal.reshape)} if proposal.reshape else {})
 
 

@@ -108,8 +108,8 @@ def run_records(folder: Path, model: nn.Module) -> dict[str, object]:
         "Run": cs.open_run(folder / "last.ckpt"),
         "RunFolder": cs.open_run(inside),
         "Training": cs.training_of(folder / "last.ckpt"),
-        "RunPair": cs.RunPair("a" * KEYS, ("b",) * KEYS, "same"),
-        "RunPairs": cs.RunPairs((cs.RunPair("a", ("b",), "same"),) * KEYS, {"c": "why"}, 0.0, (1, 3, 8, 8)),
+        "RunPair": cs.RunPair("a" * KEYS, ("b",) * KEYS),
+        "RunPairs": cs.RunPairs((cs.RunPair("a", ("b",)),) * KEYS, {"c": "why"}, 0.0, (1, 3, 8, 8)),
         "Made": cs.Made("a", ("b",) * KEYS, (0, 1), "why"),
         "ResumeCheck": cs.resume_check(folder / "last.ckpt", folder / "last.ckpt", make_run, steps=1),
     }

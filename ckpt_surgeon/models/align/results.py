@@ -19,6 +19,8 @@ class Proposal(Shown):
     """One key's new name, why, and how sure that is: one of :data:`CERTAINTIES`, or :data:`OTHER_SHAPE`.
 
     ``reshape`` is the target's shape where the elements are the same and the shape is not (Linear to convolution).
+    ``permute`` comes before that: the shape in which the tensor is viewed (its own where it is empty), and the new
+    order of these dimensions.
     """
 
     old: str
@@ -26,6 +28,7 @@ class Proposal(Shown):
     reason: str
     certainty: str
     reshape: tuple[int, ...] | None = None
+    permute: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -39,12 +42,20 @@ class Ambiguity(Shown):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Made(Shown):
-    """A key of the target that is proven to be part ``part[0]`` of ``part[1]`` of one key, or several keys joined."""
+    """A key of the target that is proven to be part ``part[0]`` of ``part[1]`` of one key, or several keys joined.
+
+    That is along ``dim``, interleaved in so many ``groups``; ``sizes`` are those of all parts.  Then the dimensions
+    are put in the order ``dims``, where that is not empty.
+    """
 
     new: str
     olds: tuple[str, ...]
     part: tuple[int, int]
     reason: str
+    dim: int = 0
+    groups: int = 1
+    sizes: tuple[int, ...] = ()
+    dims: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -9,6 +9,7 @@ from ...errors import TargetError, listed
 from ...reading.sources import is_module
 from ...text import plural
 from ..execution import RunPair, RunPairs, pairs_by_running
+from ..execution.decoding import permuted_shape
 from ..targets import build, expected
 from .parts import parent
 from .results import Alignment, Made, Proposal
@@ -40,19 +41,20 @@ def by_running(
     for pair in found.pairs:
         if pair.new not in state.news or not held.issuperset(pair.olds):
             continue
-        if pair.how in ("same", "reshape"):
-            if pair.olds[0] in state.olds:
-                state.settle(pair.olds[0], pair.new, found.reason, "proven")
-        elif pair.how in ("part", "concat"):
+        if len(pair.olds) > 1 or pair.part is not None:
             made.append(pair)
-    whole = _whole(made)
-    for pair in whole:
+        elif pair.olds[0] in state.olds:
+            _settle(state, pair, found.reason)
+    whole = _whole(state, made)
+    for pair in made:
+        if pair.new not in whole:
+            continue
         del state.news[pair.new]
         for old in pair.olds:
             state.olds.pop(old, None)
     proven = dict(state.settled)
     _counters(state, {parent(one.old): parent(one.new) for one in proven.values()})
-    return proven, tuple(Made(pair.new, pair.olds, pair.part, found.reason) for pair in whole)
+    return proven, tuple(_made(pair, whole[pair.new], found.reason) for pair in made if pair.new in whole)
 
 
 def with_proof(found: Alignment, proven: dict[str, Proposal], made: tuple[Made, ...]) -> Alignment:
@@ -68,15 +70,42 @@ def _built(model: str | torch.nn.Module) -> torch.nn.Module:
     return built
 
 
-def _whole(made: list[RunPair]) -> tuple[RunPair, ...]:
-    """The parts whose whole is taken apart without rest, and what is joined of keys that nothing else takes."""
-    parts: dict[str, list[RunPair]] = {}
+def _settle(state: State, pair: RunPair, reason: str) -> None:
+    """A key that is one of the source's, perhaps with its dimensions or the rows of its heads in another order."""
+    old, new = pair.olds[0], pair.new
+    certainty = "proven"
+    if not pair.is_whole:
+        certainty = "certain"
+        reason = f"{pair.reached:,} of {pair.rows:,} rows are proven, the others are taken in the same order; {reason}"
+    if pair.dims:
+        reason = f"{'the rows of each head in another order' if pair.split else 'transposed'}; {reason}"
+    state.settle(old, new, reason, certainty)
+    if pair.dims:
+        ours, theirs = state.shapes(old, new)
+        reshape = None if permuted_shape(ours, pair) == theirs else theirs
+        state.settled[old] = replace(state.settled[old], permute=(pair.split, pair.dims), reshape=reshape)
+
+
+def _made(pair: RunPair, sizes: tuple[tuple[int, int], ...], reason: str) -> Made:
+    at = sizes.index(pair.part) if pair.part is not None else 0
+    lengths = tuple(stop - start for start, stop in sizes)
+    return Made(pair.new, pair.olds, (at, max(len(sizes), 1)), reason, pair.dim, pair.groups, lengths, pair.dims)
+
+
+def _whole(state: State, made: list[RunPair]) -> dict[str, tuple[tuple[int, int], ...]]:
+    """The parts whose whole is taken apart without rest, each with all parts; and what is joined, with none."""
+    parts: dict[tuple[object, ...], list[RunPair]] = {}
     for pair in made:
-        if pair.how == "part":
-            parts.setdefault(pair.olds[0], []).append(pair)
-    numbers = {old: sorted(one.part[0] for one in found) for old, found in parts.items()}
-    complete = {old for old, found in parts.items() if numbers[old] == [*range(found[0].part[1])]}
-    return tuple(pair for pair in made if pair.how == "concat" or pair.olds[0] in complete)
+        if pair.part is not None:
+            parts.setdefault((pair.olds, pair.dim, pair.groups), []).append(pair)
+    whole: dict[str, tuple[tuple[int, int], ...]] = {pair.new: () for pair in made if pair.part is None}
+    for found in parts.values():
+        ranges = sorted(pair.part for pair in found if pair.part is not None)
+        ends = [0, *(stop for _, stop in ranges)]
+        length = state.source[found[0].olds[0]].shape[found[0].dim]
+        if ends[-1] == length and all(start == end for (start, _), end in zip(ranges, ends, strict=False)):
+            whole |= {pair.new: tuple(ranges) for pair in found}
+    return whole
 
 
 def _counters(state: State, homes: dict[str, str]) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from ...text import Shown
 from .decoding import RunPair, decoded
 from .elements import EPS, Numbered
-from .examples import example_for, heads_of
+from .examples import example_for, heads_of, reaching, turns_rows
 from .pairing import Search
-from .proving import proof
+from .proving import Proof, proof
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,8 @@ class RunPairs(Shown):
     """What running showed: ``pairs`` are proven; ``unproven`` are keys of the target that are not, with the reason.
 
     ``difference`` is the outputs' largest one, as a share of their largest value; None where no two are comparable.
+    Models with different heads have no equal outputs: ``cut`` names the target's module up to which they are the
+    same, and what of the source its input is equal to.
     """
 
     pairs: tuple[RunPair, ...]
@@ -39,12 +41,16 @@ class RunPairs(Shown):
     difference: float | None
     example: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    cut: tuple[str, str] | None = None
 
     @property
     def reason(self) -> str:
         """The proof in one line."""
         shape = "×".join(map(str, self.example))
-        return f"both models gave the same output on a random {shape} input (within {TOLERANCE:g}, eps {EPS:g} in both)"
+        what = "gave the same output"
+        if self.cut is not None:
+            what = f"computed the same up to {self.cut[0] or 'the output'} (in the source: {self.cut[1]})"
+        return f"both models {what} on a random {shape} input (within {TOLERANCE:g}, eps {EPS:g} in both)"
 
 
 def pairs_by_running(
@@ -73,21 +79,27 @@ def pairs_by_running(
     ours, theirs = Numbered.of(source, seed=1), Numbered.of(target, seed=2)
     given = example_for(ours.model, theirs.model) if example is None else example.detach().cpu()
     given = given.double() if given.is_floating_point() else given
-    search = Search(ours, theirs, given, seconds, heads_of(source, target))
+    search = Search(ours, theirs, given, seconds, heads_of(source, target), turns_rows(source, target))
     origin = search.origins()
     found = {key: pair for key in theirs.shapes if (pair := decoded(ours, theirs, origin, key)) is not None}
-    difference, alive = proof(ours, theirs, found, given, search.groups, TOLERANCE)
-    proven = tuple(found[key] for key in found if key in alive)
-    unproven = {key: _why(key, found, difference) for key in theirs.shapes if key not in alive}
+    tables = [pair.rows for pair in found.values() if not pair.is_whole]
+    if tables and example is None:
+        given = reaching(ours.model, theirs.model, given, tables)
+    shown = proof(ours, theirs, found, given, search.groups, TOLERANCE)
+    unproven = {key: _why(key, found, shown) for key in theirs.shapes if key not in shown.pairs}
     notes = ("the search for pairs was ended: there were too many choices",) if search.ended else ()
-    return RunPairs(proven, unproven, difference, tuple(given.shape), notes)
+    proven = tuple(shown.pairs[key] for key in theirs.shapes if key in shown.pairs)
+    cut = (shown.cut.module, shown.cut.seen) if shown.cut.seen else None
+    return RunPairs(proven, unproven, shown.difference, tuple(given.shape), notes, cut)
 
 
-def _why(key: str, found: Mapping[str, RunPair], difference: float | None) -> str:
+def _why(key: str, found: Mapping[str, RunPair], shown: Proof) -> str:
     if key not in found:
         return "nothing in the source is given the same in a forward pass"
-    if difference is None:
+    if shown.cut.seen:
+        return f"the models are the same up to {shown.cut.module or 'the output'} only"
+    if shown.difference is None:
         return "the two models give no outputs of one shape"
-    if difference > TOLERANCE:
-        return f"the outputs differ by {difference:.1g} of their largest value"
+    if shown.difference > TOLERANCE:
+        return f"the outputs differ by {shown.difference:.1g} of their largest value"
     return "it has no influence on the output"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 _SIZES = (96, 224, 64, 32, 299, 256, 384)
+LONGEST = 1024  # words of an input
 _SIZE_NAMES = ("image_size", "img_size", "input_size")
 
 
@@ -42,9 +43,54 @@ def heads_of(*models: torch.nn.Module) -> tuple[int, ...]:
     >>> heads_of(torch.nn.MultiheadAttention(8, 2))
     (2,)
     """
-    names = ("num_heads", "num_attention_heads", "n_head")
-    found = [getattr(module, name, None) for model in models for module in model.modules() for name in names]
+    names = ("num_heads", "num_attention_heads", "n_head", "n_heads", "n_kv_heads", "num_key_value_heads")
+    holders = [
+        one for model in models for module in model.modules() for one in (module, getattr(module, "config", None))
+    ]
+    found = [getattr(holder, name, None) for holder in holders for name in names]
     return tuple(sorted({one for one in found if isinstance(one, int) and not isinstance(one, bool) and one > 1}))
+
+
+def turns_rows(*models: torch.nn.Module) -> bool:
+    """Whether a model speaks of rotary embeddings, for which the rows of queries and keys stand in one of two orders.
+
+    >>> import torch
+    >>> turns_rows(torch.nn.ModuleDict({"rotary_emb": torch.nn.Identity()})), turns_rows(torch.nn.Linear(2, 2))
+    (True, False)
+    """
+    words = ("rotary", "rope", "freqs")
+    return any(
+        word in name.lower()
+        for model in models
+        for holder in model.modules()
+        for name in (*vars(holder), *holder._buffers, *holder._modules)
+        for word in words
+    )
+
+
+def reaching(
+    source: torch.nn.Module, target: torch.nn.Module, example: torch.Tensor, tables: Iterable[int]
+) -> torch.Tensor:
+    """A longer input of words, that reaches more rows of ``tables`` (their numbers of rows); else ``example``.
+
+    It is as long as a table of positions, if both models take it, and has the first and the last word.
+    """
+    import torch
+
+    words = min((count for model in (source, target) if (count := _vocabulary(model))), default=0)
+    if example.is_floating_point() or example.dim() != 2 or not words:
+        return example
+    generator = torch.Generator().manual_seed(2)
+    lengths = {min(rows - less, LONGEST) for rows in tables for less in (0, 2)}
+    for length in sorted((one for one in lengths if one > example.shape[1]), reverse=True):
+        longer = torch.randperm(words, generator=generator)[torch.arange(length) % words]
+        longer[0], longer[-1] = 0, words - 1
+        with suppress(Exception):  # whatever a model raises at an input that is too long for it
+            for model in (source, target):
+                with plainly():
+                    model(longer[None])
+            return longer[None]
+    return example
 
 
 def _candidates(source: torch.nn.Module, target: torch.nn.Module) -> Iterator[torch.Tensor]:

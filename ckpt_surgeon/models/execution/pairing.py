@@ -25,6 +25,7 @@ RUNS = 400  # forward passes of the target, at most
 FRUITLESS = 40  # other choices that are tried for one operation
 OPTIONS = 24  # ways to fill one operation that are looked at
 
+Turn = tuple[int, int]  # which of two orders the rows of a head get, and how many there are
 Choice = tuple[int, int]  # the option that was tried first, and how many others were tried after it
 
 
@@ -34,6 +35,8 @@ class _Option:
 
     parts: tuple[tuple[int, torch.Tensor], ...]  # an operation's number, and its rows
     order: torch.Tensor | None = None
+    group: tuple[int, ...] = ()  # the source's operations that are given the same
+    turn: Turn | None = None
 
 
 class _Stuck(Exception):
@@ -49,6 +52,7 @@ class _Attempt:
     choices: tuple[Choice, ...]
     made: list[tuple[Choice, int, tuple[int, ...]]] = field(default_factory=list)
     matched: int = 0
+    turns: dict[tuple[int, ...], list[Turn | None]] = field(default_factory=dict)  # of each group, in order
     stuck: int | None = None  # the first element of the operation for which nothing was found
 
 
@@ -61,6 +65,7 @@ class Search:
     example: object
     seconds: float
     heads: tuple[int, ...] = ()
+    turns: bool = False  # whether rows may stand in another order within each head (rotary embeddings)
     operations: list[Operation] = field(default_factory=list)
     forgiven: set[int] = field(default_factory=set)
     habits: dict[tuple[int, ...], int] = field(default_factory=dict)  # what was right where as much was to choose
@@ -114,14 +119,15 @@ class Search:
             return
         if operation.kind == "batch_norm":
             self.groups.add(tuple(self.target.key_of(int(number)) for number in rows[0] if number >= 0))
-        options = [one for one in self._options(operation, attempt.used) if self._fits(one, operation, attempt)]
+        options = [one for one in self._options(operation, attempt) if self._fits(one, operation, attempt)]
         if not options:
-            if lenient or int(own[0]) in self.forgiven:
+            if lenient or int(own[0]) in self.forgiven or self._has_other_size(operation, attempt.used):
                 return
             attempt.stuck = int(own[0])
             raise _Stuck
         chosen = self._chosen(options, operation, attempt)
         found = self._rows(chosen)
+        attempt.turns.setdefault(chosen.group, []).append(chosen.turn)
         for number, taken in chosen.parts:
             attempt.used[number][taken] = True
         attempt.origin[own] = found[rows >= 0]
@@ -130,6 +136,16 @@ class Search:
         attempt.matched += 1
         if tracer.computed and bool(torch.isin(own, torch.tensor(sorted(tracer.computed))).any()):
             raise Again
+
+    def _has_other_size(self, operation: Operation, used: list[torch.Tensor]) -> bool:
+        """Whether a matrix of the source that is free was given the same, and has more or fewer rows: a head."""
+        return operation.is_matrix and any(
+            one.kind == operation.kind
+            and one.rows.shape[1] == operation.rows.shape[1]
+            and not bool(used[number].any())
+            and is_same(one.fingerprint, operation.fingerprint)
+            for number, one in enumerate(self.operations)
+        )
 
     def _chosen(self, options: list[_Option], operation: Operation, attempt: _Attempt) -> _Option:
         if len(options) == 1:
@@ -160,7 +176,8 @@ class Search:
         settled = attempt.origin[theirs.clamp(min=0)]
         return not bool(((settled != UNSET) & (theirs >= 0) & (settled != ours)).any())
 
-    def _options(self, operation: Operation, used: list[torch.Tensor]) -> list[_Option]:
+    def _options(self, operation: Operation, attempt: _Attempt) -> list[_Option]:
+        used = attempt.used
         found = [
             number
             for number, one in enumerate(self.operations)
@@ -173,7 +190,8 @@ class Search:
         count = len(operation.rows)
         exact = [self._whole(number) for number in whole if len(used[number]) == count]
         if exact or not operation.is_matrix:
-            return exact
+            group = tuple(found)
+            return [turned for one in exact for turned in self._turned(one, group, operation, attempt)]
         parts = [one for number in found for one in self._parts(number, count, used[number])]
         return list(islice(parts or self._joined(whole, count), OPTIONS))
 
@@ -181,6 +199,28 @@ class Search:
         import torch
 
         return _Option(((number, torch.arange(len(self.operations[number].rows))),))
+
+    def _turned(
+        self, whole: _Option, group: tuple[int, ...], operation: Operation, attempt: _Attempt
+    ) -> Iterator[_Option]:
+        """An option, and for queries and keys the rows of each head in the other order: by turns, or half by half.
+
+        Queries, keys and values are given the same; the first two of them are turned alike, the values are not.
+        """
+        import torch
+
+        before, count = attempt.turns.get(group, []), len(operation.rows)
+        if not self.turns or len(group) < 3 or not operation.is_matrix or len(before) > 1 or before == [None]:
+            yield whole
+            return
+        turns: list[Turn | None] = [None, *((turn, count // heads) for heads in self.heads for turn in (0, 1))]
+        for turn in before or turns:
+            if turn is None:
+                yield _Option(whole.parts, None, group)
+            elif count % turn[1] == 0 and turn[1] % 2 == 0:
+                sizes = (count // turn[1], 2, -1) if turn[0] else (count // turn[1], -1, 2)
+                order = torch.arange(count).view(sizes).transpose(1, 2).flatten()
+                yield _Option(whole.parts, order, group, turn)
 
     def _parts(self, number: int, count: int, used: torch.Tensor) -> Iterator[_Option]:
         """Parts of one operation: thirds of a fused query, key and value, head by head too."""

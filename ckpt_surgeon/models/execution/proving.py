@@ -1,20 +1,38 @@
 """The proof of a pairing: fresh random values, copied as the pairs say, give the same output, and each matters.
 
-torch is imported inside the functions.
+Where the outputs are none of one shape (the models have different heads), a *cut* is looked for: a module of the target
+whose input is all that the output gets from what ran before, and is equal to an input or output of one of the source's
+modules.  torch is imported inside the functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .cuts import OUTPUT, Cut, cuts, equal_layouts
 from .decoding import RunPair
-from .elements import Numbered, plainly
+from .elements import Numbered
+from .outputs import outputs
 
 if TYPE_CHECKING:
     import torch
 
 PERTURBED = 24  # buffers outside normalisations that are tried one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What fresh values showed.
+
+    ``difference`` is the largest one of what is compared, as a share of its largest value (None: nothing is
+    comparable); ``pairs`` have a part in what is equal; ``cut`` is where that was, if not at the output.
+    """
+
+    difference: float | None
+    pairs: Mapping[str, RunPair] = field(default_factory=dict)
+    cut: Cut = OUTPUT
 
 
 def proof(
@@ -24,8 +42,8 @@ def proof(
     example: torch.Tensor,
     groups: Iterable[tuple[str, ...]],
     tolerance: float,
-) -> tuple[float | None, set[str]]:
-    """How far the outputs differ at most (None: no two are comparable), and the keys that have a part in equal ones.
+) -> Proof:
+    """Run both models with fresh values, copied as the pairs say, and compare what they give.
 
     ``groups`` are keys that meet in one operation: a statistic has a part in the output where its bias has.
     """
@@ -38,53 +56,47 @@ def proof(
     given = outputs(target.model, example)
     differences = {at: _difference(one, wanted) for at, one in enumerate(given)}
     comparable = [one for one in differences.values() if one is not None]
-    equal = [at for at, one in differences.items() if one is not None and one <= tolerance]
-    if not equal:
-        return min(comparable, default=None), set()
-    alive = _with_gradient(target, example, equal)
+    equal = tuple(at for at, one in differences.items() if one is not None and one <= tolerance)
+    if equal:
+        difference = max(one for at in equal if (one := differences[at]) is not None)
+        return Proof(difference, _alive(target, pairs, example, groups, OUTPUT, equal))
+    for cut in cuts(source.model, target.model, example, tolerance):
+        alive = _alive(target, pairs, example, groups, cut, (0,))
+        if alive:
+            return Proof(cut.difference, alive, cut)
+    return Proof(min(comparable, default=None))
+
+
+def _alive(
+    target: Numbered,
+    pairs: Mapping[str, RunPair],
+    example: torch.Tensor,
+    groups: Iterable[tuple[str, ...]],
+    cut: Cut,
+    equal: tuple[int, ...],
+) -> dict[str, RunPair]:
+    """The pairs that have a part in what is equal, each with the rows of a table that have."""
+    rows = _with_gradient(target, example, cut, equal)
+    alive = set(rows)
     for group in groups:
         if alive & set(group):
             alive |= set(group)
-    alive |= _felt(target, set(pairs) - alive, example, [given[at] for at in equal], equal)
-    return max(one for at in equal if (one := differences[at]) is not None), alive & set(pairs)
-
-
-def outputs(model: torch.nn.Module, example: torch.Tensor, *, gradients: bool = False) -> list[torch.Tensor]:
-    """The tensors that a model gives, its logits alone where it names them."""
-    import torch
-
-    with plainly(gradients=gradients):
-        made = model(example)
-    logits = getattr(made, "logits", None)
-    return [logits] if isinstance(logits, torch.Tensor) else list(_leaves(made))
-
-
-def _leaves(made: object) -> Iterable[torch.Tensor]:
-    import torch
-
-    if isinstance(made, torch.Tensor):
-        if made.is_floating_point() and made.numel():
-            yield made
-    elif isinstance(made, Mapping):
-        for value in made.values():
-            yield from _leaves(value)
-    elif isinstance(made, (tuple, list)):
-        for value in made:
-            yield from _leaves(value)
+    alive |= _felt(target, set(pairs) - alive, example, cut, equal)
+    return {
+        key: replace(pair, reached=rows.get(key, pair.reached)) if pair.rows else pair
+        for key, pair in pairs.items()
+        if key in alive
+    }
 
 
 def _difference(given: torch.Tensor, wanted: Iterable[torch.Tensor]) -> float | None:
     """The largest difference to the nearest output of that shape, as a share of the largest value."""
-    differences = [
-        float((given.squeeze() - one.squeeze()).abs().max() / one.abs().max().clamp(min=1e-30))
-        for one in wanted
-        if one.squeeze().shape == given.squeeze().shape
-    ]
+    differences = [one for other in wanted if (one := equal_layouts(given, other)) is not None]
     return min(differences, default=None)
 
 
-def _with_gradient(target: Numbered, example: torch.Tensor, equal: Iterable[int]) -> set[str]:
-    """The keys of parameters on which the outputs depend."""
+def _with_gradient(target: Numbered, example: torch.Tensor, cut: Cut, equal: tuple[int, ...]) -> dict[str, int]:
+    """The keys of parameters on which the outputs (or what is at the cut) depend, and how many rows of each."""
     import torch
 
     state = target.model.state_dict(keep_vars=True)
@@ -92,32 +104,35 @@ def _with_gradient(target: Numbered, example: torch.Tensor, equal: Iterable[int]
     parameters = {key: one for key, one in parameters.items() if one.is_floating_point()}
     for one in parameters.values():
         one.requires_grad_(True)
-    made = outputs(target.model, example, gradients=True)
+    made = cut.tensors(target.model, example, gradients=True)
     generator = torch.Generator().manual_seed(5)
     total = sum(
         (made[at] * torch.randn(made[at].shape, generator=generator, dtype=torch.float64)).sum() for at in equal
     )
-    alive: set[str] = set()
+    alive: dict[str, int] = {}
     if isinstance(total, torch.Tensor) and total.requires_grad:
         found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-        alive = {key for key, one in zip(parameters, found, strict=True) if one is not None and bool(one.any())}
+        for key, slope in zip(parameters, found, strict=True):
+            if slope is not None and bool(slope.any()):
+                alive[key] = int(slope.reshape(-1, slope.shape[-1] if slope.dim() > 1 else 1).any(1).sum())
     for one in parameters.values():
         one.requires_grad_(False)
     return alive
 
 
-def _felt(
-    target: Numbered, keys: set[str], example: torch.Tensor, before: list[torch.Tensor], equal: list[int]
-) -> set[str]:
+def _felt(target: Numbered, keys: set[str], example: torch.Tensor, cut: Cut, equal: tuple[int, ...]) -> set[str]:
     """Of buffers, which have no gradient, those whose change changes the output."""
     buffers = {name for name, _ in target.model.named_buffers(remove_duplicate=False)} & keys
+    if not buffers:
+        return set()
+    before = cut.tensors(target.model, example)
     felt = set()
     for key in sorted(buffers)[:PERTURBED]:
         values = target.values(key)
         kept = values.clone()
         values.mul_(1.1).add_(0.01)
-        after = outputs(target.model, example)
+        after = cut.tensors(target.model, example)
         values.copy_(kept)
-        if any(not bool((after[at] == one).all()) for at, one in zip(equal, before, strict=True)):
+        if any(not bool((after[at] == before[at]).all()) for at in equal):
             felt.add(key)
     return felt
