@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .edits.change import Change
     from .edits.combine import concat, split, stack, unstack
     from .edits.fold import fold
+    from .edits.join import graft, join
     from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
     from .edits.quantised import dequantize
     from .edits.recipe import Recipe, Step, step
@@ -151,8 +152,10 @@ __all__ = [
     "fold",
     "freeze",
     "from_torch",
+    "graft",
     "hash",
     "initialize",
+    "join",
     "keep",
     "load",
     "load_into",
@@ -201,6 +204,7 @@ _HOMES = {
     "edits.combine": "concat split stack unstack",
     "edits.fold": "fold",
     "edits.quantised": "dequantize",
+    "edits.join": "graft join",
     "edits.keys": "add_prefix drop keep rename select strip_prefix",
     "edits.recipe": "Recipe Step step",
     "edits.resize": "map_classes resize_bias_table resize_channels resize_grid resize_rows",

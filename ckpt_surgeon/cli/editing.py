@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from ..edits import change, recipe
-from ..edits.arguments import PAIRS, PATTERNS, TRUTH, Argument, Kind
+from ..edits.arguments import INPUTS, NUMBERS, PAIRS, PATTERNS, TRUTH, Argument, Kind
 from ..edits.change import Edit
 from ..errors import FileError
 from ..files import journal
@@ -61,19 +61,39 @@ def option_of(edit: Edit[...], argument: Argument) -> click.Parameter:
         return click.Option(flags, is_flag=True, help=text)
     if not argument.is_required and argument.default not in ((), ""):
         text += f"  [default: {argument.default}]"
+    if kind is NUMBERS:
+        return click.Option(flags, multiple=True, type=(str, int), metavar=kind.metavar, help=_repeatable(text))
+    if kind is PAIRS:
+        return click.Option(flags, multiple=True, metavar=kind.metavar, help=_repeatable(text))
     if kind is PATTERNS:
         return click.Option(
-            flags, multiple=True, metavar=metavar_of(argument), help=text.replace(".", " (repeatable).", 1)
+            flags, multiple=True, metavar=metavar_of(argument), required=argument.is_required, help=_repeatable(text)
         )
     if kind.choices:
         return click.Option(flags, type=click.Choice(kind.choices), required=argument.is_required, help=text)
     return click.Option(flags, type=Text(kind), metavar=metavar_of(argument), required=argument.is_required, help=text)
 
 
+def _repeatable(text: str) -> str:
+    """The help of an option that can be given several times."""
+    first, dot, rest = text.partition(".")
+    return f"{first} (repeatable){dot}{rest}"
+
+
+def _inputs_of(edit: Edit[...]) -> list[click.Parameter]:
+    """What stands between IN and OUT: the other checkpoints that an edit takes."""
+    if not edit.inputs:
+        return []
+    [argument] = edit.inputs.values()
+    several = argument.kind is INPUTS
+    metavar = "IN2 [IN3]..." if several else argument.name.upper()
+    return [click.Argument(["inputs"], type=FILE_PATH, nargs=-1 if several else 1, metavar=metavar, required=True)]
+
+
 def _command(name: str) -> click.Command:
     """The command for one edit."""
     found = change.EDITS[name]
-    options = [option_of(found, argument) for argument in found.arguments.values()]
+    options = [option_of(found, argument) for argument in found.arguments.values() if not argument.is_input]
     arguments = [option for option in options if isinstance(option, click.Argument)]
     others = [option for option in options if isinstance(option, click.Option)]
     if arguments:
@@ -91,18 +111,19 @@ def _command(name: str) -> click.Command:
         if values["out"] is None:
             raise click.UsageError("Missing argument 'OUT'; give it, or --in-place.")
         work = work_of(values)
-        work.edit(_step(name, values))
+        work.edit(recipe.Recipe((_step(name, values),)) if work.others else _step(name, values))
 
     shown = "\n".join(f"  ckpt {found.name} {example}" for example in found.declaration.examples)
     return click.Command(
         found.name,
         params=[
             SOURCE,
+            *_inputs_of(found),
             OUT if not can_stay else OPTIONAL_OUT,
             *arguments,
             *others,
             *([STAY] if can_stay else []),
-            *output_options(),
+            *output_options(several=bool(found.inputs)),
             *whole_options(),
         ],
         callback=run,

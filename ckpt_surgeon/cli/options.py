@@ -108,17 +108,22 @@ class Output:
 SELECT = click.Option(
     ["--select"], metavar="PATH", help="Dotted path of the state_dict to take, where IN holds several."
 )
+SELECTS = click.Option(
+    ["--select"], multiple=True, metavar="PATH",
+    help="Dotted path of the state_dict to take, in every input; 2::PATH for the second alone (repeatable).",
+)  # fmt: skip
 SOURCE = click.Argument(["in_path"], metavar="IN", type=FILE_PATH)
+INPUTS = click.Argument(["inputs"], metavar="[IN2]...", type=FILE_PATH, nargs=-1)
 OUT = click.Argument(["out"], type=FILE_PATH)
 # What may not be there; kept as it was typed, since it may be a pair of `rename --in-place`.
 OPTIONAL_OUT = click.Argument(["out"], type=click.Path(), required=False)
 STAY = click.Option(["--in-place"], is_flag=True, help="Rename in IN itself, without OUT; nothing else changes.")
 
 
-def output_options() -> list[click.Option]:
-    """The options of every command that writes; :func:`output` takes their values."""
+def output_options(*, several: bool = False) -> list[click.Option]:
+    """The options of every command that writes; :func:`output` takes their values.  ``several`` inputs are read."""
     return [
-        SELECT,
+        SELECTS if several else SELECT,
         click.Option(["--salvage"], is_flag=True, help="Take the tensors that are whole in a truncated file."),
         click.Option(["--allow-part"], is_flag=True, help="Take one rank's part of a model as if it were whole."),
         click.Option(["--dry-run", "-n"], is_flag=True, help="Print what would be written, write nothing."),

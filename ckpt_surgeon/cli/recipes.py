@@ -12,7 +12,7 @@ from ..files.paths import FilePath
 from ..reading.opening import open as open_checkpoint
 from ..text import Lines, plural
 from . import inline
-from .options import FILE_PATH, OUT, SOURCE, output_options
+from .options import FILE_PATH, INPUTS, OUT, SOURCE, output_options
 from .terminal import echo
 from .whole import whole_options, work_of
 
@@ -26,7 +26,7 @@ class _Ordered(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
-        return [*own[:2], *inline.options(), *own[2:]]
+        return [*own[:3], *inline.options(), *own[3:]]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         _, _, order = self.make_parser(ctx).parse_args(list(args))
@@ -66,7 +66,7 @@ def _noted(recipe: Recipe, declined: bool) -> dict[str, str]:
 edit = _Ordered(
     "edit",
     short_help="Several edits in one pass.",
-    params=[SOURCE, OUT, *output_options(), *whole_options(), _PROVENANCE],
+    params=[SOURCE, INPUTS, OUT, *output_options(several=True), *whole_options(), _PROVENANCE],
     callback=_edit,
     help="""Several edits, in the order given, in one pass over the bytes.
 
@@ -77,6 +77,9 @@ For what should last, write a recipe file: see ckpt apply.
 \b
 Example:
   ckpt edit parallel.pth small.safetensors --strip-prefix module. --drop 'fc.*' --cast bf16
+  ckpt edit model.pth donor.pth out.pth --strip-prefix 2::module. --graft 'fc.*'
+
+Further checkpoints stand between IN and OUT: 2::KEY is a key of the second one.
 """,
 )
 
@@ -91,13 +94,16 @@ RECIPE = click.Argument(["recipe"], type=FILE_PATH)
 apply = click.Command(
     "apply",
     short_help="Run a recipe file.",
-    params=[RECIPE, SOURCE, OUT, *output_options(), *whole_options(), _PROVENANCE],
+    params=[RECIPE, SOURCE, INPUTS, OUT, *output_options(several=True), *whole_options(), _PROVENANCE],
     callback=_apply,
     help="""Run a recipe file: [[edit]] tables with do = 'NAME' and the edit's arguments.
+
+A recipe that names several inputs takes as many checkpoints, in that order, before OUT.
 
 \b
 Example:
   ckpt apply recipe.toml old.pth new.safetensors --dry-run
+  ckpt apply merge.toml model.pth donor.pth merged.pth
 """,
 )
 

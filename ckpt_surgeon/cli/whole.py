@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from ..edits.change import Change
+from ..edits.inputs import parted
 from ..edits.recipe import Recipe, Step
 from ..files.paths import FilePath
 from ..reading.opening import open as open_checkpoint
@@ -53,6 +54,7 @@ class Work:
     reset: tuple[str, ...] = ()
     moments: str = "zero"
     keys: str = ""
+    others: tuple[Checkpoint, ...] = ()  # further inputs, whose weights alone count
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -64,11 +66,12 @@ class Work:
     ) -> None:
         """Edit and write."""
         if isinstance(self.source, Checkpoint):
-            self.out.write(edit.plan(self.source), metadata=metadata, say=say, job=job)
+            change = edit.plan(self.source, *self.others) if isinstance(edit, Recipe) else edit.plan(self.source)
+            self.out.write(change, metadata=metadata, say=say, job=job)
             return
         from ..runs.applying import applied
 
-        run, change = applied(self.source, edit, moments=self.moments, reset=self.reset)
+        run, change = applied(self.source, edit, others=self.others, moments=self.moments, reset=self.reset)
         self._write(run, change, say=say)
 
     def fit(self, found: Fit, *, report: str = "", say: bool = True) -> None:
@@ -120,12 +123,19 @@ def work_of(values: dict[str, object]) -> Work:
     out = output(values)
     source = {name: values.pop(name) for name in ("in_path", "select", "salvage")}
     allow_part = bool(values.pop("allow_part"))
-    where, select, salvage = cast(FilePath, source["in_path"]), cast("str | None", source["select"]), source["salvage"]
+    where, salvage = cast(FilePath, source["in_path"]), source["salvage"]
+    paths = _paths(values.pop("inputs", ()))
+    select, *selects = _selects(source["select"], 1 + len(paths))
+    others = tuple(
+        open_checkpoint(path, select=one, salvage=bool(salvage), allow_part=allow_part)
+        for path, one in zip(paths, selects, strict=True)
+    )
     if not taken["whole"]:
         given = [name for name in NAMES if taken[name] and not (name == "moments" and taken[name] == "zero")]
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} goes with --whole")
-        return Work(out, open_checkpoint(where, select=select, salvage=bool(salvage), allow_part=allow_part))
+        opened = open_checkpoint(where, select=select, salvage=bool(salvage), allow_part=allow_part)
+        return Work(out, opened, others=others)
     for name, value in (("--salvage", salvage), ("--max-shard-size", out.max_shard_size)):
         if value:
             raise click.UsageError(f"--whole and {name} exclude each other")
@@ -139,7 +149,23 @@ def work_of(values: dict[str, object]) -> Work:
     if without:
         run = run.left_out(without)
     reset = cast("tuple[str, ...]", taken["reset"])
-    return Work(out, run, reset, str(taken["moments"]), str(taken["optimizer_keys"] or ""))
+    return Work(out, run, reset, str(taken["moments"]), str(taken["optimizer_keys"] or ""), others)
+
+
+def _paths(given: object) -> list[FilePath]:
+    """The further inputs of a command: none, one or several."""
+    return list(cast("tuple[FilePath, ...]", given)) if isinstance(given, tuple) else [cast(FilePath, given)]
+
+
+def _selects(given: object, count: int) -> list[str | None]:
+    """What --select says for each of so many inputs: PATH for all of them, or NUMBER::PATH for one."""
+    found: list[str | None] = [None] * count
+    numbers = [str(number) for number in range(1, count + 1)]
+    asked = [given] if isinstance(given, str) else list(cast("tuple[str, ...]", given or ()))
+    for name, path in sorted(parted(one, numbers) for one in asked):
+        found = [path] * count if not name else [path if name == number else was
+                                                 for number, was in zip(numbers, found, strict=True)]  # fmt: skip
+    return found
 
 
 def _stated(factory: str | None) -> list[str]:

@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin, get_type_hints
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from .. import errors
 from ..errors import Phrase
@@ -19,14 +20,17 @@ from ..tensors.dtypes import parse as parse_dtype
 
 Patterns = str | Iterable[str]
 Pairs = Mapping[str, str] | Iterable[str] | Iterable[tuple[str, str]]
+Numbers = Mapping[str, int] | Iterable[tuple[str, int]]
 
 if TYPE_CHECKING:
     import numpy
     import torch
 
     DTypeLike = str | DType | torch.dtype | numpy.dtype | type
+    Input = Mapping[str, Any] | str | PathLike[str] | torch.nn.Module
 else:
     DTypeLike = str | DType | type  # those of torch and numpy are known by their names
+    Input = Mapping[str, Any] | str | PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,13 @@ def _pairs(value: object) -> object:
     return _items(value.items() if isinstance(value, Mapping) else value, _pair)
 
 
+def _numbered(value: object) -> object:
+    pair = _items(value, _scalar)
+    if len(pair) != 2 or not isinstance(pair[0], str) or type(pair[1]) is not int:
+        raise TypeError
+    return pair
+
+
 def _dtype(value: object) -> str:
     found = parse_dtype(value)
     return value if isinstance(value, str) else found.name
@@ -105,6 +116,13 @@ def _integers_of(text: str) -> list[int]:
         raise ValueError(f"{text!r} is no list of integers; write it like 64,3,7,7") from None
 
 
+def _numbers_of(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of numbers; write it like 0.5,0.3,0.2") from None
+
+
 def _truth_of(text: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError(f"{text!r} is neither true nor false")
@@ -114,6 +132,13 @@ def _truth_of(text: str) -> bool:
 PATTERNS = Kind("a string or a list of strings", _patterns, normal=lambda value: [value] if isinstance(value, str)
                 else value, metavar="GLOB")  # fmt: skip
 PAIRS = Kind("a list of [old, new] pairs", _pairs, lambda text: [text], metavar="OLD=NEW")
+NUMBERS = Kind(
+    "a list of [regular expression, number] pairs",
+    lambda value: _items(value.items() if isinstance(value, Mapping) else value, _numbered),
+    metavar="REGEX N",
+)
+INPUT = Kind("the name of an input", _text, metavar="INPUT")  # in Python the checkpoint itself, or its path
+INPUTS = Kind("names of inputs", lambda value: _items(value, _text), lambda text: text.split(","), metavar="INPUT,…")
 TRUTH = Kind("true or false", _exactly(bool), _truth_of, metavar="true|false")
 
 KINDS: dict[object, Kind] = {
@@ -126,9 +151,14 @@ KINDS: dict[object, Kind] = {
         "a list of strings", lambda value: _items(value, _text), lambda text: list(text.split(",")), metavar="KEY,KEY"
     ),
     Sequence[int]: Kind("a list of integers", lambda value: _items(value, _exactly(int)), _integers_of, metavar="N,N"),
+    Sequence[float]: Kind("a list of numbers", lambda value: _items(value, _exactly(int, float)), _numbers_of,
+                          normal=lambda value: [float(str(item)) for item in cast("list[object]", value)],
+                          metavar="X,X"),
     Pairs: PAIRS,
+    Numbers: NUMBERS,
+    Input: INPUT,
     DTypeLike: Kind("a dtype (a name as bf16, torch.bfloat16, a numpy dtype)", _dtype, metavar="DTYPE"),
-}
+}  # fmt: skip
 
 
 def _kind(hint: object) -> Kind:
@@ -152,6 +182,11 @@ class Argument:
     def is_required(self) -> bool:
         """Whether there is no default."""
         return self.default is inspect.Parameter.empty
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it stands for other checkpoints."""
+        return self.kind in (INPUT, INPUTS)
 
     def plain(self, value: object) -> object:
         """A value as a recipe holds it.  Raises ValueError with a message that names the argument."""
@@ -199,6 +234,9 @@ def declared(function: Callable[..., object]) -> dict[str, Argument]:
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         hint, text = _parted(hints[parameter.name])
         name = recipe_name(parameter.name)
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:  # any number of other checkpoints
+            found[parameter.name] = Argument(name, INPUTS, text, (), hint)
+            continue
         found[parameter.name] = Argument(name, _kind(hint), text, parameter.default, hint)
     return found
 

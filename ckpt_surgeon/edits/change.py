@@ -28,6 +28,7 @@ from ..text import Shown
 from . import arguments as declarations
 from .arguments import Patterns as Patterns
 from .companions import checked
+from .inputs import parted, qualified
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 Arguments = ParamSpec("Arguments")
@@ -41,7 +42,8 @@ OnCollision = Annotated[Literal["error", "first", "last"], "Which key stays when
 class Change(Shown, Generic[StateDict]):
     """What an edit does: the result, the old keys behind each new one, and what is worth saying.
 
-    ``origins`` maps each new key to the old keys that it is made of.
+    ``origins`` maps each new key to the old keys that it is made of.  Keys of other checkpoints than the first are in
+    ``before`` and ``origins`` as ``NAME::KEY``; ``inputs`` are their names.
     """
 
     before: StateDict
@@ -49,12 +51,24 @@ class Change(Shown, Generic[StateDict]):
     origins: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
     settled: frozenset[str] = frozenset()  # old keys whose companions the edit itself has seen to
+    inputs: tuple[str, ...] = ()
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """Old keys that are in no new one."""
+        """Old keys of the first checkpoint that are in no new one."""
         used = {old for olds in self.origins.values() for old in olds}
-        return tuple(old for old in self.before if old not in used)
+        return tuple(old for old in self.before if old not in used and self.is_own(old))
+
+    def is_own(self, key: str) -> bool:
+        """Whether an old key is of the first checkpoint."""
+        return not parted(key, self.inputs)[0]
+
+    def of_first(self, first: StateDict) -> Change[StateDict]:
+        """The same change as one of the first checkpoint: what comes from others comes from nowhere."""
+        if not self.inputs:
+            return self
+        origins = {new: tuple(filter(self.is_own, olds)) for new, olds in self.origins.items()}
+        return replace(self, before=first, origins=origins, inputs=())
 
     @property
     def edited(self) -> int:
@@ -63,8 +77,34 @@ class Change(Shown, Generic[StateDict]):
 
     @property
     def renamed(self) -> int:
-        """How many keys have another name."""
-        return sum(len(olds) == 1 and olds != (new,) for new, olds in self.origins.items())
+        """How many keys of the first checkpoint have another name."""
+        return sum(len(olds) == 1 and olds != (new,) and self.is_own(olds[0]) for new, olds in self.origins.items())
+
+    @property
+    def taken(self) -> int:
+        """How many keys are tensors of other checkpoints as they are."""
+        return sum(
+            len(olds) == 1 and not self.is_own(olds[0]) and self.result[new] is self.before[olds[0]]
+            for new, olds in self.origins.items()
+        )
+
+
+def relabelled(change: Change[StateDict], names: Mapping[str, str]) -> Change[StateDict]:
+    """The same change with other names for other checkpoints, ``names`` old to new."""
+    if all(old == new for old, new in names.items()):
+        return change
+
+    def new_key(key: str) -> str:
+        name, rest = parted(key, names)
+        return qualified(names[name], rest) if name else key
+
+    before = {new_key(key): tensor for key, tensor in change.before.items()}
+    return replace(
+        change,
+        before=rebuilt(change.before, before, None),
+        origins={new: tuple(map(new_key, olds)) for new, olds in change.origins.items()},
+        inputs=tuple(names.get(name, name) for name in change.inputs),
+    )
 
 
 def as_state_dict(source: StateDict) -> StateDict:
@@ -137,7 +177,9 @@ class Edit(Generic[Arguments]):
         """What the edit would do, with the same arguments.  Raises EditError for an argument of another type."""
         function = cast(Callable[..., Change[StateDict]], self._function)
         try:
-            change = function(as_state_dict(state_dict), **self._plain(args, kwargs))
+            plain = self._plain(args, kwargs)
+            others = plain.pop(self._others, ())
+            change = function(as_state_dict(state_dict), *cast(Iterable[StateDict], others), **plain)
         except NothingMatched as error:
             if not error.remedy and "allow_unmatched" in self.arguments:
                 error.remedy = Phrase(Argument("allow_unmatched", True), " lets it pass")
@@ -154,6 +196,16 @@ class Edit(Generic[Arguments]):
     def arguments(self) -> Mapping[str, declarations.Argument]:
         """What it takes beside the state_dict, by the names of Python's parameters."""
         return declarations.declared(inspect.unwrap(self._function))
+
+    @cached_property
+    def inputs(self) -> Mapping[str, declarations.Argument]:
+        """Those of its arguments that stand for other checkpoints."""
+        return {name: argument for name, argument in self.arguments.items() if argument.is_input}
+
+    @cached_property
+    def _others(self) -> str:
+        """The name of the argument that takes any number of other checkpoints, or ""."""
+        return next((name for name, argument in self.inputs.items() if argument.kind is declarations.INPUTS), "")
 
     @cached_property
     def __signature__(self) -> inspect.Signature:
@@ -174,7 +226,12 @@ class Edit(Generic[Arguments]):
             if value is argument.default:
                 continue
             try:
-                plain[name] = argument.plain(value)
+                if argument.kind is declarations.INPUTS:
+                    plain[name] = tuple(map(as_state_dict, cast("Iterable[Mapping[str, object]]", value)))
+                elif argument.kind is declarations.INPUT:
+                    plain[name] = as_state_dict(cast("Mapping[str, object]", value))
+                else:
+                    plain[name] = argument.plain(value)
             except ValueError as error:
                 problems.append(declarations.problem_of(self.name, argument.name, error))
         if problems:
@@ -271,7 +328,7 @@ def rebuilt(like: StateDict, tensors: Mapping[str, object], versions: Versions |
     if isinstance(like, Checkpoint):
         return like.with_tensors(tensors, versions)  # type: ignore[arg-type,return-value]
     made = type(like)(tensors)  # type: ignore[call-arg]
-    if versions is not None:
+    if versions is not None and hasattr(like, "_metadata"):
         made._metadata = type(like._metadata)(versions)  # type: ignore[attr-defined]
     return made
 

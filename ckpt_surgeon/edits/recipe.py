@@ -10,7 +10,19 @@
     pairs = [['layers\\.(?P<n>\\d+)\\.(.*)', 'blocks.{n+1}.\\2']]
 
 A step's name and arguments are those of the edit (:data:`ckpt_surgeon.edits.change.EDITS`), dashes for underscores
-allowed.
+allowed.  A recipe for several checkpoints names them, and its steps say which one they edit by ``NAME::`` before a
+key, a prefix or a pattern:
+
+    inputs = ['base', 'donor']
+
+    [[edit]]
+    do = 'strip-prefix'
+    prefix = 'donor::module.'
+
+    [[edit]]
+    do = 'graft'
+    donor = 'donor'
+    take = 'fc.*'
 """
 
 from __future__ import annotations
@@ -19,26 +31,47 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from types import MappingProxyType
+from typing import TypeVar, cast
 
 from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
 from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
 from ..text import Shown
-from .arguments import PAIRS, Argument, problem_of, recipe_name
-from .change import EDITS, Change, as_state_dict
+from .arguments import INPUTS, KINDS, PAIRS, PATTERNS, Argument, problem_of, recipe_name
+from .change import EDITS, Change, as_state_dict, relabelled
+from .inputs import mapped, parted, qualified
 from .rename import parse_pairs
 
 # In this order, in which edits are listed.
 # isort: off
-from . import keys, values, combine, fold, quantised, resize
+from . import keys, values, combine, fold, quantised, resize, join
 # isort: on
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 
-REGISTERED = (keys, values, combine, fold, quantised, resize)  # modules whose edits a recipe can name
+REGISTERED = (keys, values, combine, fold, quantised, resize, join)  # modules whose edits a recipe can name
+
+
+def _renamed_inputs(value: object, names: Mapping[str, str]) -> object:
+    """Keys and patterns with other names for inputs."""
+    if isinstance(value, str):
+        name, rest = parted(value, names)
+        return qualified(names[name], rest) if name else value
+    return [_renamed_inputs(one, names) for one in value] if isinstance(value, list) else value
+
+
+def _input(step: Step, name: str, inputs: Mapping[str, Mapping[str, object]]) -> Mapping[str, object]:
+    if name not in inputs:
+        there = f"there are {listed(list(inputs))}" if inputs else "there is no other checkpoint"
+        raise EditError([f"{step.name.replace('_', '-')} names the input {name!r}; {there}"])
+    return inputs[name]
+
+
+NO_INPUTS: Mapping[str, Mapping[str, object]] = MappingProxyType({})
+NAMING = (PATTERNS, PAIRS, KINDS[str], KINDS[Sequence[str]])  # kinds of arguments that may name keys
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -48,11 +81,54 @@ class Step(Shown):
     name: str
     arguments: Mapping[str, object]
 
-    def plan(self, state_dict: StateDict) -> Change[StateDict]:
-        """What this step does to a state_dict."""
+    def plan(self, state_dict: StateDict, inputs: Mapping[str, Mapping[str, object]] = NO_INPUTS) -> Change[StateDict]:
+        """What this step does to a state_dict; ``inputs`` are other checkpoints, by the names that arguments give."""
         edit = EDITS[self.name]
         given = {name: self.arguments[one.name] for name, one in edit.arguments.items() if one.name in self.arguments}
-        return edit.plan(state_dict, **given)
+        others: list[Mapping[str, object]] = []
+        names: dict[str, str] = {}  # of inputs, by those that the edit has for them
+        left = [name for name in inputs if name not in self.arguments.values()]
+        for name, argument in edit.inputs.items():
+            asked = given.pop(name, None)
+            if argument.kind is INPUTS:
+                chosen = left if asked is None else cast("list[str]", asked)
+                others = [_input(self, one, inputs) for one in chosen]
+                names |= {str(number): one for number, one in enumerate(chosen, 2)}
+            elif asked is not None or argument.is_required:
+                one = str(asked) if asked is not None else left.pop(0) if left else argument.name
+                given[name], names[name] = _input(self, one, inputs), one
+        theirs = {one: label for label, one in names.items()}
+        for name in given.keys() - edit.inputs.keys():
+            if edit.arguments[name].kind in NAMING:
+                given[name] = _renamed_inputs(given[name], theirs)
+        return relabelled(edit.plan(state_dict, *others, **given), names)
+
+    def addressed(self, names: Collection[str], first: Collection[str] = ()) -> tuple[str, Step]:
+        """The input whose keys the step names ("" is the first), and the step in that input's own words.
+
+        ``first`` is what the first input is called, if it has a name.  Raises EditError for keys of two inputs.
+        """
+        if not names or EDITS[self.name].inputs:  # an edit of several inputs makes the first one
+            return "", self
+        expected = arguments_of(self.name)
+        seen: set[str] = set()
+
+        def own(value: object) -> object:
+            if isinstance(value, str):
+                name, rest = parted(value, [*names, *first])
+                seen.update([name] if name else [])
+                return rest
+            return [own(one) for one in value] if isinstance(value, list) else value
+
+        arguments = {
+            name: own(value) if expected[name].kind in NAMING else value for name, value in self.arguments.items()
+        }
+        if len(seen) > 1:
+            raise EditError(
+                [f"{' and '.join(sorted(seen))} are two inputs"], remedy="a step edits one; join them first"
+            )
+        found = next(iter(seen), "")
+        return "" if found in first else found, Step(self.name, arguments)
 
     @property
     def computes(self) -> bool:
@@ -108,7 +184,13 @@ def _step_problems(name: str, arguments: Mapping[str, object]) -> Iterable[tuple
 def _wrong_whatever_the_keys(one: Step) -> Iterable[tuple[str, str]]:
     """What an edit says of its arguments (a regular expression, a dtype) before it has seen a key."""
     try:
-        one.plan(Checkpoint({}))
+        named = [
+            one.arguments[argument.name]
+            for argument in EDITS[one.name].inputs.values()
+            if argument.name in one.arguments
+        ]
+        names = [name for given in named for name in (given if isinstance(given, list) else [given])]
+        one.plan(Checkpoint({}), dict.fromkeys(map(str, names or ["2", "3", "4"]), Checkpoint({})))
     except NothingMatched:
         return
     except EditError as error:
@@ -130,7 +212,7 @@ def _argument_problems(
             yield given, problem_of(edit, argument.name, error)
     there = {recipe_name(given) for given in arguments}
     for argument in expected.values():
-        if argument.is_required and argument.name not in there:
+        if argument.is_required and not argument.is_input and argument.name not in there:
             yield "", f"{edit} needs the argument {argument.name!r}"
 
 
@@ -146,30 +228,46 @@ class Recipe(Shown):
     """
 
     steps: tuple[Step, ...] = ()
+    inputs: tuple[str, ...] = ()  # names of the checkpoints that it takes, the first one that is edited
 
-    def plan(self, state_dict: StateDict) -> Change[StateDict]:
+    def plan(self, state_dict: StateDict, *others: Mapping[str, object]) -> Change[StateDict]:
         """What the recipe does to a Checkpoint or a state_dict; the origins are keys of ``state_dict``.
 
-        Raises EditError (or one of its kind) that begins with the number of the step that cannot be done.
+        ``others`` are the further checkpoints that the recipe names, in that order; where it names none they are
+        "2", "3" …  Raises EditError (or one of its kind) that begins with the number of the step that cannot be done.
         """
-        state_dict = as_state_dict(state_dict)
-        result = state_dict
-        origins: Mapping[str, tuple[str, ...]] = {key: (key,) for key in state_dict}
+        names = self._names(len(others))
+        states: dict[str, Mapping[str, object]] = {"": as_state_dict(state_dict)}
+        states.update(zip(names, map(as_state_dict, others), strict=True))
+        before = mapped(states[""], {name: states[name] for name in names}) if names else states[""]
+        origins: dict[str, Mapping[str, tuple[str, ...]]] = {
+            name: {key: (qualified(name, key) if name else key,) for key in state} for name, state in states.items()
+        }
         notes: list[str] = []
         for number, one in enumerate(self.steps, 1):
             try:
-                change = one.plan(result)
+                name, own = one.addressed(names, self.inputs[:1])
+                change = own.plan(states[name], {other: states[other] for other in names if other != name})
             except EditError as error:
                 if len(self.steps) > 1:
                     error.inside(f"step {number} ({one.name.replace('_', '-')})")
                 raise
-            result = change.result
-            origins = {
-                new: tuple(dict.fromkeys(first for old in olds for first in origins[old]))
+            states[name] = change.result
+            origins[name] = {
+                new: tuple(dict.fromkeys(first for old in olds for first in _traced(old, name, origins, change.inputs)))
                 for new, olds in change.origins.items()
             }
             notes += change.notes
-        return Change(state_dict, result, origins, tuple(notes))
+        result = cast(StateDict, states[""])
+        return Change(cast(StateDict, before), result, origins[""], tuple(notes), inputs=tuple(names))
+
+    def _names(self, count: int) -> list[str]:
+        """The names of so many other checkpoints.  Raises EditError where the recipe names more or fewer."""
+        if self.inputs and count != len(self.inputs) - 1:
+            raise EditError(
+                [f"the recipe takes {len(self.inputs)} checkpoints ({', '.join(self.inputs)}), given were {count + 1}"]
+            )
+        return list(self.inputs[1:]) or [str(number) for number in range(2, count + 2)]
 
     @property
     def computes(self) -> bool:
@@ -178,17 +276,18 @@ class Recipe(Shown):
 
     def for_moments(self, fill: str) -> Recipe:
         """The recipe as it is done to an optimizer's moments: see :meth:`Step.for_moments`."""
-        return Recipe(tuple(one.for_moments(fill) for one in self.steps))
+        return Recipe(tuple(one.for_moments(fill) for one in self.steps), self.inputs)
 
-    def apply(self, state_dict: StateDict) -> StateDict:
+    def apply(self, state_dict: StateDict, *others: Mapping[str, object]) -> StateDict:
         """The edited state_dict."""
-        return self.plan(state_dict).result
+        return self.plan(state_dict, *others).result
 
     @property
     def digest(self) -> str:
         """SHA-256 of the steps, whatever their spelling in a file."""
-        steps = [[one.name, _normal(one)] for one in self.steps]
-        return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()
+        steps: list[object] = [[one.name, _normal(one)] for one in self.steps]
+        named = [{"inputs": self.inputs}] if self.inputs else []
+        return hashlib.sha256(json.dumps([*named, *steps], sort_keys=True).encode()).hexdigest()
 
     def invert(self, keys: Iterable[str] | None = None) -> Recipe:
         """The recipe that undoes this one, where every step only renames.
@@ -218,7 +317,8 @@ class Recipe(Shown):
 
     def dumps(self) -> str:
         """The recipe as TOML."""
-        return "\n".join(_table(one) for one in self.steps)
+        named = f"inputs = {_toml(list(self.inputs))}\n\n" if self.inputs else ""
+        return named + "\n".join(_table(one) for one in self.steps)
 
     def save(self, path: AnyPath) -> None:
         """Write the recipe to a TOML file."""
@@ -231,7 +331,13 @@ class Recipe(Shown):
             parsed = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(path, [with_line(str(error), text)]) from error
-        problems = [f"line {line_of(text, 0, name)}: unknown entry {name!r}" for name in parsed if name != "edit"]
+        problems = [
+            f"line {line_of(text, 0, name)}: unknown entry {name!r}"
+            for name in parsed
+            if name not in ("edit", "inputs")
+        ]
+        inputs = parsed.get("inputs", [])
+        problems += [f"line {line_of(text, 0, 'inputs')}: {problem}" for problem in _naming_problems(inputs)]
         tables = parsed.get("edit", [])
         if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
             raise RecipeError(path, [*problems, f"line {line_of(text, 0, 'edit')}: edits are [[edit]] tables"])
@@ -248,7 +354,7 @@ class Recipe(Shown):
                 steps.append(step(name, **arguments))
         if problems:
             raise RecipeError(path, problems)
-        return cls(tuple(steps))
+        return cls(tuple(steps), tuple(inputs))
 
     @classmethod
     def load(cls, path: AnyPath) -> Recipe:
@@ -261,6 +367,22 @@ class Recipe(Shown):
         except UnicodeDecodeError as error:
             raise RecipeError(where, ["is not UTF-8 text"]) from error
         return cls.loads(text, path=where)
+
+
+def _naming_problems(inputs: object) -> Iterable[str]:
+    """What is wrong with the names of inputs."""
+    if not isinstance(inputs, list) or not all(isinstance(name, str) and name.isidentifier() for name in inputs):
+        yield "inputs is a list of names, each of letters, digits and underscores"
+    elif len(set(inputs)) < len(inputs):
+        yield "two inputs have one name"
+
+
+def _traced(
+    old: str, edited: str, origins: Mapping[str, Mapping[str, tuple[str, ...]]], names: Collection[str]
+) -> tuple[str, ...]:
+    """The keys of the inputs that an old key of a step was made of."""
+    name, key = parted(old, names)
+    return origins[name or edited][key]
 
 
 def _cannot_undo(number: int, one: Step, why: str) -> EditError:

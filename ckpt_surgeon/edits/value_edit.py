@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from ..errors import EditError, KeyCollision, Phrase
 from ..tensors.checkpoint import Checkpoint, Versions, versions_of
@@ -16,6 +16,7 @@ from ..tensors.opaque import ways_on
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor, findings
 from .change import Change, Edit, Inline, edit, rebuilt, rename_versions
 from .companions import checked
+from .inputs import FIRST, own_versions
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 Arguments = ParamSpec("Arguments")
@@ -31,14 +32,15 @@ def value_edit(
 
     def made(function: Callable[Concatenate[Checkpoint, Arguments], Change[Checkpoint]]) -> Edit[Arguments]:
         def plan(state_dict: StateDict, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Change[StateDict]:
+            found: dict[int, object] = {}  # torch's tensors, by the identities of their records
+            records = _records(state_dict, found)
+            others = [_records(other, found) for other in args]  # all that an edit takes by position are checkpoints
+            named = {name: _records(one, found) if isinstance(one, Mapping) else one for name, one in kwargs.items()}
+            change = cast("Callable[..., Change[Checkpoint]]", function)(records, *others, **named)
             if isinstance(state_dict, Checkpoint):
-                return function(state_dict, *args, **kwargs)  # type: ignore[return-value]
-            from ..tensors.torch_bridge import from_torch
-
-            records = from_torch(state_dict)
-            change = function(records, *args, **kwargs)
-            checked(records, change.result, change.origins, change.settled)  # records tell a transposed view
-            return _carried_out(state_dict, records, change)
+                return change  # type: ignore[return-value]
+            checked(change.before, change.result, change.origins, change.settled)  # records tell a transposed view
+            return _carried_out(state_dict, found, change)
 
         plan.__name__, plan.__doc__, plan.__module__ = function.__name__, function.__doc__, function.__module__
         plan.__wrapped__ = function  # type: ignore[attr-defined]
@@ -50,22 +52,44 @@ def value_edit(
     return made
 
 
-def _carried_out(state_dict: StateDict, records: Checkpoint, change: Change[Checkpoint]) -> Change[StateDict]:
+def _records(state_dict: object, found: dict[int, object]) -> Checkpoint:
+    """A state_dict as a Checkpoint; ``found`` gets torch's tensors by the identities of their records."""
+    if isinstance(state_dict, Checkpoint):
+        return state_dict
+    assert isinstance(state_dict, Mapping)
+    if state_dict and all(isinstance(one, Tensor) for one in state_dict.values()):
+        return Checkpoint(dict(state_dict), container="memory", versions=versions_of(state_dict))
+    from ..tensors.torch_bridge import from_torch
+
+    records = from_torch(state_dict)
+    found.update((id(record), state_dict[key]) for key, record in records.items())
+    return records
+
+
+def _carried_out(state_dict: StateDict, found: Mapping[int, object], change: Change[Checkpoint]) -> Change[StateDict]:
     """The change of a state_dict of torch tensors: untouched tensors are the very same objects."""
     from ..tensors.torch_bridge import to_torch
 
-    kept = {id(record): key for key, record in records.items()}
-    fresh = {key: tensor for key, tensor in change.result.items() if id(tensor) not in kept}
+    fresh = {key: tensor for key, tensor in change.result.items() if id(tensor) not in found}
     made = to_torch(Checkpoint(fresh)) if fresh else {}
     if problems := [finding.problem for finding in findings(fresh.values()) if finding.problem]:
         raise EditError(problems)
+    before = {key: found.get(id(tensor), tensor) for key, tensor in change.before.items()}
     tensors = {
-        key: made[key].to(state_dict[change.origins[key][0]].device) if key in made else state_dict[kept[id(tensor)]]
+        key: made[key].to(_device(before, change.origins[key])) if key in made else found[id(tensor)]
         for key, tensor in change.result.items()
     }
     notes = [finding.note for finding in findings(fresh.values()) if finding.note]
     result = rebuilt(state_dict, tensors, change.result.versions)
-    return Change(state_dict, result, change.origins, (*change.notes, *notes), change.settled)
+    whole = cast(StateDict, before) if change.inputs else state_dict
+    return Change(whole, result, change.origins, (*change.notes, *notes), change.settled, change.inputs)
+
+
+def _device(before: Mapping[str, object], olds: Iterable[str]) -> str:
+    """Where a new tensor goes: to its first source."""
+    return next(
+        (str(getattr(before[old], "device", "cpu")) for old in olds if not isinstance(before[old], Tensor)), "cpu"
+    )
 
 
 # -- what they are made of
@@ -103,6 +127,13 @@ def each(
     origins = {key: (key,) for key in tensors}
     result = state_dict.with_tensors(tensors, state_dict.versions)
     return Change(state_dict, result, origins, tuple(said))
+
+
+def of_first(change: Change[Checkpoint], inputs: Iterable[str], notes: Iterable[str]) -> Change[Checkpoint]:
+    """A change of a union of inputs as one that makes a checkpoint like the first."""
+    names = tuple(name for name in inputs if name != FIRST)
+    result = change.result.with_tensors(change.result.tensors, own_versions(change.result.versions, names))
+    return replace(change, result=result, notes=tuple(notes), inputs=names)
 
 
 def settled(

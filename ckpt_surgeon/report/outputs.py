@@ -91,6 +91,8 @@ def _record_rows(change: Change[Checkpoint]) -> Iterator[Sequence[object]]:
 def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> str:
     """The one line after a write, and a line for each thing worth knowing."""
     what = [plural(len(plan.checkpoint), "tensor")]
+    if change.taken:
+        what.append(f"{change.taken:,} of other inputs")
     if change.renamed:
         what.append(f"{change.renamed:,} renamed")
     if change.edited:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from glob import escape
 from typing import TypeAlias
@@ -18,12 +18,18 @@ AnyRun: TypeAlias = Run | RunFolder
 
 
 def applied(
-    run: AnyRun, edit: Step | Recipe, *, moments: str = "zero", reset: Iterable[str] = ()
+    run: AnyRun,
+    edit: Step | Recipe,
+    *,
+    others: Iterable[Mapping[str, object]] = (),
+    moments: str = "zero",
+    reset: Iterable[str] = (),
 ) -> tuple[AnyRun, Change[Checkpoint]]:
     """The run after a step or a recipe, and the change of its weights.
 
     ``moments`` is what an optimizer's moments get where a parameter gets new elements: "zero", or the "mean" of the
-    others; ``reset`` are globs on the new keys of parameters whose state is given up.  Raises EditError.
+    others; ``reset`` are globs on the new keys of parameters whose state is given up.  ``others`` are the further
+    checkpoints that a recipe takes.  Raises EditError.
 
     >>> import ckpt_surgeon, torch
     >>> from ckpt_surgeon.runs.opening import open_run_file
@@ -32,8 +38,13 @@ def applied(
     >>> list(run.weights), run.proof
     (['fc.bias'], 'same run')
     """
-    again = edit.for_moments(moments).plan
-    return run.edited(edit.plan, computes=edit.computes, replay=again, reset=reset, moments=moments)
+    given = tuple(others)
+    recipe = edit if isinstance(edit, Recipe) else Recipe((edit,))
+    again = recipe.for_moments(moments)
+    return run.edited(
+        lambda weights: recipe.plan(weights, *given), computes=recipe.computes,
+        replay=lambda tensors: again.plan(tensors, *given), reset=reset, moments=moments,
+    )  # fmt: skip
 
 
 def fitted(run: AnyRun, found: Fit, *, moments: str = "zero", reset: Iterable[str] = ()) -> AnyRun:

@@ -72,7 +72,8 @@ class RunFolder(Shown):
         """The folder after an edit of its weights, and the change: see :meth:`ckpt_surgeon.runs.run.Run.edited`."""
         change = plan(self.weights)
         states = [(file.state, self.names(file.state)) for file in self.optimizers]
-        done = follow_all(states, change, replay or plan, computes=computes, reset=reset)
+        own = change.of_first(self.weights)
+        done = follow_all(states, own, replay or plan, computes=computes, reset=reset)
         if any(followed.emptied for followed in done):
             raise EditError(["a param group would lose all its parameters, and the schedulers lie in other files"])
         files = tuple(replace(file, state=followed.state) for file, followed in zip(self.optimizers, done, strict=True))

@@ -83,10 +83,11 @@ class Run(Shown):
         elements get in the replay.  Raises EditError.
         """
         change = plan(self.weights)
-        if self.unwritable and not _is_identity(change):
+        own = change.of_first(self.weights)
+        if self.unwritable and not _is_identity(own):
             raise EditError([f"{self.whole.path}: {self.unwritable}, so they can be kept whole but not edited"])
         states = [(state, self.names(state)) for state in self.optimizers]
-        done = follow_all(states, change, replay or plan, computes=computes, reset=reset)
+        done = follow_all(states, own, replay or plan, computes=computes, reset=reset)
         notes = [*self.notes, *notes_of(done, moments)]
         schedulers = dict(self.schedulers)
         for state, after in zip(self.optimizers, done, strict=True):
@@ -94,7 +95,14 @@ class Run(Shown):
                 gone = self._schedulers_of(state)
                 schedulers |= {path: (*schedulers.get(path, ()), *after.emptied) for path in gone}
                 notes.append(f"groups {', '.join(map(str, after.emptied))} are empty and go, with their base_lrs")
-        twins = tuple(self._twin(twin, plan, notes) for twin in self.twins)
+        twins = self.twins
+        if computes and change.inputs:
+            notes += [
+                f"{'.'.join(twin.path)} has the same keys and was not edited: no other input is its twin"
+                for twin in twins
+            ]
+        else:
+            twins = tuple(self._twin(twin, plan, notes) for twin in twins)
         made = replace(
             self, weights=change.result, optimizers=tuple(after.state for after in done), twins=twins,
             notes=tuple(dict.fromkeys(notes)), schedulers=schedulers,

@@ -10,14 +10,14 @@ Nothing here imports numpy, ml_dtypes or torch before a value is asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import EditError
 from ..files.spans import BLOCK, Block
-from .blocks import Piece, in_order, paired, pieces
+from .blocks import Piece, alongside, in_order, pieces
 from .casts import bytes_of, cast_by_numpy, torch_pays
 from .conversion import is_coded, narrowed, numbers, real, widened
 from .dtypes import BY_NAME, DType
@@ -182,7 +182,7 @@ def distance(ours: Tensor, theirs: Tensor) -> Distance:
     """Measure two tensors of one shape, computed in float64; the parts of complex numbers are numbers of their own."""
     compare = partial(_distance, ours.dtype, theirs.dtype)
     total = Distance()
-    for found in in_order(lambda pair: compare(pair[0].read(0), pair[1].read(1)), paired(ours, theirs), ours.nbytes):
+    for found in in_order(lambda pair: compare(pair[0].read(0), pair[1].read(1)), alongside(ours, theirs), ours.nbytes):
         total.add(found)
     return total
 
@@ -215,6 +215,13 @@ def _with_zeros(values: Array) -> Array:
     import numpy as np
 
     return np.stack([values, np.zeros_like(values)], axis=-1).reshape(-1)
+
+
+def equal_blocks(tensors: Sequence[Tensor]) -> Iterator[tuple[Block, bool]]:
+    """Yield the blocks of the first of some tensors of one dtype and shape, and whether the others' bytes are equal."""
+    for first, *others in alongside(*tensors):
+        mine = bytes(first.read(0))
+        yield mine, all(bytes(other.read(1)) == mine for other in others)
 
 
 # -- what only torch computes

@@ -79,10 +79,10 @@ def _in_memory(raw: Block) -> Piece:
     return Piece(len(raw), lambda _: raw)
 
 
-def paired(ours: Tensor, theirs: Tensor) -> Iterator[tuple[Piece, Piece]]:
-    """Pieces of two tensors with the same elements in them, one by one."""
-    count = PIECE // max(ours.dtype.itemsize, theirs.dtype.itemsize)
-    yield from zip(_counted(ours, count), _counted(theirs, count), strict=True)
+def alongside(*tensors: Tensor) -> Iterator[tuple[Piece, ...]]:
+    """Pieces of several tensors with the same elements in them, one by one."""
+    count = PIECE // max(tensor.dtype.itemsize for tensor in tensors)
+    yield from zip(*(_counted(tensor, count) for tensor in tensors), strict=True)
 
 
 def _counted(tensor: Tensor, count: int) -> Iterator[Piece]:

@@ -87,6 +87,16 @@ def training(prefix: str) -> dict[str, object]:
     return {"model": weights, "optimizer": optimizer.state_dict(), "epoch": 3}
 
 
+def donor() -> StateDict:
+    """Another head for the model."""
+    return {key: torch.zeros_like(value) for key, value in model().items() if key.startswith("fc.")}
+
+
+def rank() -> StateDict:
+    """What one of two ranks has of a layer."""
+    return {"l.query_key_value.weight": torch.ones(3, 2), "l.dense_4h_to_h.weight": torch.ones(2, 2)}
+
+
 # What the example of a command finds, by the name of the file.
 FILES: dict[str, Callable[[], object]] = {
     "parallel.pth": lambda: {"module.fc.weight": torch.ones(2, 2)},
@@ -110,6 +120,12 @@ FILES: dict[str, Callable[[], object]] = {
     "vit.pth": lambda: {"pos_embed": torch.ones(1, 197, 8)},
     "swin.pth": lambda: {"a.relative_position_bias_table": torch.ones(169, 2)},
     "resnet50.pth": lambda: {"stem.weight": torch.ones(3, 2), "head.weight": torch.ones(4, 3)},
+    "donor.pth": donor,
+    "stage1.pth": lambda: {"module.stem.weight": torch.ones(2, 2)},
+    "stage2.pth": lambda: {"module.body.weight": torch.ones(2, 2)},
+    "stage3.pth": lambda: {"module.head.weight": torch.ones(2, 2)},
+    "mp_rank_00.pt": rank,
+    "mp_rank_01.pt": rank,
     "imagenet.pth": lambda: {"weight": torch.ones(2, 3), "bias": torch.ones(4)},
 }
 INSTEAD = {  # smaller numbers and models of the same kind
@@ -125,7 +141,11 @@ SPECIAL: dict[str, dict[str, Callable[[], object]]] = {
     "stack": {"moe.pth": lambda: {f"l.0.experts.{e}.w": torch.ones(2, 2) for e in range(3)}},
     "unstack": {"stacked.pth": lambda: {"l.0.experts.w": torch.ones(3, 2, 2)}},
     "slice": {"model.pth": lambda: {"fc.weight": torch.ones(12, 4), "fc.bias": torch.ones(12)}},
-    "edit": {"parallel.pth": lambda: {"module.fc.weight": torch.ones(2), "module.conv.weight": torch.ones(2)}},
+    "graft": {"donor.pth": lambda: {**donor(), "encoder.w": torch.ones(2)}},
+    "edit": {
+        "donor.pth": lambda: {f"module.{key}": value for key, value in donor().items()},
+        "parallel.pth": lambda: {"module.fc.weight": torch.ones(2), "module.conv.weight": torch.ones(2)},
+    },
 }
 MODELS_PY = """
 import torch
@@ -152,6 +172,9 @@ def make_run():
     return model, torch.optim.SGD(model.parameters(), lr=0.1)
 """
 RECIPE = "[[edit]]\ndo = 'rename'\npairs = [['layers', 'blocks']]\n"
+MERGE = "inputs = ['base', 'donor']\n[[edit]]\ndo = 'graft'\ndonor = 'donor'\ntake = 'donor::fc.*'\n"
+TAKE_SEVERAL = ("diff", "apply", "edit", "recipe", "strip-prefix", "resume-check")
+EDITS_BY_COMMAND = {edit.name: edit.inputs for edit in EDITS.values()}
 RULES = "lr = 0.01\n[[group]]\nname = 'head'\nmatch = 'fc.*'\nlr = '10x'\n"
 
 
@@ -167,10 +190,13 @@ def test_the_example_of_a_help_text_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _, command, *words = (INSTEAD.get(word, word) for word in shlex.split(example))
-    inputs = words if command in ("diff", "apply", "recipe", "strip-prefix", "resume-check") else words[:1]
+    inputs = words if command in TAKE_SEVERAL or EDITS_BY_COMMAND.get(command) else words[:1]
     for name, make in (FILES | SPECIAL.get(command, {})).items():
         if name in inputs:
             torch.save(make(), name)
+    for name in ("unet.safetensors", "vae.safetensors"):
+        if name in inputs:
+            save_file({"conv.weight": torch.ones(2, 2)}, name)
     for name in ("model.safetensors", "old.safetensors", *(["new.safetensors"] if command == "diff" else [])):
         if name in inputs:
             save_file(model(), name)
@@ -180,6 +206,7 @@ def test_the_example_of_a_help_text_runs(
     Path("models.py").write_text(MODELS_PY)
     Path("train.py").write_text(TRAIN_PY)
     Path("rules.toml").write_text(RULES)
+    Path("merge.toml").write_text(MERGE)
     if command != "align":
         Path("recipe.toml").write_text(RECIPE.replace("layers", "stem") if "resnet50.pth" in words else RECIPE)
     ran = ckpt(command, *words)

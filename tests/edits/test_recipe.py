@@ -642,8 +642,8 @@ def test_every_edit_is_a_function_a_command_and_a_step_with_the_same_arguments()
         assert isinstance(command, click.Command)
         options = {option for parameter in command.params for option in parameter.opts}
         for argument in parameters(name):
-            spelled = argument.removesuffix("_").replace("_", "-")
-            assert f"--{spelled}" in options or argument in options, f"{name} {argument}"
+            spelled = "inputs" if edit.arguments[argument].is_input else argument.removesuffix("_").replace("_", "-")
+            assert f"--{spelled}" in options or spelled in options or argument in options, f"{name} {argument}"
         assert len({parameter.name for parameter in command.params}) == len(command.params), name
 
 
