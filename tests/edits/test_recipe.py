@@ -662,7 +662,7 @@ FULL: dict[str, dict[str, object]] = {
     "slice": {"patterns": ["m.w"], "start": 0, "stop": 3, "dim": 1, "step": 2},
     "pad": {"patterns": ["m.w"], "before": 1, "after": 2, "dim": 1, "value": 0.5},
     "concat": {"sources": ["m.w", "m.v"], "into": "m.x", "dim": 1, "groups": 2},
-    "split": {"source": "m.w", "into": ["m.x", "m.y"], "dim": 1, "sizes": [4, 2], "groups": 2},
+    "split": {"source": "m.w", "into": ["m.x", "m.y"], "dim": 1, "sizes": [4, 2], "groups": 2, "parts": 2},
     "fold": {"patterns": ["*"], "allow_unmatched": True},
     "dequantize": {"patterns": ["*"], "dtype": "bf16", "block": [4, 6], "gptq_v2": True, "allow_unmatched": True},
 }  # fmt: skip
