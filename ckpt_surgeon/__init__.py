@@ -15,10 +15,11 @@ from .hooks import provide as _provide
 TYPE_CHECKING = False  # type checkers take it for True; typing itself is not imported for it
 if TYPE_CHECKING:
     from .edits.change import Change
-    from .edits.combine import concat, split, stack, unstack
+    from .edits.combine import concat, split, stack, sum_, unstack
     from .edits.fold import fold
     from .edits.join import graft, join
     from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
+    from .edits.norms import fold_norm, norm_to_conv
     from .edits.quantised import dequantize
     from .edits.recipe import Recipe, Step, step
     from .edits.resize import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
@@ -150,6 +151,7 @@ __all__ = [
     "fit",
     "fitted",
     "fold",
+    "fold_norm",
     "freeze",
     "from_torch",
     "graft",
@@ -161,6 +163,7 @@ __all__ = [
     "load_into",
     "ls",
     "map_classes",
+    "norm_to_conv",
     "open",
     "open_run",
     "pad",
@@ -188,6 +191,7 @@ __all__ = [
     "stats",
     "step",
     "strip_prefix",
+    "sum_",
     "trainable",
     "training_of",
     "transpose",
@@ -201,8 +205,9 @@ __all__ = [
 # Where each public name is made; its module is imported when the name is first asked for.
 _HOMES = {
     "edits.change": "Change",
-    "edits.combine": "concat split stack unstack",
+    "edits.combine": "concat split stack sum_ unstack",
     "edits.fold": "fold",
+    "edits.norms": "fold_norm norm_to_conv",
     "edits.quantised": "dequantize",
     "edits.join": "graft join",
     "edits.keys": "add_prefix drop keep rename select strip_prefix",

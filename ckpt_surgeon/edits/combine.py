@@ -1,4 +1,4 @@
-"""Edits of several tensors that belong together: concat and split, stack and unstack.
+"""Edits of several tensors that belong together: concat and split, stack and unstack, sum.
 
 Their keys are named by templates: see :mod:`.templates`.
 """
@@ -6,15 +6,19 @@ Their keys are named by templates: see :mod:`.templates`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from ..errors import Argument, EditError, Phrase
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor
+from ..tensors.slabs import by_slabs
 from ..tensors.views import interleaved, parts_of, stacked, unstacked
 from .change import Change, Inline
 from .templates import KeySet, bound, filled, key_sets, placeholders
 from .value_edit import regrouped, value_edit
+
+if TYPE_CHECKING:
+    from ..tensors.conversion import Array
 
 Sources = Annotated[Sequence[str], "Templates of the keys that are joined, in this order."]
 Into = Annotated[str, "The template of the new key."]
@@ -147,6 +151,64 @@ def unstack(
         return found
 
     return parted(state_dict, source, into, taken)
+
+
+@value_edit(
+    "Sum tensors (RepVGG's branches).",
+    "branches.pth plain.pth --sources '*.conv_kxk.*,*.conv_1x1.*' --optional '*.identity.*' --into '*.reparam_conv.*'",
+    inline=[Inline("{sources}={into}")],
+    computes=True,
+)
+def sum_(
+    state_dict: Checkpoint,
+    sources: Annotated[Sequence[str], "Templates of the keys that are summed."],
+    into: Into,
+    *,
+    optional: Annotated[Sequence[str], "Templates of keys that are added where they are there."] = (),
+) -> Change[Checkpoint]:
+    """Sum tensors, for every set of keys that the templates name; smaller kernels stand in the middle of larger ones.
+
+    A placeholder of ``sources`` that ``into`` does not have means all of them.  Shapes have to be equal; those of
+    convolutions, [out, in, k ...], may differ in odd k: a 1x1 kernel is padded with zeros to 3x3, which is the same
+    for convolutions whose padding keeps the size (Ding et al. 2021, RepVGG, section 3.3).  Computed in float64.
+    Raises NothingMatched, EditError, KeyCollision.
+
+    >>> import torch
+    >>> state = {"a.k3": torch.zeros(1, 1, 3, 3), "a.k1": torch.ones(1, 1, 1, 1)}
+    >>> sum_(state, ["a.k3", "a.k1"], "a.k")["a.k"]
+    tensor([[[[0., 0., 0.],
+              [0., 1., 0.],
+              [0., 0., 0.]]]])
+    """
+    return joined(state_dict, sources, into, _summed, optional)
+
+
+def _summed(tensors: list[Tensor], keys: tuple[str, ...]) -> Tensor:
+    first = tensors[0]
+    dims = len(first.shape)
+    shape = tuple(max(tensor.shape[at] for tensor in tensors) for at in range(dims)) if all(
+        len(tensor.shape) == dims for tensor in tensors) else ()  # fmt: skip
+    problems = []
+    for key, tensor in zip(keys, tensors, strict=True):
+        gaps = [whole - size for whole, size in zip(shape, tensor.shape, strict=False)]
+        fits = len(gaps) == dims and not any(gaps[:2]) and not any(gap % 2 for gap in gaps)
+        if tensor.dtype != first.dtype or not tensor.dtype.is_floating or not fits:
+            problems.append(f"{key!r} ({tensor.dtype} {list(tensor.shape)}) cannot be added to {keys[0]!r} "
+                            f"({first.dtype} {list(first.shape)})")  # fmt: skip
+    if problems:
+        raise EditError(problems)
+
+    def added(start: int, stop: int, *slabs: Array) -> Array:
+        import numpy as np
+
+        made = np.zeros(shape and (stop - start, *shape[1:]))
+        for slab in slabs:
+            where = [slice((whole - size) // 2, (whole + size) // 2) for whole, size in zip(made.shape, slab.shape,
+                                                                                           strict=True)]  # fmt: skip
+            made[tuple(where)] += slab
+        return made
+
+    return by_slabs(keys[0], tensors, shape, added)
 
 
 # -- what they are made of

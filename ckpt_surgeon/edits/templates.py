@@ -1,4 +1,4 @@
-"""Templates of keys: ``{n}`` stands for an integer and ``*`` for anything.
+"""Templates of keys: ``{n}`` stands for an integer, ``{n+1}`` for another beside it, and ``*`` for anything.
 
 An edit of several tensors names its sources and its results by templates.  A placeholder has one value in all of them.
 A placeholder of the sources that the result does not have stands for all its numbers, in their order.
@@ -14,7 +14,8 @@ from itertools import product
 
 from ..errors import EditError, NothingMatched
 
-_PLACEHOLDER = re.compile(r"(\{[A-Za-z]\w*\}|\*)")
+_PLACEHOLDER = re.compile(r"(\{[A-Za-z]\w*(?:[+-]\d+)?\}|\*)")
+_NAME = re.compile(r"\{(\w+)([+-]\d+)?\}")
 
 Group = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]  # values of placeholders and of stars
 
@@ -42,11 +43,11 @@ def placeholders(template: str) -> tuple[str, ...]:
     >>> placeholders("l.{n}.experts.{e}.*")
     ('n', 'e')
     """
-    return tuple(dict.fromkeys(part[1:-1] for part in _PLACEHOLDER.split(template)[1::2] if part != "*"))
+    return tuple(dict.fromkeys(found[1] for found in _NAME.finditer(template) if found[1][0].isalpha()))
 
 
 def bound(keys: Iterable[str], template: str) -> list[Bound]:
-    """The keys that a template names.  Raises NothingMatched where there is none.
+    """The keys that a template names.  Raises NothingMatched where there is none, EditError for a ``{n+1}`` in it.
 
     >>> bound(["l.0.w", "l.1.w", "bias"], "l.{n}.*")[1]
     Bound(key='l.1.w', names={'n': '1'}, stars=('w',))
@@ -55,6 +56,8 @@ def bound(keys: Iterable[str], template: str) -> list[Bound]:
     parts = []
     for part in _PLACEHOLDER.split(template):
         name = part[1:-1]
+        if _PLACEHOLDER.fullmatch(part) and re.search(r"[+-]", name):
+            raise EditError([f"{template!r}: a key is found by {{n}}; {part} stands in the templates that follow"])
         if part == "*":
             parts.append("(.*)")
         elif not _PLACEHOLDER.fullmatch(part):
@@ -84,10 +87,11 @@ def filled(template: str, names: Mapping[str, str], stars: Iterable[str]) -> str
     waiting = iter(stars)
 
     def value(part: re.Match[str]) -> str:
-        text = next(waiting, None) if part[0] == "*" else names.get(part[0][1:-1])
+        found = _NAME.fullmatch(part[0])
+        text = names.get(found[1]) if found else next(waiting, None)
         if text is None:
             raise EditError([f"{template!r} has placeholders that the first template does not have"])
-        return text
+        return str(int(text) + int(found[2])) if found and found[2] else text
 
     return _PLACEHOLDER.sub(value, template)
 

@@ -79,6 +79,25 @@ def _in_memory(raw: Block) -> Piece:
     return Piece(len(raw), lambda _: raw)
 
 
+class Stream:
+    """Blocks that are taken in other sizes than they come in."""
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self._blocks = blocks
+        self._left = memoryview(b"")
+
+    def take(self, nbytes: int) -> memoryview:
+        """The next bytes."""
+        found = bytearray()
+        while len(found) < nbytes:
+            if not self._left:
+                self._left = memoryview(next(self._blocks))
+            taken = self._left[: nbytes - len(found)]
+            found += taken
+            self._left = self._left[len(taken) :]
+        return memoryview(found)
+
+
 def alongside(*tensors: Tensor) -> Iterator[tuple[Piece, ...]]:
     """Pieces of several tensors with the same elements in them, one by one."""
     count = PIECE // max(tensor.dtype.itemsize for tensor in tensors)

@@ -12,6 +12,7 @@ from math import prod
 from ..errors import EditError
 from ..files.spans import BLOCK, Block
 from .arithmetic import filled as constant
+from .blocks import Stream
 from .records import ComputedTensor, ExtraState, OpaqueTensor, Tensor
 from .stored import StoredTensor
 from .strides import row_major
@@ -62,25 +63,6 @@ def filled(like: Tensor, axis: int, size: int, value: float) -> ComputedTensor:
     return ComputedTensor(like.dtype, shape, (), lambda _: constant(like.dtype, prod(shape), value))
 
 
-class _Stream:
-    """Blocks that are taken in other sizes than they come in."""
-
-    def __init__(self, blocks: Iterator[Block]) -> None:
-        self._blocks = blocks
-        self._left = memoryview(b"")
-
-    def take(self, nbytes: int) -> memoryview:
-        """The next bytes."""
-        found = bytearray()
-        while len(found) < nbytes:
-            if not self._left:
-                self._left = memoryview(next(self._blocks))
-            taken = self._left[: nbytes - len(found)]
-            found += taken
-            self._left = self._left[len(taken) :]
-        return memoryview(found)
-
-
 def concatenated(tensors: Sequence[Tensor], axis: int) -> ComputedTensor:
     """Tensors joined along one dimension; along an inner one they are read slab by slab, a block of memory for each.
 
@@ -96,7 +78,7 @@ def concatenated(tensors: Sequence[Tensor], axis: int) -> ComputedTensor:
                 yield from tensor.blocks()
             return
         widths = [tensor.nbytes // rows if rows else 0 for tensor in inputs]
-        streams = [_Stream(tensor.blocks()) for tensor in inputs]
+        streams = [Stream(tensor.blocks()) for tensor in inputs]
         slab = max(BLOCK // max(sum(widths), 1), 1)
         for start in range(0, rows, slab):
             count = min(slab, rows - start)

@@ -80,6 +80,11 @@ def small() -> StateDict:
     return {"layers.0.gamma": torch.ones(2), "layers.0.attn.q": torch.ones(2)}
 
 
+def normed(layer: str, norm: str) -> StateDict:
+    statistics = {f"{norm}.{name}": torch.ones(2) for name in ("weight", "bias", "running_mean", "running_var")}
+    return {f"{layer}.weight": torch.ones(2, 2, 1, 1), **statistics}
+
+
 def training(prefix: str) -> dict[str, object]:
     net = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -138,6 +143,17 @@ INSTEAD = {  # smaller numbers and models of the same kind
 SPECIAL: dict[str, dict[str, Callable[[], object]]] = {
     "concat": {"model.pth": lambda: layers("q", "k", "v")},
     "split": {"model.pth": lambda: {f"l.{index}.qkv": torch.ones(6, 2) for index in range(2)}},
+    "fold-norm": {
+        "resnet.pth": lambda: normed("layer1.0.conv1", "layer1.0.bn1"),
+        "vgg.pth": lambda: normed("features.0", "features.1"),
+    },
+    "norm-to-conv": {"repvgg.pth": lambda: normed("a.conv", "a.identity")},
+    "sum": {
+        "branches.pth": lambda: {
+            f"a.{name}.weight": torch.ones(2, 2, *size)
+            for name, size in (("conv_kxk", (3, 3)), ("conv_1x1", (1, 1)), ("identity", (1, 1)))
+        }
+    },
     "stack": {"moe.pth": lambda: {f"l.0.experts.{e}.w": torch.ones(2, 2) for e in range(3)}},
     "unstack": {"stacked.pth": lambda: {"l.0.experts.w": torch.ones(3, 2, 2)}},
     "slice": {"model.pth": lambda: {"fc.weight": torch.ones(12, 4), "fc.bias": torch.ones(12)}},
