@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from .training.rules import Rule, Rules
     from .writing.in_place import InPlace, plan_in_place, rename_in_place
     from .writing.plan import Plan
+    from .writing.shard_index import write_index
     from .writing.write import convert, save
 
 __version__ = "0.1.0"
@@ -200,6 +201,7 @@ __all__ = [
     "verify_frozen",
     "with_optimizer_keys",
     "with_values",
+    "write_index",
 ]
 
 # Where each public name is made; its module is imported when the name is first asked for.
@@ -252,6 +254,7 @@ _HOMES = {
     "training.initializing": "Initialized initialize",
     "writing.in_place": "InPlace plan_in_place rename_in_place",
     "writing.plan": "Plan",
+    "writing.shard_index": "write_index",
     "writing.write": "convert save",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -30,6 +30,7 @@ COMMANDS = {
     "scan": "looking",
     "convert": "editing",
     "recover": "editing",
+    "index": "indexing",
     "align": "fitting",
     "fit": "fitting",
     "set": "running",

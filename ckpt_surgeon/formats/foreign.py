@@ -41,7 +41,13 @@ _LAYOUTS: tuple[tuple[re.Pattern[str], int, str, str], ...] = (
         "join them with DeepSpeed's own script, beside global_step…: python zero_to_fp32.py . OUT",
     ),
     (
-        re.compile(r"mp_rank_\d+(_\d+)*|latest_checkpointed_iteration\.txt|iter_\d{7}"),
+        re.compile(r"latest_checkpointed_iteration\.txt|iter_\d{7}"),
+        1,
+        "is a folder of Megatron-LM checkpoints, one for each iteration",
+        "name the folder of one iteration, iter_…",
+    ),
+    (
+        re.compile(r"mp_rank_\d+(_\d+)*"),
         1,
         "is a Megatron-LM checkpoint, in which each mp_rank_… has a part of the weights",
         "join them with Megatron's tools/checkpoint/convert.py, or name the file of one rank",
@@ -73,6 +79,14 @@ def refuse_folder(folder: FilePath, names: list[str]) -> NotACheckpoint | None:
         if sum(pattern.fullmatch(name) is not None for name in names) >= least:
             return NotACheckpoint(folder, what, remedy)
     return None
+
+
+def refuse_megatron_core(folder: FilePath) -> NotACheckpoint:
+    """The error for a folder of Megatron-Core's whose weights are not in files of torch's."""
+    what = "is a Megatron-Core checkpoint without .metadata: its weights are in another format (zarr), or not here"
+    return NotACheckpoint(
+        folder, what, "copy .metadata too (ls -a shows it), or convert it with Megatron to torch_dist"
+    )
 
 
 def refuse(path: FilePath, head: bytes, broken: FileError | None = None) -> FileError:

@@ -14,11 +14,12 @@ from ..files.local import LocalPath
 from ..files.paths import FilePath
 from ..files.sinks import Sink
 from ..tensors.records import Tensor
-from . import foreign, plain_pickle, safetensors, sharded, torch_legacy, torch_tar
+from . import foreign, plain_pickle, safetensors, shard_set, sharded, torch_legacy, torch_tar
 from .contents import Contents, Index
-from .dcp import consolidated
+from .dcp import consolidated, megatron_core
 from .dcp import metadata as dcp
 from .pickle.values import Value
+from .shard_names import is_shard
 from .zip import archive as zip_archive
 from .zip import torch_export, torch_package, torch_zip, torchscript
 
@@ -132,7 +133,7 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
         if path.is_dir():
             if (here := path.local) is not None:
                 return _read_folder(here, salvage=salvage)
-            path = _found_there(path)
+            return read_named(_found_there(path), salvage=salvage)
         if path.name == dcp.METADATA:
             return read_distributed(path, salvage=salvage)
         head = _head(path)
@@ -142,6 +143,15 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
     except OSError as error:
         raise path.failure(error) from error
     raise foreign.refuse(path, head, safetensors.broken(path, head))
+
+
+def read_named(path: FilePath, *, salvage: bool = False) -> Contents:
+    """Read what somebody means by naming a file or folder: of a shard that no index lists, the whole set.
+
+    Raises what :func:`read` raises.
+    """
+    shards = shard_set.set_of(path) if is_shard(path.name) and path.is_file() else None
+    return read(path, salvage=salvage) if shards is None else shard_set.read(shards, read_shard, salvage=salvage)
 
 
 def _found_there(folder: FilePath) -> FilePath:
@@ -156,7 +166,10 @@ def read_distributed(path: FilePath, *, salvage: bool = False) -> Contents:
     if (here := path.local) is None:
         problem = "belongs to a distributed checkpoint at a URL, whose pieces torch's own engine reads from files"
         raise FileError(path, problem, "copy its folder here first")
-    return dcp.read(here, salvage=salvage)
+    contents = dcp.read(here, salvage=salvage)
+    if not megatron_core.holds(here.parent.names()):
+        return contents
+    return megatron_core.joined(contents, read(here.parent / megatron_core.COMMON))
 
 
 def located(path: LocalPath) -> LocalPath:
@@ -178,6 +191,8 @@ def index_of(path: LocalPath) -> Index:
         listing = sharded.index_over(path)
     except OSError as error:
         raise path.failure(error) from error
+    if (shards := shard_set.set_of(path)) is not None:
+        raise FileError(path, f"is one of {shards.count:,} shards, which cannot change in one step", NEW_FILE)
     if index is None:
         container = read(path).container
         raise FileError(path, f"is {container}: its keys cannot be changed where they lie", NEW_FILE)
@@ -199,7 +214,7 @@ def _index(path: LocalPath, head: bytes) -> Index | None:
 def _read_folder(folder: LocalPath, *, salvage: bool) -> Contents:
     if consolidated.holds(folder):
         return consolidated.read(folder)
-    contents = read(_found(folder), salvage=salvage)
+    contents = read_named(_found(folder), salvage=salvage)
     pieces = folder / "sharded"
     if not pieces.is_dir() or not consolidated.holds(pieces):
         return contents
@@ -209,6 +224,10 @@ def _read_folder(folder: LocalPath, *, salvage: bool) -> Contents:
 def _found(folder: LocalPath) -> LocalPath:
     """The file of a folder that says what is in it.  Raises NotACheckpoint when there is none, or several."""
     inside = folder.names()
+    if megatron_core.holds(inside):
+        return folder / dcp.METADATA
+    if megatron_core.lacks_metadata(inside):
+        raise foreign.refuse_megatron_core(folder)
     try:
         found = folder / sharded.find(folder).name
     except NotACheckpoint as error:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import Protocol
@@ -18,16 +19,19 @@ from ..errors import BrokenFile, CheckpointError, NotACheckpoint, listed
 from ..files.local import LocalPath
 from ..files.paths import FilePath, prefetch_heads
 from ..tensors.dtypes import BY_NAME
+from ..tensors.extra_state import is_extra_state
 from ..tensors.records import OpaqueTensor
 from ..tensors.stored import StoredTensor
+from ..text import plural
 from .contents import Contents
 from .pickle.torch_objects import LOST
 from .pickle.values import Global, Ordered, Value, spelled
+from .shard_names import set_in
 
 SUFFIX = ".index.json"
 LIMIT = 1 << 28  # bytes that an index may have
 _PREFERRED = ("model.safetensors", "pytorch_model.bin")
-_TENSORS = (StoredTensor, OpaqueTensor)
+TENSORS = (StoredTensor, OpaqueTensor)
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -43,7 +47,10 @@ def matches(head: bytes) -> bool:
 
 
 def find(folder: FilePath) -> FilePath:
-    """The index or the one checkpoint file in a folder.  Raises NotACheckpoint when there is none, or several."""
+    """The index or the one checkpoint file in a folder, or the first shard of a set.
+
+    Raises NotACheckpoint when there is none, or several.
+    """
     names = folder.names()
     indexes = [name for name in names if name.endswith(SUFFIX)]
     for preferred in _PREFERRED:
@@ -54,6 +61,8 @@ def find(folder: FilePath) -> FilePath:
     files = indexes or [name for name in names if name.endswith(_CHECKPOINTS)]
     if len(files) == 1:
         return folder / files[0]
+    if not indexes and (shards := set_in(folder, files)) is not None:
+        return shards.first
     if files:
         raise NotACheckpoint(folder, f"is a directory with {len(files)} checkpoints ({listed(files)})", "name one")
     raise NotACheckpoint(folder, "is a directory without a checkpoint", "name the file")
@@ -66,29 +75,19 @@ def read(path: FilePath, read_shard: Reader, *, salvage: bool = False) -> Conten
     """
     weight_map, metadata = _index(path)
     root = Ordered()
-    shards: dict[str, Mapping[Value, Value]] = {}
-    containers = set()
-    versions: dict[Value, Value] = {}
     problems: list[str] = []
-    names: dict[Global, None] = {}
-    inside: list[Callable[[], Iterable[Global]]] = []
+    gathered = Gathered(metadata=metadata)
     places = {name: path.parent / name for name in weight_map.values()}
     prefetch_heads(list(places.values()))
     for name, place in places.items():
-        if not place.is_file():
-            problems += [] if salvage else [f"shard {name!r} is missing"]
-            continue
-        contents = read_shard(place, salvage=salvage)
-        containers.add(contents.container)
-        names.update(dict.fromkeys(contents.globals))
-        inside.append(contents.globals_inside)
-        metadata = {**contents.metadata, **metadata}
-        shards[name] = contents.root if isinstance(contents.root, dict) else {}
-        if isinstance(contents.root, Ordered) and isinstance(contents.root.attributes, dict):
-            versions.update(_versions(contents.root.attributes))
+        if place.is_file():
+            gathered.add(name, read_shard(place, salvage=salvage))
+        elif not salvage:
+            problems.append(f"shard {name!r} is missing")
+    shards = gathered.roots
     for key, name in weight_map.items():
         tensor = shards.get(name, {}).get(key)
-        if isinstance(tensor, _TENSORS):
+        if isinstance(tensor, TENSORS) or (is_extra_state(key) and key in shards.get(name, {})):
             root[key] = tensor
         elif salvage:
             root[key] = OpaqueTensor(LOST, BY_NAME["uint8"], ())
@@ -97,16 +96,42 @@ def read(path: FilePath, read_shard: Reader, *, salvage: bool = False) -> Conten
             where = f"it is in {elsewhere[0]!r}" if elsewhere else "no shard has it"
             problems.append(f"tensor {key!r} is not in shard {name!r} ({where})")
     for name, held in shards.items():
-        extra = [key for key, value in held.items() if key not in weight_map and isinstance(value, _TENSORS)]
+        extra = [key for key, value in held.items() if key not in weight_map and isinstance(value, TENSORS)]
         if extra:
             problems.append(f"shard {name!r} has {listed(map(spelled, extra), 3)} that the index does not list")
     if problems:
-        raise BrokenFile(path, listed_problems(problems), "fetch the missing files again, or rebuild the index")
-    if versions:
-        root.attributes = {"_metadata": versions}
-    container = f"{'/'.join(sorted(containers))}, {len(shards)} shards"
-    notes = _strays(path, set(weight_map.values()))
-    return Contents(path, container, root, metadata, notes, tuple(names), _all_of(inside))
+        remedy = f"fetch the missing files again, or rebuild the index: ckpt index {path.parent} --force"
+        raise BrokenFile(path, listed_problems(problems), remedy)
+    return gathered.contents(path, root, _strays(path, set(weight_map.values())))
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What several shards hold, one after another: their roots by name, and what is known of all together."""
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    roots: dict[str, Mapping[Value, Value]] = field(default_factory=dict)
+    containers: set[str] = field(default_factory=set)
+    versions: dict[Value, Value] = field(default_factory=dict)
+    names: dict[Global, None] = field(default_factory=dict)
+    inside: list[Callable[[], Iterable[Global]]] = field(default_factory=list)
+
+    def add(self, name: str, contents: Contents) -> None:
+        """Add one shard."""
+        self.containers.add(contents.container)
+        self.names.update(dict.fromkeys(contents.globals))
+        self.inside.append(contents.globals_inside)
+        self.metadata = {**contents.metadata, **self.metadata}
+        self.roots[name] = contents.root if isinstance(contents.root, dict) else {}
+        if isinstance(contents.root, Ordered) and isinstance(contents.root.attributes, dict):
+            self.versions.update(_versions(contents.root.attributes))
+
+    def contents(self, path: FilePath, root: Ordered, notes: tuple[str, ...]) -> Contents:
+        """The contents of all shards, whose tensors are in ``root``."""
+        if self.versions:
+            root.attributes = {"_metadata": self.versions}
+        container = f"{'/'.join(sorted(self.containers))}, {plural(len(self.roots), 'shard')}"
+        return Contents(path, container, root, self.metadata, notes, tuple(self.names), _all_of(self.inside))
 
 
 def _all_of(sources: Sequence[Callable[[], Iterable[Global]]]) -> Callable[[], Iterable[Global]]:

@@ -43,7 +43,7 @@ def read(path: AnyPath, *, salvage: bool = False) -> Contents:
     with _paused_collector():
         local = where.local
         outcome = journal.recover(registry.located(local)) if local is not None else None
-        return _told(registry.read(where, salvage=salvage), outcome)
+        return _told(registry.read_named(where, salvage=salvage), outcome)
 
 
 def index_of(path: AnyPath) -> Index:

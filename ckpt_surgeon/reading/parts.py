@@ -41,7 +41,7 @@ def part_of(contents: Contents, tensors: Mapping[str, Tensor]) -> str:
     """What part of a model a file has, with its rank; "" for a file that, as far as is known, has a whole one."""
     if sharded := _dtensors(tensors):
         return sharded
-    if not isinstance(contents.root, dict):
+    if not isinstance(contents.root, dict) or "torch distributed" in contents.container:  # which has all ranks' parts
         return ""
     return _zero(contents.path, contents.root, tensors) or _megatron(contents.path, contents.root) or _fsdp(contents)
 
