@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from command_line import Run
 from tables import StateDict, assert_same, ramp
+from torch.distributed.checkpoint.state_dict_saver import save
 
 import ckpt_surgeon
 from ckpt_surgeon.errors import NotACheckpoint
@@ -29,7 +29,7 @@ def megatron_core(folder: Path, *, prefix: str = "optimizer.") -> Path:
     state = weights() | {f"{prefix}state.{slot}.{PARAMETER}": ramp(2, 6, 3) for slot in SLOTS}
     state |= {"rng_state": ramp(8), "rng_state/shard_0.0_1.1": ramp(3), "iteration": torch.tensor(3)}
     with warnings.catch_warnings(action="ignore"):
-        dcp.save(state, checkpoint_id=folder)
+        save(state, checkpoint_id=folder)
     args = argparse.Namespace(tensor_model_parallel_size=2, lr=0.25)
     groups = [{"lr": 0.25, "step": 3, "params": []}]
     common = {"args": args, "checkpoint_version": 3.0, "iteration": 3, "optimizer": {"param_groups": groups}}
