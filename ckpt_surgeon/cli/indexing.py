@@ -8,7 +8,8 @@ import click
 
 from ..files.paths import FilePath
 from ..text import plural
-from .options import FILE_PATH, say_done
+from .options import FILE_PATH
+from .terminal import say_done
 
 
 @click.command(short_help="Write the index of shards that have none.")

@@ -49,7 +49,7 @@ _MODEL = re.compile(
 )
 _SETTINGS = re.compile(r"hyper_?parameters|hparams|config|args|callbacks", re.IGNORECASE)
 _TRAINING = re.compile(
-    r"""optim|sched|scaler|amp|^rng|random|criterion|^loss|^train(er|ing)?_state$|^data_?loader$
+    r"""optim|sched|scaler|\bamp\b|^rng|random|criterion|^loss|^train(er|ing)?_state$|^data_?loader$
         |^iteration$|^rerun_state""",
     re.IGNORECASE | re.VERBOSE,
 )
