@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
-from ..errors import EditError, KeyCollision, Phrase
+from ..errors import EditError, KeyCollision
 from ..tensors.checkpoint import Checkpoint, Versions, versions_of
-from ..tensors.opaque import ways_on
+from ..tensors.opaque import ways_beside
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor, findings
 from .change import Change, Edit, Inline, edit, rebuilt, rename_versions
 from .companions import checked
@@ -120,7 +120,7 @@ def each(
         except EditError as error:
             problems += error.problems
     if problems:
-        raise EditError(problems, remedy=Phrase("choose other keys, ", ways_on(state_dict)) if opaque else "")
+        raise EditError(problems, remedy=ways_beside(state_dict) if opaque else "")
     parted = {tie for tie, tensor in made.items() if tensor.tie != tie}
     untied = [key for key, tensor in state_dict.items() if key not in chosen and tensor.tie in parted]
     said = [f"{len(untied):,} keys are no longer tied to one that was edited: {', '.join(untied[:3])}"] * bool(untied)

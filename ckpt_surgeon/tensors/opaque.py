@@ -40,6 +40,16 @@ def ways_on(checkpoint: Checkpoint) -> Phrase:
     return Phrase(LEAVE_OUT, *([_ANEW] if checkpoint.container == "torch legacy" else []))
 
 
+def ways_beside(checkpoint: Checkpoint) -> Phrase:
+    """What to do where the values of such a tensor were to be edited: edit others, and keep it or leave it out."""
+    others = Phrase(
+        "choose other keys by pattern, and leave this one out (", Either("ckpt_surgeon.drop", "ckpt drop"), ")"
+    )
+    if checkpoint.container != "torch zip":
+        return others
+    return Phrase(others, " or keep it: ", Either("edit open_run(…)", "--whole with an OUT that ends in .pth"))
+
+
 def ways_to_load(checkpoint: Checkpoint) -> Phrase:
     """What to do where tensors that are more than plain elements are asked for in memory."""
     if any(isinstance(tensor, OpaqueTensor) and tensor.local is not None for tensor in checkpoint.values()):
