@@ -24,6 +24,7 @@ def training_text(found: Training, *, full: bool = False) -> str:
     where = f"weights at {visible(found.weights or '.')}" if found.has_weights else "no weights"
     lines = [f"{found.path}: {where}"]
     lines += [f"  the same keys, edited alike: {visible(twin)}" for twin in found.twins]
+    lines += [f"  note: {note}" for note in found.notes]
     for optimizer in found.optimizers:
         lines += ["", _head(optimizer), table(_COLUMNS, _rows(optimizer, full=full))]
         lines += [f"  group {number}: {_options(group)}" for number, group in enumerate(optimizer.groups)]
@@ -95,6 +96,7 @@ def training_json(found: Training) -> str:
             "path": str(found.path),
             "weights": found.weights if found.has_weights else None,
             "twins": list(found.twins),
+            "notes": list(found.notes),
             "optimizers": [
                 {
                     "path": optimizer.path,

@@ -66,6 +66,7 @@ class Training(Shown):
     parts: tuple[TrainingPart, ...]
     twins: tuple[str, ...]
     has_weights: bool = True  # not where it is an optimizer's file
+    notes: tuple[str, ...] = ()
 
 
 def training_of(
@@ -93,6 +94,7 @@ def training_of(
         tuple(_parts(run)),
         tuple(".".join(twin.path) for twin in run.twins),
         not run.weights.part.startswith(NO_WEIGHTS),
+        run.notes,
     )
 
 

@@ -14,6 +14,7 @@ from ..formats.zip.whole import Whole, read_whole
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import Tensor
+from .layouts import remarks
 from .nodes import dicts_in
 from .optimizer_nodes import optimizers_in
 from .run import Run, Twin
@@ -46,7 +47,8 @@ def open_run_file(
     twins = () if unwritable else tuple(_twins(whole, where, weights))
     optimizers = tuple(optimizers_in(whole, whole.root))
     return Run(
-        whole, weights, where, nodes, optimizers, twins, tuple(stated), in_model_order, unwritable=unwritable
+        whole, weights, where, nodes, optimizers, twins, tuple(stated), in_model_order, unwritable=unwritable,
+        notes=remarks(whole.root),
     )  # fmt: skip
 
 
