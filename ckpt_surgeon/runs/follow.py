@@ -206,12 +206,20 @@ class _Work:
             self.notes.append(f"{listed(gone)}: their optimizer state goes with them")
         groups = [self._group(group, new_ids) for group in self.state.groups]
         slots = self._in_file_order(slots, new_ids)
+        if self.kind is not None and self.kind.joint and slots and not self._keeps_order(groups, new_ids, proof):
+            slots, proof = {}, KEPT_PART
+            self.notes.append(f"{self.kind.name} keeps one state of all parameters together: it starts afresh")
         pairs = enumerate(zip(self.state.groups, groups, strict=True))
         emptied = tuple(position for position, (old, new_group) in pairs if old.ids and not new_group.ids)
         kept = tuple(group for position, group in enumerate(groups) if position not in emptied)
         return Followed(
             replace(self.state, groups=kept, slots=slots), proof, tuple(self.notes), tuple(self.grown), emptied
         )
+
+    def _keeps_order(self, groups: Iterable[Group], new_ids: Mapping[str, Hashable], proof: str) -> bool:
+        """Whether all parameters stay as they are, and in their order."""
+        origin = {id_: self.ids.get((self.change.origins[new] or ("",))[0]) for new, id_ in new_ids.items()}
+        return proof == SAME_RUN and [origin.get(id_) for group in groups for id_ in group.ids] == [*self.state.ids]
 
     def _in_file_order(
         self, slots: Mapping[Hashable, Mapping[str, Slot]], new_ids: Mapping[str, Hashable]

@@ -22,6 +22,7 @@ BY_IDS = "its ids are names"
 BY_RUN = "the optimizer that the factory builds"
 BY_ORDER = "the order of the state_dict"
 BY_DECAY_FIRST = "the order of the state_dict, matrices (with weight decay) first"
+BY_PACKING = "one flat vector of all parameters, cut in the order of the state_dict"
 BY_DECAY_LAST = "the order of the state_dict, vectors (without weight decay) first"
 
 
@@ -41,6 +42,8 @@ def names_of(
 
     ``stated`` are the parameters' names in the order of the ids, as a factory gives them.
     """
+    if state.packed is not None and len(keys := parameters_of(weights)) == len(state.ids):
+        return Names(dict(zip(state.ids, keys, strict=True)), BY_PACKING)
     listed_names = [name for group in state.groups for name in group.names or ()]
     if listed_names and len(listed_names) == len(state.ids):
         return _matched(zip(state.ids, listed_names, strict=True), weights, BY_NAMES)

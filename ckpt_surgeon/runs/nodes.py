@@ -63,6 +63,8 @@ def _is_untouched(old: Value, tensors: Checkpoint, nodes: Mapping[int, Value]) -
 
 def differs(state: OptimizerState, original: OptimizerState) -> bool:
     """Whether an optimizer's state has to be written anew."""
+    if state.packed is not None:
+        return state.slots is not state.packed
     if state.is_flat != original.is_flat:
         return True
     return state.groups != original.groups or state.slots.keys() != original.slots.keys() or any(

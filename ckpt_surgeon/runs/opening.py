@@ -17,6 +17,7 @@ from ..tensors.records import Tensor
 from .layouts import remarks
 from .nodes import dicts_in
 from .optimizer_nodes import optimizers_in
+from .packed import unpacked
 from .run import Run, Twin
 from .state import TreePath, named_children, pairs_of
 
@@ -45,7 +46,7 @@ def open_run_file(
     where, node = _weights_at(whole, chosen)
     weights, nodes, unwritable = _records(whole, node, chosen)
     twins = () if unwritable else tuple(_twins(whole, where, weights))
-    optimizers = tuple(optimizers_in(whole, whole.root))
+    optimizers = tuple(unpacked(state, weights) for state in optimizers_in(whole, whole.root))
     return Run(
         whole, weights, where, nodes, optimizers, twins, tuple(stated), in_model_order, unwritable=unwritable,
         notes=remarks(whole.root),

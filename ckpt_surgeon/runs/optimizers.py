@@ -15,7 +15,8 @@ class Optimizer:
     """One known kind: slots in the parameter's shape, slots of another shape, and options that only it has.
 
     ``elementwise`` says whether each element's update depends on that element alone: only then is the kept part of a
-    parameter that was cut or grown proven to train on as it would have.
+    parameter that was cut or grown proven to train on as it would have.  ``joint`` says that the state under the first
+    id is that of all parameters together, in their order.
     """
 
     name: str
@@ -23,18 +24,21 @@ class Optimizer:
     others: frozenset[str] = frozenset()
     options: frozenset[str] = frozenset()
     elementwise: bool = True
+    joint: bool = False
 
 
-def _kind(name: str, shaped: str, others: str = "", options: str = "", *, elementwise: bool = True) -> Optimizer:
+def _kind(
+    name: str, shaped: str, others: str = "", options: str = "", *, elementwise: bool = True, joint: bool = False
+) -> Optimizer:  # fmt: skip
     first, second, third = (frozenset(text.split()) for text in (shaped, others, options))
-    return Optimizer(name, first, second, third, elementwise)
+    return Optimizer(name, first, second, third, elementwise, joint)
 
 
 # The first that fits is taken: those with options of their own come first.
 KNOWN = (
     _kind("Muon", "momentum_buffer", "", "ns_steps ns_coefficients", elementwise=False),
     _kind("LBFGS", "", "func_evals n_iter d t old_dirs old_stps ro H_diag prev_flat_grad prev_loss al",
-          "history_size line_search_fn", elementwise=False),
+          "history_size line_search_fn", elementwise=False, joint=True),
     _kind("Adafactor", "variance exp_avg exp_avg_sq", "step row_var col_var exp_avg_sq_row exp_avg_sq_col RMS",
           "beta2_decay", elementwise=False),
     _kind("Adafactor (transformers)", "exp_avg exp_avg_sq", "step exp_avg_sq_row exp_avg_sq_col RMS", "clip_threshold",
@@ -51,7 +55,7 @@ KNOWN = (
     _kind("Adam", "exp_avg exp_avg_sq max_exp_avg_sq", "step"),
 )  # fmt: skip
 
-BITSANDBYTES = frozenset({"state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2"})
+BITSANDBYTES = frozenset({"state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2", "__bnb_optimizer_quant_state__"})
 _EIGHT_BIT = Optimizer("bitsandbytes", frozenset(), BITSANDBYTES | {"step"}, elementwise=False)
 
 

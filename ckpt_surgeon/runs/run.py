@@ -26,6 +26,7 @@ from .follow import SAME_RUN, Planner, follow_all, notes_of, planned_and_replaye
 from .naming import Names, names_of
 from .nodes import dicts_in, differs, followed, weights_node, with_value, without_entry, without_items
 from .optimizer_nodes import optimizers_in, written_state
+from .packed import packed_again
 from .saving import save_whole
 from .state import OptimizerState, TreePath, entry, named_children, pairs_of
 
@@ -172,7 +173,7 @@ class Run(Shown):
             made[id(old)] = weights_node(old, twin.tensors, twin.nodes, twin.prefix, twin.beside)
         for state, original in zip(self.optimizers, self._originals(), strict=True):
             if differs(state, original):
-                made[id(followed(self.whole.root, state.path))] = written_state(state)
+                made[id(followed(self.whole.root, state.path))] = written_state(self._repacked(state))
         for path, positions in self.schedulers.items():
             node = followed(self.whole.root, path)
             made[id(node)] = without_items(node, positions)
@@ -183,6 +184,13 @@ class Run(Shown):
             parent = followed(self.whole.root, path[:-1])
             made[id(parent)] = with_value(made.get(id(parent), parent), path[-1], value)
         return made
+
+    def _repacked(self, state: OptimizerState) -> OptimizerState:
+        """A state that was cut out of one flat vector as that vector; any other as it is."""
+        names = self.names(state) if state.packed is not None else None
+        if names is None:
+            return state
+        return packed_again(state, {id_: tuple(self.weights[key].shape) for id_, key in names.keys.items()})
 
     def _originals(self) -> list[OptimizerState]:
         found = {state.path: state for state in optimizers_in(self.whole, self.whole.root)}

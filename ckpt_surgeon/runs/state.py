@@ -40,6 +40,7 @@ class OptimizerState:
     groups: tuple[Group, ...]
     slots: Mapping[Hashable, Mapping[str, Slot]]
     beside: tuple[Pair, ...] = ()  # entries of its dict beside state and param_groups
+    packed: Mapping[Hashable, Mapping[str, Slot]] | None = None  # the slots as they were cut out of one flat vector
     is_flat: bool = False  # whether its keys are joined by dots: state.<name>.<slot>, param_groups.<name>.<option>
 
     @property

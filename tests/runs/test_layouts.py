@@ -204,6 +204,34 @@ def test_fairseq_goes_on_and_keeps_its_history(tmp_path: Path) -> None:
     assert file["extra_state"]["train_iterator"]["iterations_in_epoch"] == 3
 
 
+def test_fairseq_in_half_precision_has_one_vector_that_follows(tmp_path: Path) -> None:
+    model = Net()
+    keys = [name for name, _ in model.named_parameters()]
+    flat = nn.Parameter(torch.cat([one.detach().reshape(-1) for one in model.parameters()]))
+    optimizer = torch.optim.Adam([flat], lr=0.01)
+    flat.grad = torch.arange(float(flat.numel()))
+    optimizer.step()
+    path = tmp_path / "checkpoint_last.pt"
+    torch.save(fairseq(model, optimizer.state_dict()), path)
+    assert training_of(path).optimizers[0].how.startswith("one flat vector of all parameters")
+    run = ckpt_surgeon.rename(opened(path), ["body=trunk"])
+    ckpt_surgeon.save(run, tmp_path / "renamed.pt")
+    renamed = torch.load(tmp_path / "renamed.pt", weights_only=False)["last_optimizer_state"]
+    assert torch.equal(renamed["state"][0]["exp_avg"], optimizer.state[flat]["exp_avg"])
+
+    ckpt_surgeon.save(ckpt_surgeon.pad(ckpt_surgeon.drop(run, "trunk.1.*"), "trunk.0.bias", after=2), tmp_path / "x.pt")
+    state = torch.load(tmp_path / "x.pt", weights_only=False)["last_optimizer_state"]
+    assert state["param_groups"][0]["params"] == [0]
+    moments = dict(zip(keys, optimizer.state[flat]["exp_avg"].split([one.numel() for one in model.parameters()])))  # noqa: B905
+    wanted = [
+        torch.cat([value, torch.zeros(2)]) if key == "body.0.bias" else value
+        for key, value in moments.items()
+        if not key.startswith("body.1.")
+    ]
+    assert torch.equal(state["state"][0]["exp_avg"], torch.cat(wanted))
+    assert state["state"][0]["step"] == 1
+
+
 # -- ultralytics
 
 
