@@ -173,7 +173,7 @@ COMPUTING: dict[str, list[str]] = {
     "": ["concat --sources w,v --into wv --dim 1", "resize-rows w --rows 2", "reshape w --shape 3,4"],
     "numpy": [
         "cast --dtype bf16", "cast --dtype fp16", "cast --dtype int32", "cast --dtype float64", "scale w --factor 0.5",
-        "pad w --after 2", "resize-rows w --rows 9 --fill zero",
+        "pad w --after 2", "resize-rows w --rows 9 --fill zero", "dequantize --dtype fp32", "dequantize",
     ],
     "numpy ml_dtypes": ["cast --dtype float8_e4m3fn", "cast --dtype float8_e5m2"],
     "numpy torch": ["resize-rows w --rows 9 --fill mean", "resize-grid w --grid 2x2:3x3"],
@@ -184,7 +184,8 @@ COMPUTING: dict[str, list[str]] = {
 def test_commands_that_compute_import_numpy_and_torch_only_for_what_only_torch_does(
     imported: str, tmp_path: Path
 ) -> None:
-    path = save_zip({"w": torch.ones(4, 3), "v": torch.ones(4, 2)}, tmp_path)
+    codes = {"q.weight": torch.ones(4, 3, dtype=torch.int8), "q.weight_scale": torch.ones(4, 1)}
+    path = save_zip({"w": torch.ones(4, 3), "v": torch.ones(4, 2), **codes}, tmp_path)
     outs = [tmp_path / f"{number}.safetensors" for number in range(len(COMPUTING[imported]))]
     split = [words.split() for words in COMPUTING[imported]]
     loaded = loaded_by_all([words[0], path, out, *words[1:]] for words, out in zip(split, outs, strict=True))

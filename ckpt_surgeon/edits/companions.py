@@ -16,15 +16,18 @@ from ..tensors.extra_state import is_extra_state
 
 # Kinds of relations.  The values of codes mean nothing without their scales.
 FLOAT8, INT8, NORMAL4, INT8_ROWS, GPTQ, AWQ = "float8", "int8", "4-bit", "int8 rows", "GPTQ", "AWQ"
-CODES = frozenset({FLOAT8, INT8, NORMAL4, INT8_ROWS, GPTQ, AWQ})
+PACKED, FLOAT4, BLOCKS4 = "packed integers", "float4", "float4 blocks"
+CODES = frozenset({FLOAT8, INT8, NORMAL4, INT8_ROWS, GPTQ, AWQ, PACKED, FLOAT4, BLOCKS4})
 LORA, WEIGHT_NORM, SPECTRAL_NORM, MASKED, PARAMETRIZED = "LoRA", "weight norm", "spectral norm", "mask", "parametrized"
 REPLACED = "replaced by PEFT"
 
 # What is in the name of one tensor of each relation; a name ends at a new line.
 _MARKS = ("scale", "absmax", "SCB\n", "qweight\n", "_g\n", "_orig\n", "parametrizations.", "lora_", "modules_to_save")
 _SCALES = ("_scale_inv", "_scale")  # behind the codes' key; DeepSeek-V3, compressed-tensors, fbgemm, ModelOpt
-_BESIDE = ("_zero_point", "_scale_2", "_g_idx", "_shape")  # further parts, behind the codes' key
-_ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_ub", "output_scale")  # of what goes through the layer
+_BESIDE = ("_zero_point", "_scale_2", "_global_scale", "_g_idx", "_shape")  # further parts, behind the codes' key
+# What goes through the layer has scales of its own.
+_ACTIVATIONS = tuple(f"input_{name}" for name in ("scale", "global_scale", "zero_point", "scale_ub"))
+_ACTIVATIONS += ("activation_scale", "output_scale")
 _STATES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")  # bitsandbytes, 4 bits
 _LORA = re.compile(r"(.*?)\.?(lora_(?:embedding_)?A|lora_down|lora_a)((?:\..+)?)")
 _PARTNERS = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B", "lora_down": "lora_up", "lora_a": "lora_b"}
@@ -65,7 +68,7 @@ def relations(state_dict: Mapping[str, object]) -> list[Relation]:
     if not any(mark in names for mark in _MARKS):  # most state_dicts have none, and many have very many keys
         return found
     for key, tensor in state_dict.items():
-        for finder in (_scaled, _bitsandbytes, _packed, _lora, _reparametrised, _peft):
+        for finder in (_scaled, _shared, _bitsandbytes, _packed, _lora, _reparametrised, _peft):
             relation = finder(state_dict, key, tensor)
             if relation is not None:
                 found.append(relation)
@@ -240,6 +243,27 @@ def _scaled(state_dict: Mapping[str, object], key: str, tensor: object) -> Relat
     grain = _grain(_shape(tensor), _shape(state_dict[scales[0]]))
     kind = FLOAT8 if is_float8 else INT8
     return Relation(kind, key, (key, *scales, *_there(state_dict, more)), f"{kind} codes with {grain}")
+
+
+def _shared(state_dict: Mapping[str, object], key: str, tensor: object) -> Relation | None:
+    """Codes that share a byte or a word: compressed-tensors' ``_packed``, ModelOpt's NVFP4, gpt-oss's ``_blocks``."""
+    dtype = _dtype(tensor)
+    if dtype not in ("uint8", "int32"):
+        return None
+    if key.endswith("_blocks") and f"{key.removesuffix('_blocks')}_scales" in state_dict:
+        base = key.removesuffix("_blocks")
+        return Relation(BLOCKS4, base, (key, f"{base}_scales"), "MXFP4 codes with a scale for each block")
+    base = key.removesuffix("_packed")
+    if f"{base}_scale" not in state_dict or not (base != key or f"{base}_scale_2" in state_dict):
+        return None
+    module = base.rpartition(".")[0]
+    prefix = f"{module}." if module else ""
+    more = [*(base + end for end in _BESIDE), *(prefix + name for name in _ACTIVATIONS)]
+    parts = (key, f"{base}_scale", *_there(state_dict, more))
+    if dtype == "int32":
+        return Relation(PACKED, base, parts, "packed integer codes with scales for groups")
+    name = "MXFP4" if _dtype(state_dict[f"{base}_scale"]) in ("uint8", "float8_e8m0fnu") else "NVFP4"
+    return Relation(FLOAT4, base, parts, f"{name} codes with a scale for each block")
 
 
 def _grain(codes: tuple[int, ...], scale: tuple[int, ...]) -> str:

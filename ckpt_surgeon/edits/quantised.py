@@ -9,6 +9,8 @@ nf4, fp4             quant_map[code] × absmax of the block; a nested absmax is 
 GPTQ                 scales[group] × (code - zero - 1), packed along the inputs: AutoGPTQ ``qlinear_cuda_old.py``
 AWQ                  scales[group] × (code - zero), packed along the outputs in the order 0 2 4 6 1 3 5 7: AutoAWQ
                      ``utils/packing_utils.py``
+pack-quantized,      see :mod:`ckpt_surgeon.edits.packed`
+NVFP4, MXFP4
 ===================  ============================================================================================
 
 Every result is made in blocks of rows when it is written; codes and scales are read row by row with them.
@@ -17,44 +19,29 @@ Every result is made in blocks of rows when it is written; codes and scales are 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 from typing import TYPE_CHECKING, Annotated
 
-from ..errors import Argument, EditError, NothingMatched, Phrase
-from ..files.spans import Block
+from ..errors import Argument, EditError, NothingMatched, Phrase, listed
 from ..tensors.checkpoint import Checkpoint
-from ..tensors.dtypes import BY_NAME, DType
+from ..tensors.codes import Plain, floats, nibbles, part, spread, unpacked, values, viewed_as
+from ..tensors.dtypes import BY_NAME
 from ..tensors.dtypes import parse as parse_dtype
-from ..tensors.records import ComputedTensor, Tensor
-from ..tensors.torch_bridge import raw_bytes, whole
-from ..tensors.views import reshaped, sliced, viewed
+from ..tensors.records import Tensor
 from . import companions
 from .arguments import Patterns
 from .change import AllowUnmatched, Change, Inline, listed_patterns, matching
 from .companions import Relation
+from .packed import blocks4, float4, packed_integers
 from .value_edit import regrouped, settled, value_edit
 
 if TYPE_CHECKING:
-    import torch
+    from ..tensors.conversion import Array
 
 PIECE = 4 << 20  # elements of a result that are made at a time
 USUAL = 128  # rows and columns of a block, where the shapes leave it open
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where each column lies in its 32 bits
-
-Rows = Callable[[int, int], "torch.Tensor"]  # some rows of a result, in float32
-
-
-@dataclass(frozen=True, slots=True)
-class _Plain:
-    """What a weight becomes: its shape, the dtype that its writer means, and what makes its rows."""
-
-    shape: tuple[int, ...]
-    dtype: DType
-    inputs: tuple[Tensor, ...]
-    rows: Rows
-    step: int = 1  # rows are asked for in multiples of so many
 
 
 @value_edit(
@@ -71,7 +58,7 @@ def dequantize(
     gptq_v2: Annotated[bool, "GPTQ's zeros are stored as they are, not less one."] = False,
     allow_unmatched: AllowUnmatched = False,
 ) -> Change[Checkpoint]:
-    """Turn quantised weights into plain ones: float8 and int8 with scales, bitsandbytes' int8, nf4, fp4, GPTQ, AWQ.
+    """Turn quantised weights into plain ones: codes and scales of float8, int8, NVFP4, MXFP4, bitsandbytes, GPTQ, AWQ.
 
     ``patterns`` are globs on the plain keys (``*.q_proj.weight``).  ``dtype`` is that of the results; without it the
     one that the codes were made of, where they tell (scales in half precision, bitsandbytes' state), else bfloat16.
@@ -91,68 +78,55 @@ def dequantize(
     if not chosen and not allow_unmatched:
         raise NothingMatched(listed_patterns(patterns), what="quantised weight", examples=state_dict)
     problems: list[str] = []
+    remedy: str | Phrase = ""
     sets: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
     for one in found:
         if one.key not in chosen:
             continue
         try:
             plain = _plain(state_dict, one, tuple(block), gptq_v2=gptq_v2)
-            sets.append((one.keys, {one.key: _computed(plain, wanted or plain.dtype)}))
+            sets.append((one.keys, {one.key: plain.tensor(wanted or plain.dtype, PIECE)}))
         except EditError as error:
             problems += error.problems
+            remedy = remedy or error.remedy
     if problems:
-        raise EditError(problems)
+        raise EditError(problems, remedy=remedy)
     return settled(regrouped(state_dict, sets), sets)
 
 
-def _plain(state_dict: Checkpoint, one: Relation, block: tuple[int, ...], *, gptq_v2: bool) -> _Plain:
+def _plain(state_dict: Checkpoint, one: Relation, block: tuple[int, ...], *, gptq_v2: bool) -> Plain:
     tensors = {key: state_dict[key] for key in one.keys}
     if one.kind in (companions.FLOAT8, companions.INT8):
         return _scaled(one, tensors, block)
-    if one.kind == companions.INT8_ROWS:
-        return _int8_rows(one, tensors)
-    if one.kind == companions.NORMAL4:
-        return _four_bits(one, tensors)
+    if one.kind in _BY_KIND:
+        return _BY_KIND[one.kind](one, tensors)
     return _packed(one, tensors, zero=0 if gptq_v2 or one.kind == companions.AWQ else 1)
-
-
-def _computed(plain: _Plain, dtype: DType) -> ComputedTensor:
-    """The tensor that rows make up, some at a time."""
-    width = prod(plain.shape[1:]) or 1
-    step = max(PIECE // width // plain.step, 1) * plain.step
-
-    def make(_: tuple[Tensor, ...]) -> Iterator[Block]:
-        import torch
-
-        wanted = getattr(torch, dtype.name)
-        for start in range(0, plain.shape[0], step):
-            made = plain.rows(start, min(start + step, plain.shape[0]))
-            yield raw_bytes(made.to(wanted).contiguous())
-
-    return ComputedTensor(dtype, plain.shape, plain.inputs, make)
 
 
 # -- codes and scales of blocks
 
 
-def _scaled(one: Relation, tensors: Mapping[str, Tensor], block: tuple[int, ...]) -> _Plain:
+def _scaled(one: Relation, tensors: Mapping[str, Tensor], block: tuple[int, ...]) -> Plain:
     codes, scale = tensors[one.keys[0]], tensors[one.keys[1]]
     zeros = tensors.get(f"{one.key}_zero_point")
-    if f"{one.key}_g_idx" in tensors or f"{one.key}_scale_2" in tensors:
-        raise EditError(f"{one.key!r} has further parts, whose formula is not known here")
+    if further := [key for end in ("_g_idx", "_scale_2", "_global_scale") if (key := f"{one.key}{end}") in tensors]:
+        problem = f"{one.key!r} has {listed(further)}, and a formula with these is not known here"
+        raise EditError(problem, remedy="let the library that wrote it make it plain")
     if not codes.shape:
         raise EditError(f"{one.key!r} is a single number")
     sizes = _block_sizes(one.key, codes.shape, scale.shape, block)
 
-    def rows(start: int, stop: int) -> torch.Tensor:
-        values = whole(sliced(codes, 0, start, stop)).float()
+    def rows(start: int, stop: int) -> Array:
+        import numpy as np
+
+        made = part(codes, 0, start, stop).astype(np.float32, copy=False)
         if zeros is not None:
-            values = values - _spread(zeros, codes.shape, sizes, start, stop)
-        return values * _spread(scale, codes.shape, sizes, start, stop)
+            made = made - spread(zeros, codes.shape, sizes, start, stop, read=floats)
+        return made * spread(scale, codes.shape, sizes, start, stop)
 
     half = scale.dtype.name in ("float16", "bfloat16")
     inputs = (codes, scale) if zeros is None else (codes, scale, zeros)
-    return _Plain(codes.shape, scale.dtype if half else BY_NAME["bfloat16"], inputs, rows)
+    return Plain(codes.shape, scale.dtype if half else BY_NAME["bfloat16"], inputs, rows)
 
 
 def _block_sizes(key: str, codes: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
@@ -174,29 +148,10 @@ def _block_sizes(key: str, codes: tuple[int, ...], scale: tuple[int, ...], block
     return tuple(sizes)
 
 
-def _spread(scale: Tensor, codes: tuple[int, ...], sizes: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
-    """The scales of some rows, one for each code or to be broadcast; float8_e8m0fnu are powers of two."""
-    counts = [ceil(size / one) for size, one in zip(codes, sizes, strict=True)]
-    first, last = start // sizes[0], ceil(stop / sizes[0])
-    part = whole(sliced(viewed_as(scale, tuple(counts)), 0, first, last)).float()
-    for axis, (size, one) in enumerate(zip(codes, sizes, strict=True)):
-        if axis == 0:
-            shift = start - first * one
-            part = part.repeat_interleave(one, 0)[shift : shift + stop - start] if one > 1 else part
-        elif one not in (1, size):
-            part = part.repeat_interleave(one, axis).narrow(axis, 0, size)
-    return part
-
-
-def viewed_as(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor with ones in its shape, or without."""
-    return reshaped("scale", viewed(tensor), shape)
-
-
 # -- bitsandbytes
 
 
-def _int8_rows(one: Relation, tensors: Mapping[str, Tensor]) -> _Plain:
+def _int8_rows(one: Relation, tensors: Mapping[str, Tensor]) -> Plain:
     codes, scale = tensors[one.keys[0]], tensors[one.keys[1]]
     if len(codes.shape) != 2 or scale.numel != codes.shape[0]:
         raise EditError(f"{one.key!r} {list(codes.shape)} and its SCB {list(scale.shape)} do not fit")
@@ -204,15 +159,16 @@ def _int8_rows(one: Relation, tensors: Mapping[str, Tensor]) -> _Plain:
     if layout is not None and bytes(b"".join(layout.blocks()))[:1] not in (b"", b"\0"):
         raise EditError(f"{one.key!r} is stored in the order of a GPU's tiles; save it in row-major order first")
 
-    def rows(start: int, stop: int) -> torch.Tensor:
-        values = whole(sliced(codes, 0, start, stop)).float()
-        gains = whole(sliced(scale, 0, start, stop)).float().reshape(-1, 1)
-        return values * gains * 7.874015748031496e-3  # 1 / 127
+    def rows(start: int, stop: int) -> Array:
+        import numpy as np
 
-    return _Plain(codes.shape, BY_NAME["float16"], (codes, scale), rows)
+        gains = part(viewed_as(scale, (codes.shape[0],)), 0, start, stop).astype(np.float32, copy=False)
+        return part(codes, 0, start, stop).astype(np.float32) * gains[:, None] * np.float32(7.874015748031496e-3)
+
+    return Plain(codes.shape, BY_NAME["float16"], (codes, scale), rows)
 
 
-def _four_bits(one: Relation, tensors: Mapping[str, Tensor]) -> _Plain:
+def _four_bits(one: Relation, tensors: Mapping[str, Tensor]) -> Plain:
     key = one.key
     state_key = next((name for name in one.keys if ".quant_state." in name), None)
     if state_key is None or f"{key}.quant_map" not in tensors:
@@ -231,35 +187,32 @@ def _four_bits(one: Relation, tensors: Mapping[str, Tensor]) -> _Plain:
     nested = tensors.get(f"{key}.nested_absmax"), tensors.get(f"{key}.nested_quant_map")
     flat, width = viewed_as(codes, (codes.numel,)), prod(shape[1:])
 
-    def scales(low: int, high: int) -> torch.Tensor:
-        part = whole(sliced(absmax, 0, low, high))
+    def scales(low: int, high: int) -> Array:
+        import numpy as np
+
+        found = part(absmax, 0, low, high)
         if nested[0] is None or nested[1] is None:
-            return part.float()
-        numbers = part.long()
-        import torch
+            return found.astype(np.float32, copy=False)
+        blocks = np.arange(low, high) // nested_size
+        return floats(nested[1])[found] * floats(nested[0])[blocks] + np.float32(offset)
 
-        blocks = torch.arange(low, high) // nested_size
-        return whole(nested[1]).float()[numbers] * whole(nested[0]).float()[blocks] + offset
+    def rows(start: int, stop: int) -> Array:
+        import numpy as np
 
-    def rows(start: int, stop: int) -> torch.Tensor:
-        import torch
-
-        low, high = start * width, stop * width
-        packed = whole(sliced(flat, 0, low // flat.dtype.itemsize // 2, -(-high // (2 * flat.dtype.itemsize))))
-        packed = packed.view(torch.uint8)
-        skipped = low - low // (2 * flat.dtype.itemsize) * 2 * flat.dtype.itemsize
-        nibbles = torch.stack([packed >> 4, packed & 15], 1).flatten()[skipped : skipped + high - low]
+        low, high, per = start * width, stop * width, 2 * flat.dtype.itemsize
+        packed = np.ascontiguousarray(part(flat, 0, low // per, -(-high // per))).view(np.uint8)
+        codes = nibbles(packed, high_first=True)[low % per :][: high - low]
         first = low // size
-        gains = scales(first, ceil(high / size)).repeat_interleave(size)[low - first * size :][: high - low]
-        return (whole(table).float()[nibbles.long()] * gains).reshape(stop - start, *shape[1:])
+        gains = scales(first, ceil(high / size)).repeat(size)[low - first * size :][: high - low]
+        return (floats(table)[codes] * gains).reshape(stop - start, *shape[1:])
 
-    return _Plain(shape, dtype, tuple(tensors.values()), rows)
+    return Plain(shape, dtype, tuple(tensors.values()), rows)
 
 
 # -- GPTQ and AWQ
 
 
-def _packed(one: Relation, tensors: Mapping[str, Tensor], *, zero: int) -> _Plain:
+def _packed(one: Relation, tensors: Mapping[str, Tensor], *, zero: int) -> Plain:
     prefix = one.key.removesuffix("weight")
     is_awq = one.kind == companions.AWQ
     codes, scales = tensors[f"{prefix}qweight"], tensors[f"{prefix}scales"]
@@ -274,28 +227,29 @@ def _packed(one: Relation, tensors: Mapping[str, Tensor], *, zero: int) -> _Plai
         raise EditError(f"{one.key!r}: qweight {list(codes.shape)}, qzeros and scales {list(scales.shape)} do not fit")
     per = 32 // bits
 
-    def rows(start: int, stop: int) -> torch.Tensor:
-        import torch
+    def rows(start: int, stop: int) -> Array:
+        import numpy as np
 
         order = AWQ_ORDER if is_awq else tuple(range(per))
         low, high = start // per, ceil(stop / per)
-        offsets = _unpacked(whole(sliced(zeros, 1, low, high)), bits, order)[:, : stop - start] + zero
+        offsets = unpacked(part(zeros, 1, low, high), bits, order)[:, : stop - start] + np.int32(zero)
+        offsets = offsets & np.int32(2**bits - 1) if zero else offsets
         if is_awq:
-            values = _unpacked(whole(sliced(codes, 1, low, high)), bits, order)[:, : stop - start]
+            made = unpacked(part(codes, 1, low, high), bits, order)[:, : stop - start]
         else:
-            values = _unpacked(whole(sliced(codes, 1, start, stop)).t(), bits, order).t()
-        group = torch.arange(inputs) // (inputs // groups) if index is None else whole(index).long()
-        gains = whole(sliced(scales, 1, start, stop)).float()
-        return ((values - (offsets & (2**bits - 1) if zero else offsets)[group]) * gains[group]).t()
+            made = unpacked(part(codes, 1, start, stop).T, bits, order).T
+        group = np.arange(inputs) // (inputs // groups) if index is None else values(index)
+        gains = part(scales, 1, start, stop).astype(np.float32, copy=False)
+        return ((made - offsets[group]).astype(np.float32) * gains[group]).T
 
     shape = (outputs, inputs)
-    return _Plain(shape, scales.dtype, tuple(tensors.values()), rows, step=per)
+    return Plain(shape, scales.dtype, tuple(tensors.values()), rows, step=per)
 
 
-def _unpacked(packed: torch.Tensor, bits: int, order: Sequence[int]) -> torch.Tensor:
-    """Codes [n, k] of 32 bits as [n, k * 32 / bits] numbers; ``order`` is where each lies, counted from the lowest."""
-    import torch
-
-    shifts = torch.tensor(order, dtype=torch.int32) * bits
-    numbers: torch.Tensor = (packed[..., None] >> shifts) & (2**bits - 1)
-    return numbers.flatten(-2)
+_BY_KIND = {
+    companions.INT8_ROWS: _int8_rows,
+    companions.NORMAL4: _four_bits,
+    companions.PACKED: packed_integers,
+    companions.FLOAT4: float4,
+    companions.BLOCKS4: blocks4,
+}
