@@ -5,8 +5,9 @@ state, counters and anything else.  The rules, in order:
 
 * optimizer and scheduler state is never taken for weights, by its shape (``state`` and ``param_groups``) or name;
 * entries with names that people give to models (``state_dict``, ``model``, ``net``, ``ema``, ``netG`` …) are
-  candidates, each for itself; where there is one, its siblings are left out (settings, as ``hyper_parameters``, are
-  never the model beside one);
+  candidates, each for itself; where there is one, its siblings are left out;
+* settings (``hyper_parameters``, ``config``, ``args``, ``callbacks`` …) are never the model, nor a part of it, where
+  anything else may be;
 * a module that was saved whole is the state_dict that it would give;
 * otherwise a dict with one dict of tensors in it is a wrapper, and a dict of several (``backbone``, ``head``) is one
   state_dict, with dotted keys.
@@ -127,9 +128,9 @@ class _Search:
         inside = list(children(node))
         own = [(name, child) for name, child in inside if isinstance(child, TENSORS)]
         kids = [(name, child) for name, child in inside if self._holds(child) and may_hold_weights(name, child)]
+        kids = [one for one in kids if not _SETTINGS.fullmatch(one[0])] or ([] if own else kids)
         weighty = any("." in name or name in ("weight", "bias") for name, _ in own)
         models = [(name, child) for name, child in kids if len(name) <= NAME and _MODEL.fullmatch(name)]
-        models = [one for one in models if not _SETTINGS.fullmatch(one[0])] or models
         dicts = [(name, child) for name, child in kids if is_mapping(child) or is_module(child)]
         if isinstance(node, (list, tuple)) and kids and not own:
             models = kids
@@ -242,4 +243,5 @@ def flattened(contents: Contents, bound: Bound, path: str, node: Value, trail: T
 
 def continues(name: str, child: Value) -> bool:
     """Whether the tensors below a child of a state_dict belong to it too."""
-    return (is_mapping(child) or is_module(child)) and may_hold_weights(name, child)
+    is_settings = _SETTINGS.fullmatch(name) is not None
+    return (is_mapping(child) or is_module(child)) and may_hold_weights(name, child) and not is_settings

@@ -42,6 +42,8 @@ def ways_on(checkpoint: Checkpoint) -> Phrase:
 
 def ways_beside(checkpoint: Checkpoint) -> Phrase:
     """What to do where the values of such a tensor were to be edited: edit others, and keep it or leave it out."""
+    if checkpoint.part:
+        return Phrase("take the elements that are there with ", Argument("allow_part", True))
     others = Phrase(
         "choose other keys by pattern, and leave this one out (", Either("ckpt_surgeon.drop", "ckpt drop"), ")"
     )
