@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .edits.combine import concat, split, stack, sum_, unstack
     from .edits.fold import fold
     from .edits.join import graft, join
+    from .edits.kernels import inflate, resize_kernel
     from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
     from .edits.norms import fold_norm, norm_to_conv
     from .edits.quantised import dequantize
@@ -157,6 +158,7 @@ __all__ = [
     "from_torch",
     "graft",
     "hash",
+    "inflate",
     "initialize",
     "join",
     "keep",
@@ -178,6 +180,7 @@ __all__ = [
     "resize_bias_table",
     "resize_channels",
     "resize_grid",
+    "resize_kernel",
     "resize_rows",
     "resolve",
     "resume_check",
@@ -209,6 +212,7 @@ _HOMES = {
     "edits.change": "Change",
     "edits.combine": "concat split stack sum_ unstack",
     "edits.fold": "fold",
+    "edits.kernels": "inflate resize_kernel",
     "edits.norms": "fold_norm norm_to_conv",
     "edits.quantised": "dequantize",
     "edits.join": "graft join",

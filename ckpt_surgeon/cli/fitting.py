@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
+from ..edits.kernels import INFLATE_MODES, KERNEL_MODES
 from ..edits.recipe import Recipe, Step, step
-from ..edits.resize import CHANNEL_MODES, FILLS
+from ..edits.resize import ANTIALIAS, CHANNEL_MODES, FILLS
 from ..errors import FileError, OutputExists
 from ..files.paths import FilePath, file_path
+from ..models.adapting import norm_eps
 from ..models.align import CERTAINTIES
 from ..models.align import align as align_checkpoint
 from ..models.align_recipe import alignment_recipe, commented
@@ -99,10 +103,15 @@ def _adaptations(
     channels: tuple[tuple[str, int], ...],
     grids: tuple[tuple[str, str], ...],
     tables: tuple[tuple[str, str], ...],
+    kernels: tuple[tuple[str, str], ...],
+    inflated: tuple[tuple[str, int], ...],
     *,
     fill: str,
     mode: str,
     prefix_tokens: int,
+    antialias: str,
+    kernel_mode: str,
+    inflate_mode: str,
 ) -> Recipe | None:
     """The edits that the options for shapes ask for."""
     steps: list[Step] = [step("resize_rows", patterns=key, **_counts(counts), fill=fill) for key, counts in rows]
@@ -112,8 +121,13 @@ def _adaptations(
             raise click.UsageError(f"--class-map takes OLD.txt:NEW.txt, not {files!r}")
         steps.append(step("map_classes", patterns=key, old=_lines(old), new=_lines(new), fill=fill))
     steps += [step("resize_channels", patterns=key, channels=count, mode=mode) for key, count in channels]
-    steps += [step("resize_grid", patterns=key, grid=grid, prefix_tokens=prefix_tokens) for key, grid in grids]
+    steps += [
+        step("resize_grid", patterns=key, grid=grid, prefix_tokens=prefix_tokens, antialias=antialias)
+        for key, grid in grids
+    ]
     steps += [step("resize_bias_table", patterns=key, window=window) for key, window in tables]
+    steps += [step("resize_kernel", patterns=key, size=size, mode=kernel_mode) for key, size in kernels]
+    steps += [step("inflate", patterns=key, frames=frames, mode=inflate_mode) for key, frames in inflated]
     return Recipe(tuple(steps)) if steps else None
 
 
@@ -123,6 +137,20 @@ def _counts(text: str) -> dict[str, object]:
     if not new.isdecimal() or (colon and not old.isdecimal()):
         raise click.UsageError(f"--rows takes a number of rows or OLD:NEW, not {text!r}")
     return {"rows": int(new), "old": int(old)} if colon else {"rows": int(new)}
+
+
+def _prepared(recipe: FilePath | None, eps: str | None) -> Recipe | None:
+    """What is done before keys are renamed: a recipe, then folding norms with an eps, or with that of a model."""
+    steps = list(Recipe.load(recipe).steps) if recipe else []
+    if eps is not None:
+        try:
+            number = float(eps)
+        except ValueError:
+            number = norm_eps(eps) if is_model(eps) else math.nan
+        if math.isnan(number):
+            raise click.UsageError(f"--fold-norm takes an eps as 1e-5, or the model that IN is of, not {eps!r}")
+        steps.append(step("fold_norm", eps=number))
+    return Recipe(tuple(steps)) if steps else None
 
 
 def _lines(path: str) -> list[str]:
@@ -149,9 +177,16 @@ def _fit(
     in_chans: tuple[tuple[str, int], ...],
     grid: tuple[tuple[str, str], ...],
     bias_table: tuple[tuple[str, str], ...],
+    kernel: tuple[tuple[str, str], ...],
+    inflate: tuple[tuple[str, int], ...],
     fill: str,
     mode: str,
     prefix_tokens: int,
+    antialias: str,
+    kernel_mode: str,
+    inflate_mode: str,
+    prepare: FilePath | None,
+    fold_norm: str | None,
     **values: object,
 ) -> None:
     work = work_of(values)
@@ -160,8 +195,21 @@ def _fit(
         target,
         recipe=Recipe.load(recipe) if recipe else None,
         adapt=_adaptations(
-            rows, class_map, in_chans, grid, bias_table, fill=fill, mode=mode, prefix_tokens=prefix_tokens
+            rows,
+            class_map,
+            in_chans,
+            grid,
+            bias_table,
+            kernel,
+            inflate,
+            fill=fill,
+            mode=mode,
+            prefix_tokens=prefix_tokens,
+            antialias=antialias,
+            kernel_mode=kernel_mode,
+            inflate_mode=inflate_mode,
         ),
+        prepare=_prepared(prepare, fold_norm),
         align=not no_align,
         min_certainty=min_certainty,
         on_mismatch=on_mismatch,
@@ -183,6 +231,10 @@ fit = click.Command(
         click.Argument(["target"]),
         OUT,
         click.Option(["--recipe"], type=FILE_PATH, metavar="FILE", help="Renames; instead of align."),
+        click.Option(["--prepare"], type=FILE_PATH, metavar="FILE",
+                     help="A recipe that is done first, before keys are aligned (stack, sum …)."),
+        click.Option(["--fold-norm"], metavar="EPS|MODEL",
+                     help="Fold batch norms first, with this eps or that of the model that IN was saved from."),
         click.Option(["--min-certainty"], type=click.Choice(CERTAINTIES), default="certain", show_default=True,
                      help="The least certainty of a rename that is done."),
         click.Option(["--no-align"], is_flag=True, help="Rename nothing: the keys are the model's already."),
@@ -203,10 +255,20 @@ fit = click.Command(
         click.Option(["--mode"], type=click.Choice(("error", *CHANNEL_MODES)), default="error", show_default=True,
                      help="How --channels makes the new ones."),
         click.Option(["--grid"], type=(str, str), multiple=True, metavar="GLOB 14x14:32x32",
-                     help="Interpolate position embeddings."),
+                     help="Interpolate position embeddings; auto reads square grids from IN and the model."),
         click.Option(["--prefix-tokens"], type=int, default=0, help="Class tokens in front of the grid."),
+        click.Option(["--antialias"], type=click.Choice(ANTIALIAS), default="shrinking", show_default=True,
+                     help="When --grid antialiases: timm always, transformers never."),
         click.Option(["--bias-table"], type=(str, str), multiple=True, metavar="GLOB 7x7:12x12",
-                     help="Interpolate relative-position tables."),
+                     help="Interpolate relative-position tables; auto reads square windows from IN and the model."),
+        click.Option(["--kernel"], type=(str, str), multiple=True, metavar="GLOB 32x32",
+                     help="Resize patch embeddings; auto is the model's size."),
+        click.Option(["--kernel-mode"], type=click.Choice(KERNEL_MODES), default=KERNEL_MODES[0], show_default=True,
+                     help="How --kernel resizes: by pseudo-inverse, or as a picture."),
+        click.Option(["--inflate"], type=(str, int), multiple=True, metavar="GLOB T",
+                     help="Inflate 2D convolutions to T frames; 0 is the model's number."),
+        click.Option(["--inflate-mode"], type=click.Choice(INFLATE_MODES), default=INFLATE_MODES[0], show_default=True,
+                     help="Where --inflate has the kernel: in every frame, or in the middle one."),
         click.Option(["--seed"], type=int, default=0, help="Of everything that is drawn."),
         click.Option(["--full"], is_flag=True, help="List every key, dropped ones too."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
@@ -224,6 +286,7 @@ TARGET is a model as package.module:factory or path/file.py:factory; naming it r
 Example:
   ckpt fit imagenet.pth 'torchvision.models:resnet18(num_classes=10)' fitted.pth --on-mismatch drop
   ckpt fit vit.pth 'models.py:vit_384()' large.pth --grid pos_embed 14x14:24x24 --prefix-tokens 1
+  ckpt fit vit.pth 'models.py:vit_384()' large.pth --grid pos_embed auto --antialias always
 """,
 )  # fmt: skip
 align.params.append(SELECT)

@@ -47,12 +47,22 @@ from .rename import parse_pairs
 
 # In this order, in which edits are listed.
 # isort: off
-from . import keys, values, combine, fold, norms, quantised, resize, join
+from . import keys, values, combine, fold, norms, quantised, resize, kernels, join
 # isort: on
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 
-REGISTERED = (keys, values, combine, fold, norms, quantised, resize, join)  # modules whose edits a recipe can name
+REGISTERED = (
+    keys,
+    values,
+    combine,
+    fold,
+    norms,
+    quantised,
+    resize,
+    kernels,
+    join,
+)  # modules whose edits a recipe can name
 
 
 def _renamed_inputs(value: object, names: Mapping[str, str]) -> object:

@@ -15,6 +15,7 @@ from ..errors import EditError
 from ..tensors.arithmetic import by_torch
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import ComputedTensor, Tensor
+from ..tensors.slabs import by_slabs
 from ..tensors.views import axis_of, concatenated, filled, sliced
 from .arguments import Patterns
 from .change import Change, Inline, matching
@@ -24,13 +25,17 @@ if TYPE_CHECKING:
     import torch
 
 FILLS = ("error", "zero", "mean", "normal")
-CHANNEL_MODES = ("sum", "mean", "repeat", "copy")
+CHANNEL_MODES = ("sum", "mean", "repeat", "copy", "copy-mean")
+ANTIALIAS = ("shrinking", "always", "never")
 
 Fill = Annotated[Literal["error", "zero", "mean", "normal"], "What new rows get; error refuses to make any."]
 Seed = Annotated[int, "The seed of the random fill."]
 ChannelMode = Annotated[
-    Literal["error", "sum", "mean", "repeat", "copy"],
-    "How: sum or mean of the old channels (to fewer), repeat them, copy them with zeros behind.",
+    Literal["error", "sum", "mean", "repeat", "copy", "copy-mean"],
+    "How: sum or mean of the old channels (to fewer), repeat them, copy them with zeros or their mean behind.",
+]
+Antialias = Annotated[
+    Literal["shrinking", "always", "never"], "When the interpolation is antialiased: timm always, transformers never."
 ]
 GridMode = Annotated[Literal["bicubic", "bilinear"], "How values between those of the old grid are found."]
 
@@ -61,8 +66,8 @@ def resize_rows(
     >>> resize_rows({"embed.weight": torch.ones(2, 3)}, "embed.weight", 4, fill="mean")["embed.weight"].shape
     torch.Size([4, 3])
     """
-    _check(rows >= 0, f"{rows} rows")
-    _check(fill in FILLS, f"fill {fill!r} is none of {', '.join(FILLS)}")
+    check(rows >= 0, f"{rows} rows")
+    check(fill in FILLS, f"fill {fill!r} is none of {', '.join(FILLS)}")
 
     def resized(key: str, tensor: Tensor) -> Tensor:
         axis = axis_of(key, tensor, dim)
@@ -123,11 +128,11 @@ def map_classes(
     >>> map_classes({"fc.bias": torch.tensor([1.0, 2.0])}, "fc.*", ["cat", "dog"], ["dog", "cat"])["fc.bias"]
     tensor([2., 1.])
     """
-    _check(fill in FILLS, f"fill {fill!r} is none of {', '.join(FILLS)}")
-    _check(len(set(old)) == len(old), "a class stands twice among the old ones")
+    check(fill in FILLS, f"fill {fill!r} is none of {', '.join(FILLS)}")
+    check(len(set(old)) == len(old), "a class stands twice among the old ones")
     places = {name: row for row, name in enumerate(old)}
     unknown = [name for name in new if name not in places]
-    _check(
+    check(
         not unknown or fill != "error",
         f"{len(unknown)} new classes ({', '.join(unknown[:3])}) need a fill: zero, mean or normal",
     )
@@ -168,14 +173,15 @@ def resize_channels(
 
     ``mode`` says how: "sum" (to fewer: each new channel is the sum of its share of the old ones, which gives grey
     images what RGB gave), "mean" (the same, divided by the share), "repeat" (to more: the old ones in turn, scaled by
-    old / new), "copy" (the first ones as they are, zeros behind).  Raises NothingMatched, EditError.
+    old / new), "copy" (the first ones as they are, zeros behind), "copy-mean" (the old ones as they are, the mean of
+    them behind: for a fourth channel beside RGB).  Raises NothingMatched, EditError.
 
     >>> import torch
     >>> resize_channels({"conv1.weight": torch.ones(1, 3, 1, 1)}, "conv1.weight", 1, mode="sum")["conv1.weight"].item()
     3.0
     """
-    _check(mode in CHANNEL_MODES, f"the mode has to be stated: {', '.join(CHANNEL_MODES)}")
-    _check(channels > 0, f"{channels} channels")
+    check(mode in CHANNEL_MODES, f"the mode has to be stated: {', '.join(CHANNEL_MODES)}")
+    check(channels > 0, f"{channels} channels")
 
     def resized(key: str, tensor: Tensor) -> Tensor:
         if len(tensor.shape) < 3:
@@ -183,8 +189,12 @@ def resize_channels(
         old = tensor.shape[1]
         if mode in ("sum", "mean") and old % channels:
             raise EditError([f"{key!r} has {old} channels, which {channels} do not share evenly; repeat or copy them"])
-        if mode == "copy":
+        if mode == "copy-mean" and channels < old:
+            raise EditError([f"{key!r} has {old} channels, and copy-mean only adds some; sum or copy to fewer"])
+        if mode == "copy" or channels == old:
             return _of_size(tensor, 1, channels)
+        if mode == "copy-mean":
+            return concatenated([tensor, *[_mean_of_channels(key, tensor)] * (channels - old)], 1)
 
         def compute(values: torch.Tensor) -> torch.Tensor:
             if mode in ("sum", "mean"):
@@ -198,6 +208,14 @@ def resize_channels(
     return each(state_dict, matching(state_dict, patterns), resized)
 
 
+def _mean_of_channels(key: str, tensor: Tensor) -> Tensor:
+    """The mean over dimension 1, which stays with size 1; computed in float64."""
+    if not tensor.dtype.is_floating or not tensor.shape[1]:
+        raise EditError([f"{key!r} ({tensor.dtype} {list(tensor.shape)}) has no channels with a mean"])
+    shape = (tensor.shape[0], 1, *tensor.shape[2:])
+    return by_slabs(key, [tensor], shape, lambda start, stop, rows: rows.mean(1, keepdims=True))
+
+
 @value_edit(
     "Interpolate position embeddings.",
     "vit.pth large.pth 'pos_embed' --grid 14x14:24x24 --prefix-tokens 1",
@@ -207,15 +225,17 @@ def resize_channels(
 def resize_grid(
     state_dict: Checkpoint,
     patterns: Annotated[Patterns, "Globs on keys."],
-    grid: Annotated[str, "The old and the new grid, as 14x14:32x32."],
+    grid: Annotated[str, "The old and the new grid, as 14x14:32x32; in fit, auto is that of square ones."],
     *,
     prefix_tokens: Annotated[int, "How many class tokens stand in front of the grid."] = 0,
     mode: GridMode = "bicubic",
+    antialias: Antialias = "shrinking",
 ) -> Change[Checkpoint]:
     """Interpolate position embeddings from one grid to another: ``grid`` is OLD:NEW, as ``14x14:32x32``.
 
     Of shape [1, N, C] or [N, C], with ``prefix_tokens`` class tokens in front that stay as they are.  Computed in
-    float32 by torch's interpolate (``mode`` bicubic or bilinear, antialiased when it shrinks).  Raises
+    float32 by torch's interpolate (``mode`` bicubic or bilinear), antialiased when it shrinks; with ``antialias``
+    "always" as timm's resample_abs_pos_embed does it, with "never" as transformers' interpolate_pos_encoding.  Raises
     NothingMatched, EditError.
 
     >>> import torch
@@ -223,6 +243,8 @@ def resize_grid(
     >>> resize_grid(state, "pos_embed", "2x2:4x4", prefix_tokens=1)["pos_embed"].shape
     torch.Size([1, 17, 8])
     """
+    if grid == "auto":
+        refuse_auto(state_dict, patterns)
     before, after = parse_grid(grid)
 
     def resized(key: str, tensor: Tensor) -> Tensor:
@@ -237,7 +259,7 @@ def resize_grid(
 
             flat = values.reshape(length, -1)
             tokens, cells = flat[:prefix_tokens], flat[prefix_tokens:]
-            made = torch.cat([tokens, _interpolated(cells, before, after, mode).to(values.dtype)])
+            made = torch.cat([tokens, _interpolated(cells, before, after, mode, antialias).to(values.dtype)])
             return made.reshape(*values.shape[:-2], *made.shape)
 
         cells = prefix_tokens + after[0] * after[1]
@@ -255,7 +277,7 @@ def resize_grid(
 def resize_bias_table(
     state_dict: Checkpoint,
     patterns: Annotated[Patterns, "Globs on keys."],
-    window: Annotated[str, "The old and the new window, as 7x7:12x12."],
+    window: Annotated[str, "The old and the new window, as 7x7:12x12; in fit, auto is that of square ones."],
     *,
     mode: GridMode = "bicubic",
 ) -> Change[Checkpoint]:
@@ -269,6 +291,8 @@ def resize_bias_table(
     >>> resize_bias_table(state, "*_table", "2x2:3x3")["relative_position_bias_table"].shape
     torch.Size([25, 4])
     """
+    if window == "auto":
+        refuse_auto(state_dict, patterns)
     old, new = parse_grid(window)
     before, after = (2 * old[0] - 1, 2 * old[1] - 1), (2 * new[0] - 1, 2 * new[1] - 1)
 
@@ -284,13 +308,16 @@ def resize_bias_table(
     return each(state_dict, matching(state_dict, patterns), resized)
 
 
-def _interpolated(cells: torch.Tensor, before: tuple[int, int], after: tuple[int, int], mode: str) -> torch.Tensor:
+def _interpolated(
+    cells: torch.Tensor, before: tuple[int, int], after: tuple[int, int], mode: str, antialias: str = "shrinking"
+) -> torch.Tensor:
     """Rows of a grid, [h * w, C], at another resolution."""
     from torch.nn.functional import interpolate
 
     picture = cells.float().reshape(1, *before, -1).permute(0, 3, 1, 2)
     shrinks = after[0] < before[0] or after[1] < before[1]
-    scaled = interpolate(picture, size=after, mode=mode, align_corners=False, antialias=shrinks)
+    smooth = antialias == "always" or (antialias == "shrinking" and shrinks)
+    scaled = interpolate(picture, size=after, mode=mode, align_corners=False, antialias=smooth)
     return scaled.permute(0, 2, 3, 1).reshape(after[0] * after[1], -1)
 
 
@@ -307,7 +334,14 @@ def parse_grid(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
     return (rows, columns), (new_rows, new_columns)
 
 
-def _check(holds: bool, problem: str) -> None:
+def refuse_auto(state_dict: Checkpoint, patterns: Patterns) -> None:
+    """Raise EditError for a size that only a model tells; NothingMatched for keys that are not there comes first."""
+    matching(state_dict, patterns)
+    raise EditError(["sizes are read from a model by fit alone"], remedy="state the size")
+
+
+def check(holds: bool, problem: str) -> None:
+    """Raise EditError with a problem unless something holds."""
     if not holds:
         raise EditError([problem])
 

@@ -24,6 +24,7 @@ from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
 from ..tensors.extra_state import is_extra_state, tensors_alone, without_extra_states
 from ..tensors.records import ComputedTensor, Tensor
 from ..text import Shown
+from .adapting import with_sizes
 from .align import Alignment, Proposal
 from .align import align as find_alignment
 from .align_recipe import alignment_recipe
@@ -108,12 +109,14 @@ def plan_fit(
     seed: int = 0,
     ties: Iterable[Iterable[str]] = (),
     allow_codes: bool = False,
+    prepare: Recipe | None = None,
 ) -> Fit:
     """Settle every key of a checkpoint against a target.
 
     Keys are renamed where that is at least as sure as ``min_certainty`` ("certain", "likely" or "possible"), never
-    with ``align=False``, and by ``recipe`` where there is one.  ``adapt`` has edits for the shapes (see
-    :mod:`ckpt_surgeon.edits.resize`), in the target's keys.  Keys of another shape after that are an "error", or
+    with ``align=False``, and by ``recipe`` where there is one; ``prepare`` is done before that (folding norms, say).
+    ``adapt`` has edits for the shapes (see :mod:`ckpt_surgeon.edits.resize`), in the target's keys; sizes that it
+    calls "auto" are read from the target (see :mod:`.adapting`).  Keys of another shape after that are an "error", or
     "drop"ped for the target's own initialisation, or initialised by name (:data:`INITIALISATIONS`).  Missing keys
     have to be allowed by pattern; buffers that models derive themselves always are.  ``values`` gives the target's
     own initialisation, ``ties`` the keys that are one parameter: files may hold only one of them.  Codes of
@@ -125,13 +128,14 @@ def plan_fit(
         raise EditError(Phrase(Argument("on_mismatch"), f" is one of {known}, not {on_mismatch!r}"))
     refuse_part(checkpoint)
     alignment = None
+    prepared = prepare.plan(checkpoint).result if prepare else checkpoint
     if recipe is None and align:
-        alignment = find_alignment(tensors_alone(checkpoint), tensors_alone(target)).at_least(min_certainty)
-        recipe = alignment_recipe(alignment, without_extra_states(checkpoint))
-        recipe = _with_extra_states(recipe, checkpoint, target)
-    recipe = recipe or Recipe(())
+        alignment = find_alignment(tensors_alone(prepared), tensors_alone(target)).at_least(min_certainty)
+        recipe = alignment_recipe(alignment, without_extra_states(prepared))
+        recipe = _with_extra_states(recipe, prepared, target)
+    recipe = Recipe((*(prepare.steps if prepare else ()), *(recipe.steps if recipe else ())))
     renamed = recipe.plan(checkpoint)
-    adapted = adapt.plan(renamed.result) if adapt else None
+    adapted = with_sizes(adapt, renamed.result, target).plan(renamed.result) if adapt else None
     edited = adapted.result if adapted else renamed.result
     if not allow_codes:
         _refuse_codes(edited, target)
@@ -241,6 +245,8 @@ def _taken(
         how = "adapted"
     elif before.shape != after.shape:
         how = "reshaped"
+    elif len(olds) > 1:
+        how = "adapted"
     else:
         how = "as is" if olds == (key,) else "renamed"
     return Outcome(key, how, olds[0], wanted.numel, f"tied to {twin}" if twin else "")
@@ -319,6 +325,7 @@ def fit(
     min_match: float = 0.0,
     seed: int = 0,
     allow_codes: bool = False,
+    prepare: Recipe | None = None,
     allow_part: bool = False,
 ) -> Fit:
     """Fit a checkpoint to a model: find the renames, settle every shape, prove that it loads strictly.
@@ -351,6 +358,7 @@ def fit(
         min_match=min_match,
         seed=seed,
         allow_codes=allow_codes,
+        prepare=prepare,
         ties=() if isinstance(model, Mapping) else modules.tied(model),
     )
     if isinstance(model, Mapping):

@@ -154,6 +154,8 @@ SPECIAL: dict[str, dict[str, Callable[[], object]]] = {
             for name, size in (("conv_kxk", (3, 3)), ("conv_1x1", (1, 1)), ("identity", (1, 1)))
         }
     },
+    "resize-kernel": {"vit.pth": lambda: {"patch_embed.proj.weight": torch.ones(2, 3, 16, 16)}},
+    "inflate": {"resnet.pth": lambda: {"layer1.0.conv1.weight": torch.ones(2, 2, 3, 3)}},
     "stack": {"moe.pth": lambda: {f"l.0.experts.{e}.w": torch.ones(2, 2) for e in range(3)}},
     "unstack": {"stacked.pth": lambda: {"l.0.experts.w": torch.ones(3, 2, 2)}},
     "slice": {"model.pth": lambda: {"fc.weight": torch.ones(12, 4), "fc.bias": torch.ones(12)}},
