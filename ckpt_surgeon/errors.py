@@ -56,6 +56,20 @@ def listed(names: Iterable[str], shown: int = SHOWN) -> str:
     return f"{', '.join(quoted[:shown])} and {len(quoted) - shown:,} more"
 
 
+def text_of(error: BaseException, longest: int = 500) -> str:
+    """An exception's class and message in one line; code that raises it may have any message, or none.
+
+    >>> text_of(ValueError("two\\n  lines"))
+    'ValueError: two lines'
+    """
+    try:
+        words = " ".join(str(error).split())
+    except Exception:  # whose own code fails
+        words = ""
+    words = words if len(words) <= longest else f"{words[:longest]} …"
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 # -- phrases: text in which arguments and functions keep their type
 
 

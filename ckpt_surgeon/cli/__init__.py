@@ -15,8 +15,7 @@ from typing import NoReturn
 
 import click
 
-from ..errors import CheckpointError
-from ..text import visible
+from ..errors import CheckpointError, text_of
 from . import torchrun
 from .spelling import spelled
 from .terminal import echo, show
@@ -122,12 +121,16 @@ def _run() -> int:
         return _trouble(message, told_by=getattr(error, "told_by", None))
     except MemoryError:
         return _trouble("not enough memory", told_by=torchrun.rank())
+    except OSError as error:  # the system refused in the middle of something: no room, a quota, a disk that fails
+        if os.environ.get("CKPT_TRACEBACK"):
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _trouble(f"{where}{error.strerror or text_of(error)}", told_by=torchrun.rank())
     except Exception as error:  # a traceback helps nobody at a terminal; CKPT_TRACEBACK=1 shows it
         if os.environ.get("CKPT_TRACEBACK"):
             raise
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         asked = "please report it, with CKPT_TRACEBACK=1 set"
-        return _trouble(visible(f"unexpected trouble ({what}); {asked}"), told_by=torchrun.rank())
+        return _trouble(f"unexpected trouble ({text_of(error)}); {asked}", told_by=torchrun.rank())
     return code if isinstance(code, int) else 0
 
 

@@ -34,7 +34,7 @@ import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
 from ..files.paths import AnyPath, FilePath, file_path
@@ -337,10 +337,7 @@ class Recipe(Shown):
     @classmethod
     def loads(cls, text: str, *, path: str | FilePath = "recipe") -> Recipe:
         """Read a recipe from TOML.  Raises RecipeError with all problems and their line numbers."""
-        try:
-            parsed = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(path, [with_line(str(error), text)]) from error
+        parsed = parsed_toml(text, path)
         problems = [
             f"line {line_of(text, 0, name)}: unknown entry {name!r}"
             for name in parsed
@@ -471,6 +468,20 @@ def line_of(text: str, number: int, argument: str = "", *, table: str = "edit") 
         elif wanted and seen == number and wanted.match(line.replace("-", "_")):
             return index
     return header
+
+
+def parsed_toml(text: str, path: str | FilePath) -> dict[str, Any]:
+    """The tables of a TOML text.  Raises RecipeError.
+
+    >>> parsed_toml("a = [1]", "recipe")
+    {'a': [1]}
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise RecipeError(path, ["has brackets that are nested too deeply"]) from error
+    except ValueError as error:  # a TOMLDecodeError, or a number of more digits than Python reads
+        raise RecipeError(path, [with_line(str(error).partition("; use sys")[0], text)]) from error
 
 
 def with_line(message: str, text: str) -> str:

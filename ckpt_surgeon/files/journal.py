@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from ..errors import FileError
 from .paths import file_path
@@ -24,6 +24,7 @@ from .paths import file_path
 SUFFIX = ".ckpt-journal"
 TEMPORARY = ".tmp"
 LIMIT = 1 << 32  # bytes that a journal may have: an index is read into memory whole, and this is two of them
+PER_BYTE = 64  # bytes of a journal for a byte of its file, at most: a change of single bytes has a line for each
 _NAME = b"ckpt-journal "
 _MAGIC = _NAME + b"1\n"
 _DIGEST = 32  # bytes of a SHA-256
@@ -220,12 +221,14 @@ def _packed(content: _Journal) -> bytes:
 def _read_journal(path: Path, journal: Path) -> _Journal | None:
     """What a journal says; None where it is not whole, and so was never acted on."""
     status = os.lstat(journal)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > LIMIT:
+    most = min(LIMIT, PER_BYTE * os.stat(path).st_size + (1 << 20))
+    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
         return None
-    raw = journal.read_bytes()
-    whole, digest = raw[:-_DIGEST], raw[-_DIGEST:]
-    if not whole.startswith(_NAME) or hashlib.sha256(whole).digest() != digest:
-        return None
+    with open(journal, "rb") as file:
+        if not _is_whole(file, status.st_size - _DIGEST):
+            return None
+        file.seek(0)
+        whole = file.read(status.st_size - _DIGEST)
     if not whole.startswith(_MAGIC):
         raise FileError(path, f"{journal.name} beside it is of another version of ckpt", "recover it with that one")
     head, _, body = whole[len(_MAGIC) :].partition(b"\n")
@@ -242,6 +245,18 @@ def _read_journal(path: Path, journal: Path) -> _Journal | None:
         patches.append(Patch(offset, body[at : at + length], body[at + length : at + 2 * length]))
         at += 2 * length
     return _Journal(size, tuple(patches))
+
+
+def _is_whole(file: BinaryIO, nbytes: int) -> bool:
+    """Whether a file begins as a journal does and its digest is right; only then is it read into memory whole."""
+    head = file.read(max(min(len(_NAME), nbytes), 0))
+    if head != _NAME:
+        return False
+    found, left = hashlib.sha256(head), nbytes - len(head)
+    while left and (block := file.read(min(left, 1 << 20))):
+        found.update(block)
+        left -= len(block)
+    return not left and found.digest() == file.read(_DIGEST)
 
 
 def _remove(journal: Path) -> None:

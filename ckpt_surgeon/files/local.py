@@ -22,6 +22,8 @@ if sys.platform == "win32":
 else:
     from pathlib import PosixPath as _Path
 
+LONGEST_TEXT = 256 << 20  # bytes of a recipe, a list of names, an index: a million keys need half of it
+
 View: TypeAlias = tuple[memoryview, Callable[[], None]]  # bytes, and what gives their pages back to the kernel
 
 
@@ -57,8 +59,16 @@ class LocalPath(_Path):
     def size(self) -> int:
         return self.stat().st_size
 
+    # False, not an error, for a name that is too long.
+
     def is_file(self) -> bool:
-        return os.path.isfile(self)  # False, not an error, for a name that is too long
+        return os.path.isfile(self)
+
+    def is_dir(self) -> bool:
+        return os.path.isdir(self)
+
+    def exists(self) -> bool:
+        return os.path.exists(self)
 
     def lexists(self) -> bool:
         return os.path.lexists(self)
@@ -113,6 +123,16 @@ class LocalPath(_Path):
 
     def opened(self) -> BinaryIO:
         return open(self, "rb")
+
+    def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
+        """The whole text.  Raises FileError for what is no regular file, or too long to be a text."""
+        status = self.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file (a pipe or a device)"
+            raise FileError(self, f"is {what}, where a text file should be", "check the path")
+        if status.st_size > LONGEST_TEXT:
+            raise FileError(self, f"has {status.st_size:,} bytes, too many for a text", "check the path")
+        return super().read_text(encoding, errors)
 
     def blocks(self, start: int, stop: int, size: int, /) -> Iterator[bytes]:
         with open(self, "rb", buffering=0) as file:

@@ -169,6 +169,8 @@ def file_path(path: AnyPath) -> FilePath:
     >>> file_path("model.pth"), file_path("s3://bucket/model.pth")
     (LocalPath('model.pth'), RemotePath('s3://bucket/model.pth'))
     """
+    if isinstance(path, (str, Path)) and "\0" in str(path):
+        raise CheckpointError(f"{str(path)!r} names no file: it has a zero character", remedy="check the path")
     if isinstance(path, Path):
         return LocalPath(path)
     if isinstance(path, RemotePath):

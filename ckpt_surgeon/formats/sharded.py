@@ -249,4 +249,7 @@ def index_over(path: LocalPath) -> LocalPath | None:
 def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:
     """An index file's bytes; ``total`` counts the elements' bytes in all shards."""
     index = {"metadata": {"total_size": total}, "weight_map": dict(weight_map)}
-    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    text = json.dumps(index, indent=2, ensure_ascii=False)
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):  # a name that is no text
+        text = json.dumps(index, indent=2)
+    return f"{text}\n".encode()

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from ..errors import TargetError, listed
+from ..errors import TargetError, listed, text_of
 from ..reading.sources import is_module, state_dict_of
 from ..tensors.dtypes import BY_NAME, EXTRA_STATE, DType
 from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
@@ -242,7 +242,7 @@ def _arguments(target: str, call: str) -> tuple[tuple[object, ...], dict[str, ob
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise TargetError(target, f"the arguments cannot be read: {_line(error)}") from error
+        raise TargetError(target, f"the arguments cannot be read: {text_of(error)}") from error
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
         raise TargetError(target, "nothing may follow the arguments")
     names = [keyword.arg for keyword in tree.keywords]
@@ -279,16 +279,7 @@ def _running(target: str, doing: str) -> Iterator[None]:
     except TargetError:
         raise
     except (Exception, SystemExit) as error:
-        raise TargetError(target, f"{doing} failed: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    """An exception's class and message in one line.
-
-    >>> _line(ValueError("two\\n  lines"))
-    'ValueError: two lines'
-    """
-    return ": ".join(filter(None, (type(error).__name__, textwrap.shorten(str(error), 500, placeholder=" …"))))
+        raise TargetError(target, f"{doing} failed: {text_of(error)}") from error
 
 
 @contextmanager
@@ -334,7 +325,7 @@ def _imported(target: str, spelling: _Spelling) -> ModuleType:
         if "relative import" not in str(error):
             raise
         remedy = "spell it package.module:factory, in the folder that holds the package"
-        raise TargetError(target, _line(error), remedy=remedy) from error
+        raise TargetError(target, text_of(error), remedy=remedy) from error
 
 
 def _imported_file(target: str, file: Path) -> ModuleType:

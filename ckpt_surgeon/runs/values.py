@@ -80,7 +80,7 @@ def _parsed(text: str) -> tuple[str, object]:
         return path, None
     try:
         return path, tomllib.loads(f"value = {spelled}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of too many digits, brackets that are nested too deeply
         return path, spelled
 
 

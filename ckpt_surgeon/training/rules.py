@@ -5,14 +5,14 @@ A learning rate or weight decay is a number, or a multiple of the base one, writ
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..edits.recipe import line_of, with_line
+from ..edits.recipe import line_of, parsed_toml
 from ..errors import FileError, RecipeError
+from ..files.local import LocalPath
 from ..text import Shown
 from .selectors import Selectors, each
 
@@ -62,10 +62,7 @@ class Rules(Shown):
     @classmethod
     def loads(cls, text: str, *, path: str | Path = "rules") -> Rules:
         """Read rules from TOML.  Raises RecipeError with all problems and their line numbers."""
-        try:
-            parsed = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(path, [with_line(str(error), text)]) from error
+        parsed = parsed_toml(text, LocalPath(path))
         tables = parsed.pop("group", [])
         found = [(0, name, problem) for name, problem in _problems_of(parsed, _ENTRIES)]
         if not isinstance(tables, list) or not all(isinstance(group, dict) for group in tables):
@@ -89,7 +86,7 @@ class Rules(Shown):
     def load(cls, path: str | Path) -> Rules:
         """Read rules from a file.  Raises FileError, RecipeError."""
         try:
-            text = Path(path).read_text("utf-8")
+            text = LocalPath(path).read_text("utf-8")
         except OSError as error:
             raise FileError(path, f"cannot be opened ({error.strerror})", "check the name") from error
         except UnicodeDecodeError as error:

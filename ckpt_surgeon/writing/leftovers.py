@@ -37,7 +37,7 @@ def clear_leftovers(path: AnyPath) -> list[LocalPath]:
     []
     """
     local = file_path(path).local
-    if local is None:
+    if local is None or local.name in ("", ".."):
         return []
     gone = clear(_found(local))
     parts = parts_folder(local)

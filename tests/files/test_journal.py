@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -485,3 +486,17 @@ def test_a_name_too_long_for_a_journal_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="File name too long"):
         rename_in_place(path, STRIP)
     assert path.read_bytes() == old
+
+
+@pytest.mark.parametrize("head", [b"", b"ckpt-journal 2\n"])
+def test_a_sparse_journal_costs_neither_memory_nor_time(head: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"w": torch.ones(3)}, path)
+    journal.journal_path(path).write_bytes(head)
+    os.truncate(journal.journal_path(path), 3 << 30)
+    tracemalloc.start()
+    assert list(ckpt_surgeon.open(path)) == ["w"]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 32 << 20
+    assert os.listdir(tmp_path) == ["model.pth"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from ...errors import BrokenFile, FileError
+from ...errors import BrokenFile, FileError, text_of
 from ...files.paths import FilePath
 from ...files.prefetch import reading_ahead
 from ...files.sinks import Sink
@@ -42,14 +42,18 @@ class Whole:
     find: Callable[[Value], Value]
 
     def storage(self, node: PersistentNode) -> TypedStorage:
-        """The storage that a persistent id names.  Raises BrokenFile or ValueError where there is none."""
-        found = node.find(node.name) if isinstance(node, PlacedStorage) else self.find(node.name)
+        """The storage that a persistent id names.  Raises BrokenFile where there is none."""
+        why = "a persistent id that is no storage"
+        try:
+            found = node.find(node.name) if isinstance(node, PlacedStorage) else self.find(node.name)
+        except ValueError as error:
+            found, why = None, str(error)
         if not isinstance(found, TypedStorage):
-            raise ValueError("a persistent id that is no storage")
+            raise BrokenFile(self.path, f"cannot be kept whole: {why}", "leave out --whole to take the weights alone")
         return found
 
     def tensor(self, node: Value) -> Tensor | None:
-        """The record of a node that is a plain tensor or parameter, None for anything else."""
+        """The record of a node that is a plain tensor or parameter, None for anything else.  Raises BrokenFile."""
         if not isinstance(node, CallNode) or node.kind != "reduce" or not isinstance(node.args, tuple):
             return None
         if node.name in (PARAMETER, "torch._utils._rebuild_parameter_with_state"):
@@ -58,8 +62,12 @@ class Whole:
             return None
         if node.args and isinstance(node.args[0], FreshStorage):
             return node.args[0].tensor
-        args = [self.storage(arg) if isinstance(arg, PersistentNode) else _plain(arg) for arg in node.args]
-        made = CONSTRUCTORS[node.cls.module, node.cls.name](*args)
+        try:
+            args = [self.storage(arg) if isinstance(arg, PersistentNode) else _plain(arg) for arg in node.args]
+            made = CONSTRUCTORS[node.cls.module, node.cls.name](*args)
+        except (ValueError, TypeError, LookupError, OverflowError, PickleError) as error:
+            problem = f"holds a tensor that cannot be kept whole ({text_of(error)})"
+            raise BrokenFile(self.path, problem, "leave out --whole to take the weights alone") from error
         return made if isinstance(made, (StoredTensor, OpaqueTensor)) else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ...errors import TargetError
+from ...errors import TargetError, text_of
 from .elements import plainly
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def example_for(source: torch.nn.Module, target: torch.nn.Module) -> torch.Tenso
                 with plainly():
                     model(example)
         except Exception as error:  # whatever a model raises at an input that is not for it
-            problems.append(f"{list(example.shape)}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
+            problems.append(f"{list(example.shape)}: {text_of(error, 120)}")
             continue
         return example
     raise TargetError(
