@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from ..errors import NEW_FILE, BrokenFile, FileError, NotACheckpoint
+from ..errors import NEW_FILE, BrokenFile, FileError, NotACheckpoint, listed
 from ..files.local import LocalPath
 from ..files.paths import FilePath
 from ..files.sinks import Sink
@@ -19,7 +19,7 @@ from .contents import Contents, Index
 from .dcp import consolidated, megatron_core
 from .dcp import metadata as dcp
 from .pickle.values import Value
-from .shard_names import is_shard
+from .shard_names import is_shard, sets_in
 from .zip import archive as zip_archive
 from .zip import torch_export, torch_package, torch_zip, torchscript
 
@@ -214,7 +214,14 @@ def _index(path: LocalPath, head: bytes) -> Index | None:
 def _read_folder(folder: LocalPath, *, salvage: bool) -> Contents:
     if consolidated.holds(folder):
         return consolidated.read(folder)
-    contents = read_named(_found(folder), salvage=salvage)
+    found = _found(folder)
+    contents = read_named(found, salvage=salvage)
+    sets = [] if found.name.endswith(sharded.SUFFIX) or is_shard(found.name) else sets_in(folder, folder.names())
+    if sets and found.name != dcp.METADATA:
+        firsts = listed(one.first.name for one in sets)
+        contents = replace(
+            contents, notes=(*contents.notes, f"shards that no index lists are beside it, not read: {firsts}")
+        )
     pieces = folder / "sharded"
     if not pieces.is_dir() or not consolidated.holds(pieces):
         return contents

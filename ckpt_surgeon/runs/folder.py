@@ -20,6 +20,7 @@ from ..errors import BrokenFile, EditError, FileError, NothingMatched, OutputExi
 from ..files import swap
 from ..files.paths import AnyPath, file_path
 from ..files.sinks import FileSink, Progress
+from ..formats.shard_names import sets_in
 from ..formats.zip.whole import Whole, read_whole, write_whole
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
@@ -202,9 +203,10 @@ def _write_weights(run: RunFolder, made: Path) -> Plan:
     shards = [name for name in run.weight_files if not name.endswith(".index.json")]
     if len(shards) == 1:
         return write.save(run.weights, made / shards[0])
-    index = next(name for name in run.weight_files if name.endswith(".index.json"))
+    indexes = [name.removesuffix(".index.json") for name in run.weight_files if name.endswith(".index.json")]
+    whole = [*indexes, *(one.whole.name for one in sets_in(file_path(run.folder), shards)), "model.safetensors"]
     limit = max((run.folder / name).stat().st_size for name in shards)
-    return write.save(run.weights, made / index.removesuffix(".index.json"), max_shard_size=limit)
+    return write.save(run.weights, made / whole[0], max_shard_size=limit)
 
 
 def _write_optimizer(file: OptimizerFile, path: Path) -> None:

@@ -186,3 +186,22 @@ def test_module_versions_of_torch_shards_are_kept(tmp_path: Path) -> None:
     versions = ckpt_surgeon.open(tmp_path).versions
     assert versions is not None
     assert versions["0"] == {"version": 2}
+
+
+def test_shards_beside_one_whole_file_are_named_and_not_read(tmp_path: Path) -> None:
+    shards(tmp_path, split(weights(), 2))
+    safetensors.torch.save_file({"other": ramp(2)}, tmp_path / "model.safetensors")
+    listing = ckpt_surgeon.ls(tmp_path)
+    assert list(listing.tensors) == ["other"]
+    assert any("not read: 'model-00001-of-00002.safetensors'" in note for note in listing.notes)
+
+
+def test_a_training_folder_whose_shards_have_no_index_is_edited_whole(ckpt: Run, tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out"
+    shards(folder, split({f"module.{key}": tensor for key, tensor in weights().items()}, 2))
+    model = [torch.nn.Parameter(tensor) for tensor in weights().values()]
+    torch.save(torch.optim.SGD(model, lr=0.1).state_dict(), folder / "optimizer.pt")
+    ran = ckpt("strip-prefix", folder, out, "--whole")
+    assert ran.status == 0, ran.err
+    assert_same(dict(ckpt_surgeon.load(out)), weights(), order=False)
+    assert torch.load(out / "optimizer.pt")["param_groups"][0]["lr"] == 0.1
