@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from ..edits.companions import missing_scales, unmerged
 from ..edits.keys import WRAPPERS, drop, is_derivable, without_wrappers
-from ..errors import TargetError
+from ..errors import TargetError, listed
 from ..files.paths import file_path, is_path
 from ..reading.sources import is_module, state_dict_of
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.dtypes import EXTRA_STATE
 from ..tensors.extra_state import is_extra_state, tensors_alone
-from ..tensors.records import Shaped
+from ..tensors.records import OpaqueTensor, Shaped
 from ..text import Shown
 from .align import OTHER_SHAPE, align
 from .modules import loads_plainly, tied, verdict
@@ -63,7 +63,8 @@ class Diff(Shown):
     matched keys of the target that the model itself makes of others on load, as torch's own hooks do; ``refused`` is
     what the model's own code raised when it was given them.  ``tied`` pairs keys that are not in the checkpoint, and
     count as matched, with keys that are: the model has one parameter under both.  ``part`` says what part of a model
-    the checkpoint is, where it is one: that is never loadable.
+    the checkpoint is, where it is one: that is never loadable.  ``opaque`` are matched keys whose tensor (quantized,
+    sparse …) torch does not copy into the model's plain one.
     """
 
     matched: tuple[str, ...]
@@ -80,6 +81,7 @@ class Diff(Shown):
     tied: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     part: str = ""
+    opaque: tuple[str, ...] = ()
     names: tuple[str, str] = field(default=("the checkpoint", "the target"), compare=False)  # what a text calls the two
     has_values: bool = field(
         default=False, compare=False
@@ -92,7 +94,7 @@ class Diff(Shown):
         A model needs no second name of a tied parameter: ``load_into``, ``fit`` and the hub's ``from_pretrained`` fill
         it, a bare ``load_state_dict`` wants to be given it.
         """
-        return not (self.missing or self.unused or self.mismatched or self.refused or self.part)
+        return not (self.missing or self.unused or self.mismatched or self.refused or self.part or self.opaque)
 
     @property
     def share(self) -> float:
@@ -125,7 +127,26 @@ def diff(checkpoint: Source | Mapping[str, Shaped], target: Target, *, hints: bo
     names = _name_of(checkpoint, "the checkpoint"), _name_of(target, "the target")
     part = ours.part if isinstance(ours, Checkpoint) else ""
     notes = (*found.notes, f"{names[0]} is no whole model: it is {part}") if part else found.notes
-    return replace(found, names=names, has_values=isinstance(theirs, Checkpoint), part=part, notes=notes)
+    opaque = tuple(_not_taken(ours, theirs)) if is_module(theirs) and not part else ()
+    if opaque:
+        notes = (*notes, f"no plain parameter takes what is more than plain elements: {listed(opaque, 3)}")
+    is_file = isinstance(theirs, Checkpoint)
+    return replace(found, names=names, has_values=is_file, part=part, notes=notes, opaque=opaque)
+
+
+def _not_taken(checkpoint: Mapping[str, Shaped], model: torch.nn.Module) -> Iterator[str]:
+    """The keys whose tensor is more than plain elements while the model's own is plain: torch copies none of these."""
+    opaque = [key for key, tensor in checkpoint.items() if isinstance(tensor, OpaqueTensor)]
+    held = model.state_dict() if opaque else {}
+    for key in opaque:
+        own = held.get(key)
+        if own is not None and not own.is_quantized and str(own.layout) == "torch.strided" and _is_torchs_own(own):
+            yield key
+
+
+def _is_torchs_own(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is torch's own class or a parameter, no subclass of somebody's."""
+    return type(tensor).__module__ in ("torch", "torch.nn.parameter")
 
 
 def _name_of(side: object, otherwise: str) -> str:

@@ -15,6 +15,7 @@ from ..files.spans import Block
 from ..tensors.arithmetic import distance, summed
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import digest
+from ..tensors.opaque import named_opaque
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
 from ..tensors.stored import StoredTensor
 from ..text import Shown
@@ -212,6 +213,9 @@ def hash(source: Source, *, select: str | None = None) -> Hashes:
     True
     """
     checkpoint = checkpoint_of(source, select=select)
+    if opaque := named_opaque(checkpoint):
+        remedy = Phrase("leave it out first: ", Either("ckpt_surgeon.drop", "ckpt drop"))
+        raise EditError(f"{opaque}: more than plain elements, cannot be hashed", remedy=remedy)
     known: dict[object, str] = {}
     tensors = {}
     with reading_ahead(spans_of({tensor.tie: tensor for tensor in checkpoint.values()}.values())):

@@ -214,6 +214,14 @@ def test_a_dtype_that_torch_has_not_is_renamed_in_place_or_left_out(ckpt: Run, t
     assert "torch.load" not in str(refused.value)
 
 
+def test_hashing_says_which_to_leave_out(ckpt: Run, tmp_path: Path) -> None:
+    path = saved("per tensor", tmp_path)
+    refused = ckpt("hash", path)
+    assert (refused.status, f"'{KEY}'" in refused.err, "ckpt drop" in refused.err) == (2, True, True)
+    assert ckpt("drop", path, tmp_path / "OUT.pth", KEY).status == 0
+    assert ckpt("hash", tmp_path / "OUT.pth").status == 0
+
+
 def test_comparing_values_says_which_to_leave_out(ckpt: Run, tmp_path: Path) -> None:
     path = saved("per tensor", tmp_path)
     refused = ckpt("diff", path, path, "--values")
