@@ -141,7 +141,9 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
     taken = {option: values.pop(option) for option in ("in_path", "out", "select", "dry_run", "quiet")}
     whole = {option: values.pop(option) for option in NAMES}
     refused = [
-        option for option in ("force", "salvage", "allow_part", "max_shard_size", "threads") if values.pop(option)
+        option
+        for option in ("force", "salvage", "allow_part", "max_shard_size", "threads", "ties")
+        if values.pop(option)
     ]
     refused += [option for option in ("without", "reset", "run", "optimizer_keys") if whole[option]]
     if refused:

@@ -59,6 +59,7 @@ class Output:
     max_shard_size: int | None
     threads: int | None
     quiet: bool
+    ties: str | None = None
 
     def write(
         self,
@@ -76,7 +77,7 @@ class Output:
         """
         from ..report import outputs  # not for commands that only look
         from ..writing import write
-        from ..writing.plan import plan
+        from ..writing.plan import COPY, plan
 
         say = say and torchrun.rank() == 0
         shared = torchrun.count() > 1
@@ -85,6 +86,7 @@ class Output:
             self.out,
             force=self.force or self.dry_run or shared,
             max_shard_size=self.max_shard_size,
+            ties=self.ties or COPY,
         )
         if self.dry_run:
             if report:
@@ -132,6 +134,11 @@ def output_options(*, several: bool = False) -> list[click.Option]:
             ["--max-shard-size"], type=Size(), metavar="SIZE", help="Write shards of SIZE (5GB) and an index."
         ),
         click.Option(
+            ["--ties"],
+            type=click.Choice(("copy", "alias")),
+            help="Keys of one tensor in .safetensors: the bytes under each, or notes as the hub's.  [default: copy]",
+        ),
+        click.Option(
             ["--threads"],
             type=click.IntRange(1),
             help="Shards written at the same time.  [default: one a core, up to 8]",
@@ -142,7 +149,9 @@ def output_options(*, several: bool = False) -> list[click.Option]:
 
 def output(values: dict[str, object]) -> Output:
     """Take the values of :func:`output_options` out of a command's parameters."""
-    taken = {name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet")}
+    taken = {
+        name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet", "ties")
+    }
     taken["out"] = file_path(str(taken["out"])) if isinstance(taken["out"], str) else taken["out"]
     return Output(**taken)  # type: ignore[arg-type]
 

@@ -17,7 +17,8 @@ class Contents:
 
     ``container`` is the name of the format as people say it; ``metadata`` the free text that safetensors keeps.
     ``notes`` are remarks on the file that ``ckpt ls`` passes on; ``globals`` every name that its pickles mention.
-    ``globals_inside`` reads the pickles that listing has no need of, and gives the names in those.
+    ``globals_inside`` reads the pickles that listing has no need of, and gives the names in those.  ``aliases`` are
+    keys that the file does not have itself, each with the key whose tensor it is (see :mod:`.aliases`).
     """
 
     path: FilePath
@@ -27,6 +28,7 @@ class Contents:
     notes: tuple[str, ...] = ()
     globals: tuple[Global, ...] = ()
     globals_inside: Callable[[], Iterable[Global]] = tuple
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

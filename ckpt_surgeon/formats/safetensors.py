@@ -26,6 +26,7 @@ from ..tensors.records import ExtraState, OpaqueTensor, Tensor, sequence_of, spa
 from ..tensors.storage import Storage
 from ..tensors.stored import DIMENSIONS, ELEMENTS, StoredTensor
 from ..tensors.strides import row_major
+from .aliases import follow
 from .contents import Contents, Reindexed
 from .pickle.torch_objects import LOST
 from .pickle.values import Value
@@ -90,7 +91,7 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
     texts = dict(contents.metadata)
     where, _ = (texts.pop(key, "") for key in _OF_PIECES)
     is_share = where and (path.name.startswith("shard-") or _ELSEWHERE.search(where))
-    return replace(contents, metadata=texts, notes=(_SHARE,) if is_share else ())
+    return follow(replace(contents, metadata=texts, notes=(_SHARE,) if is_share else ()))
 
 
 def read_pieces(path: FilePath, *, salvage: bool = False) -> Contents:
@@ -222,7 +223,7 @@ class Index:
 
     def __init__(self, path: FilePath) -> None:
         self._raw = _header_bytes(path)
-        self.contents = _contents(path, self._raw)
+        self.contents = follow(_contents(path, self._raw))
 
     def places(self, node: Value, name: str) -> Sequence[Hashable]:
         """The key itself."""
@@ -234,11 +235,20 @@ class Index:
         if METADATA in texts.values():
             raise EditError([f"safetensors cannot hold a tensor called {METADATA!r}"])
         header = {texts.get(key, key): value for key, value in _parsed(path, self._raw).items()}
+        if (metadata := header.get(METADATA)) and isinstance(metadata, dict):
+            header[METADATA] = dict(self._renamed(metadata, texts))
         made = _dumped(header)
         if len(made) > room:
             raise NoRoom(path, len(made), room)
         padded = made.ljust(room)
-        return Reindexed((Patch(_LENGTH.size, self._raw, padded),), _contents(path, padded), room - len(made))
+        contents = follow(_contents(path, padded))
+        return Reindexed((Patch(_LENGTH.size, self._raw, padded),), contents, room - len(made))
+
+    def _renamed(self, metadata: Mapping[str, str], texts: Mapping[Hashable, str]) -> Iterator[tuple[str, str]]:
+        """The metadata with alias notes on the new keys."""
+        for name, text in metadata.items():
+            is_note = name in self.contents.aliases
+            yield (texts.get(name, name), texts.get(text, text)) if is_note else (name, text)
 
 
 # -- writing

@@ -23,6 +23,7 @@ from ..tensors.extra_state import is_extra_state
 from ..tensors.records import OpaqueTensor
 from ..tensors.stored import StoredTensor
 from ..text import plural
+from .aliases import follow
 from .contents import Contents
 from .pickle.torch_objects import LOST
 from .pickle.values import Global, Ordered, Value, spelled
@@ -121,8 +122,9 @@ class Gathered:
         self.containers.add(contents.container)
         self.names.update(dict.fromkeys(contents.globals))
         self.inside.append(contents.globals_inside)
-        self.metadata = {**contents.metadata, **self.metadata}
-        self.roots[name] = contents.root if isinstance(contents.root, dict) else {}
+        self.metadata = {**contents.metadata, **contents.aliases, **self.metadata}
+        held = contents.root if isinstance(contents.root, dict) else {}
+        self.roots[name] = {key: held[key] for key in held if key not in contents.aliases} if contents.aliases else held
         if isinstance(contents.root, Ordered) and isinstance(contents.root.attributes, dict):
             self.versions.update(_versions(contents.root.attributes))
 
@@ -131,7 +133,8 @@ class Gathered:
         if self.versions:
             root.attributes = {"_metadata": self.versions}
         container = f"{'/'.join(sorted(self.containers))}, {plural(len(self.roots), 'shard')}"
-        return Contents(path, container, root, self.metadata, notes, tuple(self.names), _all_of(self.inside))
+        found = Contents(path, container, root, self.metadata, notes, tuple(self.names), _all_of(self.inside))
+        return follow(found)
 
 
 def _all_of(sources: Sequence[Callable[[], Iterable[Global]]]) -> Callable[[], Iterable[Global]]:
@@ -246,9 +249,9 @@ def index_over(path: LocalPath) -> LocalPath | None:
     return None
 
 
-def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:
-    """An index file's bytes; ``total`` counts the elements' bytes in all shards."""
-    index = {"metadata": {"total_size": total}, "weight_map": dict(weight_map)}
+def index_bytes(weight_map: Mapping[str, str], total: int, aliases: Mapping[str, str] | None = None) -> bytes:
+    """An index file's bytes; ``total`` counts the elements' bytes in all shards, ``aliases`` are the notes on keys."""
+    index = {"metadata": {"total_size": total, **(aliases or {})}, "weight_map": dict(weight_map)}
     text = json.dumps(index, indent=2, ensure_ascii=False)
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):  # a name that is no text
         text = json.dumps(index, indent=2)

@@ -128,8 +128,10 @@ class _Search:
         inside = list(children(node))
         own = [(name, child) for name, child in inside if isinstance(child, TENSORS)]
         kids = [(name, child) for name, child in inside if self._holds(child) and may_hold_weights(name, child)]
-        kids = [one for one in kids if not _SETTINGS.fullmatch(one[0])] or ([] if own else kids)
-        weighty = any("." in name or name in ("weight", "bias") for name, _ in own)
+        packed = [name for name, child in kids if is_packed_entry(name, child)]
+        kids = [one for one in kids if one[0] not in packed] if packed else kids
+        kids = [one for one in kids if not _SETTINGS.fullmatch(one[0])] or ([] if own or packed else kids)
+        weighty = any("." in name or name in ("weight", "bias") for name in (*(name for name, _ in own), *packed))
         models = [(name, child) for name, child in kids if len(name) <= NAME and _MODEL.fullmatch(name)]
         dicts = [(name, child) for name, child in kids if is_mapping(child) or is_module(child)]
         if isinstance(node, (list, tuple)) and kids and not own:
@@ -138,7 +140,7 @@ class _Search:
             ahead = models
         elif len(dicts) == 1 and not weighty and not (isinstance(node, dict) and _are_weights(own)):
             ahead = dicts
-        elif own or dicts:
+        elif own or dicts or packed:
             yield path, node, trail
             return
         else:

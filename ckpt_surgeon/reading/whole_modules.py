@@ -21,6 +21,7 @@ from .tree import TENSORS, Bound, Weights, attribute, attribute_dicts, is_module
 PACKED = "a quantised model of which torch keeps a part in objects of its own"
 LACKING = "a module whose state_dict cannot be had whole"
 SCRIPT_OBJECTS = frozenset({"torch.ScriptObject", "torch._C.ScriptObject"})
+_SCRIPTED = "__torch__."
 _SPECTRAL_NORM = "torch.nn.utils.spectral_norm.SpectralNormStateDictHook"
 _HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks")
 _REGISTERED = frozenset({"_parameters", "_buffers", "_modules"})
@@ -66,7 +67,8 @@ def part_text(lacking: Iterable[LeftOut]) -> str:
     begins = LACKING
     for one in lacking:
         names[f"{one.path or 'the module itself'} ({one.what.rpartition('.')[2]})"] = None
-        if has_own_state(one.what) or one.what in SCRIPT_OBJECTS or is_packed(one.path):
+        is_script = one.what in SCRIPT_OBJECTS or one.what.startswith(_SCRIPTED)
+        if is_script or has_own_state(one.what) or is_packed(one.path):
             begins = PACKED
     return f"{begins}: not had is {listed(names, _SHOWN)}" if names else ""
 
@@ -143,16 +145,18 @@ def _packed(node: Value, has_own: bool) -> Iterator[tuple[str, Value]]:
     weights = Weights()
     for part in attribute_dicts(node) if isinstance(node, Object) else ():
         for name, value in part.items():
-            is_script = isinstance(value, Object) and value.class_name in SCRIPT_OBJECTS
-            if is_script or (has_own and name not in _REGISTERED and weights.of(value)[0]):
+            if is_script_object(value) or (has_own and name not in _REGISTERED and weights.of(value)[0]):
                 yield spelled(name), value
 
 
 def is_packed_entry(name: str, value: Value) -> bool:
     """Whether an entry of a state_dict is a quantised layer's that is no tensor: a script object, a tuple of parts."""
-    if isinstance(value, Object) and value.class_name in SCRIPT_OBJECTS:
-        return True
-    return is_packed(name) and value is not None
+    return is_script_object(value) or (is_packed(name) and value is not None)
+
+
+def is_script_object(value: Value) -> bool:
+    """Whether a value is an object of TorchScript's, in a pickle of torch.save or in an archive of torch.jit.save."""
+    return isinstance(value, Object) and (value.class_name in SCRIPT_OBJECTS or value.class_name.startswith(_SCRIPTED))
 
 
 def is_packed(name: str) -> bool:

@@ -25,12 +25,15 @@ from ..formats.pickle.values import Object, Ordered, Value, spelled
 from ..reading.opening import INTERRUPTED, index_of
 from ..reading.selecting import select_state_dict
 from ..reading.tree import CONTAINERS, TENSORS, Step, Trail, children, followed
+from ..reading.whole_modules import LACKING, PACKED
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.extra_state import digest
 from ..tensors.records import ExtraState, OpaqueTensor
 from ..tensors.stored import StoredTensor
 from ..text import Shown
 from .index_names import IndexNames, joined_path
+
+KEPT = "rename in Python: load it with torch, and save its state_dict() with other keys"
 
 
 class Edit(Protocol):
@@ -71,6 +74,8 @@ def plan_in_place(path: AnyPath, edit: Edit, *, select: str | None = None) -> In
     index = index_of(path)
     contents, here = index.contents, _local(index.contents.path)
     checkpoint = select_state_dict(contents, select)
+    if checkpoint.part.startswith((PACKED, LACKING)):
+        raise FileError(here, f"is {checkpoint.part}, whose names would stay", KEPT)
     change = _change(edit, checkpoint)
     names = _names(here, change)
     if all(old == new for old, new in names.items()):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
-from ..errors import BrokenFile, EditError, FileError, OutputExists, listed
+from ..errors import Argument, BrokenFile, EditError, FileError, OutputExists, Phrase, listed
 from ..files import swap
 from ..files.local import LocalPath
 from ..files.paths import AnyPath, FilePath, file_path
 from ..files.sinks import Progress, Sink
-from ..formats import registry, sharded
+from ..formats import registry, safetensors, sharded
+from ..formats.aliases import aliases_in, aliases_of
 from ..formats.registry import FolderWriter, Layout, Writer
 from ..reading.parts import refuse_part
 from ..reading.selecting import select_state_dict
@@ -23,6 +24,10 @@ from ..tensors.opaque import named_opaque, ways_on
 from ..tensors.records import Finding, Tensor, findings, producer
 from ..tensors.stored import StoredTensor
 from ..text import Shown
+
+# How keys that are one tensor are written into a container that cannot share it.
+COPY, ALIAS = TIES = ("copy", "alias")
+_ALIASED = Argument("ties", ALIAS)
 
 Places = Sequence[tuple[int, int]]  # where in a file the pieces are that an index has to tell of
 
@@ -58,6 +63,7 @@ class Plan(Shown):
     index: FilePath | None = None
     max_shard_size: int | None = None
     layout: Layout | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)  # keys that a note stands for, and those that are written
     written: bool = False  # whether it was carried out
 
     @property
@@ -97,9 +103,19 @@ class Plan(Shown):
             places = self.layout.write(number, sink, tell)
         else:
             writer = cast(Writer, self.writer)
-            writer.write(sink, file.tensors, self._versions_for(file), {**self.checkpoint.metadata, **metadata})
+            writer.write(sink, file.tensors, self._versions_for(file), self._metadata_for(file, metadata))
         found = list(findings(file.tensors.values()))
         return Written(places, *([text for text in texts if text] for texts in _texts(found)))
+
+    def _metadata_for(self, file: PlannedFile, given: Mapping[str, str]) -> Mapping[str, str]:
+        """What is written beside tensors: no text that would be read as a note on one of these keys, but the notes."""
+        texts = {**self.checkpoint.metadata, **given}
+        stale = aliases_in(file.tensors, texts)
+        if wrong := [name for name in stale if name in given]:
+            problem = f"metadata that reads as another name of a tensor: {listed(wrong)}"
+            raise EditError([problem], remedy=Phrase("tie the tensors and give ", _ALIASED))
+        kept = {name: text for name, text in texts.items() if name not in stale}
+        return kept if self.index is not None else {**kept, **self.aliases}
 
     def _versions_for(self, file: PlannedFile) -> Mapping[str, Mapping[str, object]] | None:
         """A shard carries the versions of its own modules."""
@@ -114,8 +130,8 @@ class Plan(Shown):
         if self.layout is not None:
             return self.layout.metadata(places)
         weight_map = {key: file.path.name for file in self.files for key in file.tensors}
-        ordered = {key: weight_map[key] for key in self.checkpoint}
-        return sharded.index_bytes(ordered, sum(tensor.nbytes for tensor in self.checkpoint.values()))
+        ordered = {key: weight_map[key] for key in self.checkpoint if key in weight_map}
+        return sharded.index_bytes(ordered, sum(self.checkpoint[key].nbytes for key in ordered), self.aliases)
 
     def verify(self, made: Callable[[FilePath], FilePath], fate: str = "nothing was replaced") -> None:
         """Read the index of each file back and compare it with the plan: keys, their order, dtypes, shapes.
@@ -125,7 +141,10 @@ class Plan(Shown):
         whole = [PlannedFile(self.out, self.checkpoint.tensors)] if self.is_folder else self.files
         for file in whole:
             written = select_state_dict(registry.read(made(file.path)), file.selected)
-            asked = [(key, tensor.dtype, tensor.shape) for key, tensor in file.tensors.items()]
+            tensors = file.tensors
+            if self.index is None:
+                tensors = {**tensors, **{name: tensors[kept] for name, kept in self.aliases.items()}}
+            asked = [(key, tensor.dtype, tensor.shape) for key, tensor in tensors.items()]
             found = [(key, tensor.dtype, tensor.shape) for key, tensor in written.items()]
             if asked != found:
                 pairs = zip(asked, found, strict=False)
@@ -168,12 +187,14 @@ def plan(
     *,
     force: bool = False,
     max_shard_size: int | None = None,
+    ties: str = COPY,
     writer: Writer | FolderWriter | None = None,
 ) -> Plan:
     """Plan the files of an output; nothing is touched.
 
     The container is that of ``out``'s extension, unless a ``writer`` is given; ``max_shard_size`` (bytes) splits it
-    into shards with an index.
+    into shards with an index.  Keys that are one tensor share it in torch's containers; a safetensors file has its
+    bytes under each key (``ties`` "copy"), or under one, and notes on the others as in the hub's files ("alias").
     Raises OutputExists (without ``force``), FileError (what is there cannot or should not be replaced),
     NotACheckpoint (unknown extension), FileError (one rank's part of a model),
     EditError (tensors that the container cannot hold, or none at all).
@@ -183,6 +204,7 @@ def plan(
     refuse_part(checkpoint)
     if chosen is None and (opaque := named_opaque(checkpoint)):
         raise EditError(f"{opaque}: more than plain elements, cannot be copied", remedy=ways_on(checkpoint))
+    _check_ties(ties, out, writer)
     if not writer.HOLDS_EXTRA_STATES:
         checkpoint = _of_tensors_alone(checkpoint)
     if not checkpoint.tensors:
@@ -191,12 +213,21 @@ def plan(
         raise FileError(out, "would be a folder at a URL, which cannot be written", "write .safetensors or .pth")
     out.check_writable()
     writer.check(checkpoint.tensors)
-    planned = _planned(checkpoint, out, writer, max_shard_size)
+    planned = _planned(checkpoint, out, writer, max_shard_size, ties)
     if (local := out.local) is not None:
         _check_replaceable(planned, local)
     if not force and (there := planned.in_the_way()):
         raise OutputExists(there[0])
     return planned
+
+
+def _check_ties(ties: str, out: FilePath, writer: Writer | FolderWriter) -> None:
+    """Raise EditError for a way to write ties that is not known, or that the container has no need of."""
+    if ties not in TIES:
+        raise EditError([Phrase(Argument("ties"), f" is one of {', '.join(TIES)}, not {ties!r}")])
+    if ties == ALIAS and writer is not safetensors:
+        problem = Phrase(f"{out}: its container shares tied tensors by itself, and has no notes for ", _ALIASED)
+        raise EditError([problem], remedy=Phrase("leave it out, or write .safetensors"))
 
 
 def _of_tensors_alone(checkpoint: Checkpoint) -> Checkpoint:
@@ -212,18 +243,21 @@ def _of_tensors_alone(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
 
 
-def _planned(checkpoint: Checkpoint, out: FilePath, writer: Writer | FolderWriter, max_shard_size: int | None) -> Plan:
+def _planned(
+    checkpoint: Checkpoint, out: FilePath, writer: Writer | FolderWriter, max_shard_size: int | None, ties: str
+) -> Plan:
     if isinstance(writer, FolderWriter):
         layout = writer.layout(checkpoint.tensors, max_shard_size)
         files = tuple(PlannedFile(out / name, tensors) for name, tensors in layout.files.items())
         return Plan(out, checkpoint, files, writer, out / writer.METADATA, max_shard_size, layout)
-    is_split = max_shard_size is not None
-    groups = _groups(checkpoint.tensors, max_shard_size or 0) if is_split else [dict(checkpoint.tensors)]
+    aliases = aliases_of(checkpoint.tensors, checkpoint.metadata) if ties == ALIAS else {}
+    tensors = {key: tensor for key, tensor in checkpoint.tensors.items() if key not in aliases}
+    groups = _groups(tensors, max_shard_size) if max_shard_size is not None else [tensors]
     if len(groups) == 1:
-        return Plan(out, checkpoint, (PlannedFile(out, groups[0]),), writer, None, max_shard_size)
+        return Plan(out, checkpoint, (PlannedFile(out, groups[0]),), writer, None, max_shard_size, aliases=aliases)
     names = (sharded.shard_name(out, number, len(groups)) for number in range(1, len(groups) + 1))
     files = tuple(PlannedFile(name, group) for name, group in zip(names, groups, strict=True))
-    return Plan(out, checkpoint, files, writer, sharded.index_name(out), max_shard_size)
+    return Plan(out, checkpoint, files, writer, sharded.index_name(out), max_shard_size, aliases=aliases)
 
 
 def _check_replaceable(planned: Plan, out: LocalPath) -> None:

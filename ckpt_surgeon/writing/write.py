@@ -20,7 +20,7 @@ from ..tensors.checkpoint import Checkpoint
 from ..tensors.stored import StoredTensor
 from .destinations import Destination, destination
 from .leftovers import left_behind
-from .plan import Places, Plan, Written, plan
+from .plan import COPY, Places, Plan, Written, plan
 
 if TYPE_CHECKING:
     from ..reading.sources import Source
@@ -80,6 +80,7 @@ def save(
     force: bool = False,
     max_shard_size: int | None = None,
     allow_part: bool = False,
+    ties: str = COPY,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -97,12 +98,13 @@ def save(
     {'fc.bias': tensor([1., 1., 1.])}
     """
     if isinstance(state_dict, Saveable):
-        if max_shard_size or metadata:
-            raise EditError(["a whole training checkpoint is written as it was: without shards, without metadata"])
+        if max_shard_size or metadata or ties != COPY:
+            problem = "a whole training checkpoint is written as it was: without shards, metadata or alias notes"
+            raise EditError([problem])
         run = _as_whole(state_dict) if allow_part else state_dict
         return run.save_to(out, force=force, progress=progress)
     checkpoint = checkpoint_of(state_dict, allow_part=allow_part)
-    planned = plan(checkpoint, out, force=force, max_shard_size=max_shard_size)
+    planned = plan(checkpoint, out, force=force, max_shard_size=max_shard_size, ties=ties)
     write(planned, progress=progress, metadata=metadata)
     return replace(planned, written=True)
 
@@ -124,6 +126,7 @@ def convert(
     force: bool = False,
     max_shard_size: int | None = None,
     allow_part: bool = False,
+    ties: str = COPY,
 ) -> Plan:
     """Write any checkpoint in the container of ``out``'s extension; see :func:`save`.
 
@@ -133,7 +136,7 @@ def convert(
     'model'
     """
     checkpoint = checkpoint_of(source, select=select, allow_part=allow_part)
-    return save(checkpoint, out, force=force, max_shard_size=max_shard_size)
+    return save(checkpoint, out, force=force, max_shard_size=max_shard_size, ties=ties)
 
 
 def source_bytes(checkpoint: Checkpoint) -> int:

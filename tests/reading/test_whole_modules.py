@@ -148,8 +148,16 @@ def _dynamic() -> nn.Module:
     return quantised
 
 
+def _rnn() -> nn.Module:
+    quantised: nn.Module = torch.ao.quantization.quantize_dynamic(
+        nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), {nn.Linear, nn.LSTM}
+    )
+    return quantised
+
+
 def _static() -> nn.Module:
-    model = nn.Sequential(torch.ao.quantization.QuantStub(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
+    layers = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2)
+    model = nn.Sequential(torch.ao.quantization.QuantStub(), *layers).eval()
     prepared = _prepared(model, torch.ao.quantization.get_default_qconfig())
     prepared(torch.randn(1, 3, 4, 4))
     quantised: nn.Module = torch.ao.quantization.convert(prepared)
@@ -228,17 +236,52 @@ def test_a_module_whose_state_dict_cannot_be_had_whole_is_refused_by_all_that_wr
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("make", [_dynamic, _static])
+@pytest.mark.parametrize("around", [{}, {"epoch": 3}])
+@pytest.mark.parametrize("make", [_dynamic, _static, lambda: nn.Sequential(_static(), _dynamic())])
 def test_the_state_dict_of_a_quantised_model_is_refused_for_what_is_no_tensor(
-    make: Callable[[], nn.Module], ckpt: Run, tmp_path: Path
+    make: Callable[[], nn.Module], around: dict[str, int], ckpt: Run, tmp_path: Path
 ) -> None:
-    state, path = nn.Sequential(make(), _dynamic()).state_dict(), tmp_path / "state.pth"
-    torch.save(state, path)
+    state, path = make().state_dict(), tmp_path / "state.pth"
+    torch.save({"state_dict": state, **around} if around else state, path)
     opened = ckpt_surgeon.open(path)
     assert "_packed_params" in opened.part
-    assert set(state) - set(opened) == {left.path for left in opened.left_out}
+    lacking = {left.path.removeprefix("state_dict.") for left in opened.left_out if left.path != "epoch"}
+    assert set(state) - set(opened) == lacking
     assert ckpt("convert", path, tmp_path / "out.safetensors").status == 2
     assert ckpt("diff", path, path).status == 1
+
+
+@pytest.mark.usefixtures("quiet")
+def test_names_of_a_quantised_state_dict_are_not_changed_in_place_by_halves(ckpt: Run, tmp_path: Path) -> None:
+    path = tmp_path / "state.pth"
+    torch.save({f"module.{key}": value for key, value in _static().state_dict().items()}, path)
+    before = path.read_bytes()
+    refused = ckpt("strip-prefix", path, "--in-place")
+    assert refused.status == 2
+    assert "_packed_params" in refused.err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("is_traced", [True, False])
+def test_a_torchscript_archive_of_a_quantised_model_is_refused_for_what_it_packs(
+    is_traced: bool, ckpt: Run, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "scripted.pt", tmp_path / "out.pth"
+    made = torch.jit.trace(_static(), torch.ones(1, 3, 4, 4)) if is_traced else torch.jit.script(_rnn())
+    torch.jit.save(made, path)
+    opened = ckpt_surgeon.open(path)
+    assert opened.part
+    assert list(opened) == list(torch.jit.load(path).state_dict())
+    assert (ckpt("convert", path, out).status, out.exists()) == (2, False)
+    assert any("_packed_params" in left.path or left.path == "1" for left in opened.left_out)
+
+
+def test_a_torchscript_archive_of_a_plain_model_is_no_part(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))), tmp_path / "plain.pt")
+    assert not ckpt_surgeon.open(tmp_path / "plain.pt").part
 
 
 def test_what_there_is_of_a_quantised_module_is_written_where_a_part_is_allowed(ckpt: Run, tmp_path: Path) -> None:
@@ -248,5 +291,5 @@ def test_what_there_is_of_a_quantised_module_is_written_where_a_part_is_allowed(
         torch.save(model, path)
     assert ckpt("convert", path, out, "--allow-part").status == 0
     written, theirs = torch.load(out), model.state_dict()
-    assert list(written) == [key for key in theirs if not key.startswith("1.")]
+    assert list(written) == [key for key in theirs if not key.startswith(("1.", "4."))]
     assert all(torch.equal(written[key], theirs[key]) for key in written)

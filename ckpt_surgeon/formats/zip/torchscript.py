@@ -74,8 +74,13 @@ class _Collected:
         self._declared = declared
 
     def add(self, node: Value, prefix: str, depth: int) -> None:
-        """Add a module's parameters and buffers, then those of its attributes."""
-        if not isinstance(node, Object) or not isinstance(node.state, dict) or depth > DEPTH:
+        """Add a module's parameters and buffers, then those of its attributes; what packs its state stays an object."""
+        if not isinstance(node, Object) or depth > DEPTH:
+            return
+        if not isinstance(node.state, dict):
+            if node.state is not None:  # of a class with a __getstate__, as those of quantised layers
+                self.left -= 1
+                self.found[prefix.removesuffix(".")] = node
             return
         self.left -= len(node.state)
         if self.left < 0:
