@@ -14,8 +14,10 @@ from .hooks import provide as _provide
 
 TYPE_CHECKING = False  # type checkers take it for True; typing itself is not imported for it
 if TYPE_CHECKING:
+    from .edits.averages import average, ema, lerp, slerp
     from .edits.change import Change
     from .edits.combine import concat, split, stack, sum_, unstack
+    from .edits.deltas import add, merge, subtract
     from .edits.fold import fold
     from .edits.join import graft, join
     from .edits.kernels import inflate, resize_kernel
@@ -140,9 +142,11 @@ __all__ = [
     "Trainable",
     "Training",
     "ValueDiff",
+    "add",
     "add_prefix",
     "align",
     "applied",
+    "average",
     "cast",
     "compare",
     "concat",
@@ -150,6 +154,7 @@ __all__ = [
     "dequantize",
     "diff",
     "drop",
+    "ema",
     "fit",
     "fitted",
     "fold",
@@ -162,10 +167,12 @@ __all__ = [
     "initialize",
     "join",
     "keep",
+    "lerp",
     "load",
     "load_into",
     "ls",
     "map_classes",
+    "merge",
     "norm_to_conv",
     "open",
     "open_run",
@@ -188,6 +195,7 @@ __all__ = [
     "scale",
     "scan",
     "select",
+    "slerp",
     "slice_",
     "snapshot",
     "split",
@@ -195,6 +203,7 @@ __all__ = [
     "stats",
     "step",
     "strip_prefix",
+    "subtract",
     "sum_",
     "trainable",
     "training_of",
@@ -209,8 +218,10 @@ __all__ = [
 
 # Where each public name is made; its module is imported when the name is first asked for.
 _HOMES = {
+    "edits.averages": "average ema lerp slerp",
     "edits.change": "Change",
     "edits.combine": "concat split stack sum_ unstack",
+    "edits.deltas": "add merge subtract",
     "edits.fold": "fold",
     "edits.kernels": "inflate resize_kernel",
     "edits.norms": "fold_norm norm_to_conv",

@@ -47,7 +47,7 @@ from .rename import parse_pairs
 
 # In this order, in which edits are listed.
 # isort: off
-from . import keys, values, combine, fold, norms, quantised, resize, kernels, join
+from . import keys, values, combine, fold, norms, quantised, resize, kernels, join, averages, deltas
 # isort: on
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
@@ -62,6 +62,8 @@ REGISTERED = (
     resize,
     kernels,
     join,
+    averages,
+    deltas,
 )  # modules whose edits a recipe can name
 
 

@@ -149,6 +149,41 @@ def _summed(raw: Block | bytearray, dtype: DType) -> Sums:
         return found
 
 
+def magnitude_of_rank(base: Tensor, other: Tensor, rank: int) -> float:
+    """The ``rank``-th largest magnitude of other − base, in float64; inf for rank 0.
+
+    Two passes: the first counts magnitudes by their leading 16 bits (sign, exponent and four bits of the mantissa),
+    the second looks at those alone that share them with the one that is looked for.
+    """
+    import numpy as np
+
+    if rank <= 0:
+        return math.inf
+    counts = sum(_magnitudes(base, other, lambda bits: np.bincount(bits >> np.uint64(48), minlength=1 << 15)))
+    at_least = np.cumsum(np.asarray(counts)[::-1])[::-1]
+    bucket = int(np.nonzero(at_least >= rank)[0][-1])
+    above = int(at_least[bucket + 1]) if bucket + 1 < len(at_least) else 0
+    found = np.concatenate(list(_magnitudes(base, other, lambda bits: bits[bits >> np.uint64(48) == bucket])))
+    place = len(found) - (rank - above)
+    return float(np.partition(found, place)[place].view(np.float64))
+
+
+def _magnitudes(base: Tensor, other: Tensor, function: Callable[[Array], Array]) -> Iterator[Array]:
+    """What a function makes of the magnitudes of a difference, as bits of float64, block by block."""
+    import numpy as np
+
+    def compute(pair: tuple[Piece, ...]) -> Array:
+        with np.errstate(all="ignore"):
+            one, two = (
+                widened(numbers(piece.read(slot), tensor.dtype), real(tensor.dtype)).astype(np.float64)
+                for slot, (piece, tensor) in enumerate(zip(pair, (base, other), strict=True))
+            )
+            two -= one
+            return function(np.abs(two).view(np.uint64))
+
+    yield from in_order(compute, alongside(base, other), base.nbytes + other.nbytes)
+
+
 # -- comparisons
 
 
@@ -222,6 +257,16 @@ def equal_blocks(tensors: Sequence[Tensor]) -> Iterator[tuple[Block, bool]]:
     for first, *others in alongside(*tensors):
         mine = bytes(first.read(0))
         yield mine, all(bytes(other.read(1)) == mine for other in others)
+
+
+def largest(tensors: Sequence[Tensor]) -> Iterator[Block]:
+    """Yield the largest of the values of some tensors of one integer dtype, or bool, and shape."""
+    import numpy as np
+
+    dtype = tensors[0].dtype
+    for parts in alongside(*tensors):
+        values = [numbers(part.read(slot), dtype) for slot, part in enumerate(parts)]
+        yield bytes_of(np.maximum.reduce(values))
 
 
 # -- what only torch computes

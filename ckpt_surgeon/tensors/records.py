@@ -166,7 +166,8 @@ def findings(tensors: Iterable[Tensor]) -> Iterator[Finding]:
         if computed is not None and id(computed) not in seen:
             seen.add(id(computed))
             waiting.extend(computed.inputs)
-            if computed.finding is not None:
+            if computed.finding is not None and id(computed.finding) not in seen:
+                seen.add(id(computed.finding))
                 yield computed.finding
 
 

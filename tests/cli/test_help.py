@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -202,6 +203,14 @@ def examples() -> list[str]:
     return [line.strip() for text in texts for line in text.splitlines() if line.strip().startswith("ckpt ")]
 
 
+def make_inputs(words: list[str]) -> None:
+    """The checkpoints of one model that stand before OUT, where nothing else is said of them."""
+    files = [*takewhile(lambda word: not word.startswith("--"), words)][:-1]
+    for name in files:
+        if not Path(name).exists():
+            save_file(model(), name) if name.endswith(".safetensors") else torch.save(model(), name)
+
+
 @pytest.mark.parametrize("example", examples())
 def test_the_example_of_a_help_text_runs(
     example: str, ckpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -225,6 +234,8 @@ def test_the_example_of_a_help_text_runs(
         Path("shards").mkdir()
         for number, (key, tensor) in enumerate(small().items(), 1):
             save_file({key: tensor}, f"shards/model-{number:05d}-of-00002.safetensors")
+    if EDITS_BY_COMMAND.get(command):
+        make_inputs(words)
     Path("models.py").write_text(MODELS_PY)
     Path("train.py").write_text(TRAIN_PY)
     Path("rules.toml").write_text(RULES)

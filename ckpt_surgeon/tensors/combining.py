@@ -1,0 +1,237 @@
+"""Sums of several tensors: computed in float64 a block at a time, rounded once, and what of a change survives that.
+
+Nothing here imports numpy or ml_dtypes before a value is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import Argument, Phrase
+from ..files.spans import Block
+from ..text import plural
+from .blocks import Piece, alongside, in_order
+from .casts import Losses, bytes_of, cast_by_numpy
+from .conversion import is_coded, numbers, real, widened
+from .dtypes import BY_NAME, DType
+from .records import Finding, Tensor
+
+if TYPE_CHECKING:
+    from .conversion import Array
+
+    Formula = Callable[[int, list[Array]], Array]  # the number of the block, float64 of each input; float64
+
+LEAST_COSINE = 0.99  # below it, what is left of a change points elsewhere: a warning
+GREATEST_ERROR = 0.1  # and so where so much of its length got lost
+WORST = 3  # how many tensors a warning names
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How float64 becomes the output's dtype: to nearest, or up and down at random so that the mean is kept.
+
+    ``seed`` makes random rounding the same each time; None rounds to nearest, ties to even.
+    """
+
+    seed: int | None = None
+
+
+NEAREST = Rounding()
+
+
+@dataclass(slots=True)
+class Survival:
+    """Sums over the elements of a tensor: squares of the change and of what is kept of it, their product, the error."""
+
+    change: float = 0.0
+    kept: float = 0.0
+    product: float = 0.0
+    error: float = 0.0
+
+    def add(self, other: Survival) -> None:
+        self.change += other.change
+        self.kept += other.kept
+        self.product += other.product
+        self.error += other.error
+
+    @property
+    def cosine(self) -> float:
+        """cos(kept, change): 1 where the direction survived."""
+        norms = math.sqrt(self.change) * math.sqrt(self.kept)
+        return self.product / norms if norms else float(self.change == self.kept)
+
+    @property
+    def lost(self) -> float:
+        """‖kept − change‖ ÷ ‖change‖: 0 where all of it survived."""
+        return math.sqrt(self.error / self.change) if self.change else 0.0
+
+    @property
+    def is_poor(self) -> bool:
+        """Whether too much got lost to call it the change that was asked for."""
+        return self.change > 0 and (self.cosine < LEAST_COSINE or self.lost > GREATEST_ERROR)
+
+
+class Kept(Finding):
+    """What of a small change is in an output, tensor by tensor; one for all tensors of an edit.
+
+    A change far below the spacing of an output's dtype is rounded away: bfloat16 has 8 bits, so that a change of
+    relative size 1e-3 keeps a cosine of about 0.64, one of 3e-4 about 0.37.
+    """
+
+    __slots__ = ("dtypes", "tensors")
+
+    def __init__(self) -> None:
+        self.problem = ""
+        self.dtypes: dict[str, None] = {}
+        self.tensors: dict[str, Survival] = {}
+
+    def add(self, key: str, dtype: DType, found: Survival) -> None:
+        """Add what one block of a tensor kept."""
+        self.dtypes[dtype.name] = None
+        self.tensors.setdefault(key, Survival()).add(found)
+
+    @property
+    def total(self) -> Survival:
+        """The sums over all tensors."""
+        total = Survival()
+        for one in list(self.tensors.values()):
+            total.add(one)
+        return total
+
+    @property
+    def note(self) -> str:  # type: ignore[override]
+        """One line: what is kept in all, and the worst tensors where too much got lost."""
+        total = self.total
+        if not total.change:
+            return "nothing changes" if self.tensors else ""
+        text = f"of the change, {' and '.join(self.dtypes)} keeps cos {total.cosine:.4f}, error {total.lost:.2%}"
+        poor = sorted((one.cosine, key) for key, one in self.tensors.items() if one.is_poor)
+        if not poor:
+            return text
+        worst = ", ".join(f"{key} {cosine:.2f}" for cosine, key in poor[:WORST])
+        way = Phrase(Argument("dtype", "fp32"), " keeps it, ", Argument("rounding", "stochastic"), " keeps its mean")
+        return Phrase(f"warning: {text}; {plural(len(poor), 'tensor')} below cos {LEAST_COSINE} or with an error over ",
+                      f"{GREATEST_ERROR:.0%} (worst: {worst}); ", way)  # fmt: skip
+
+
+def combined(
+    tensors: Sequence[Tensor], formula: Formula, dtype: DType, *, key: str = "", rounding: Rounding = NEAREST,
+    kept: Kept | None = None, losses: Losses | None = None,
+) -> Iterator[Block]:  # fmt: skip
+    """Yield what a formula makes of tensors of one shape, in ``dtype``.
+
+    The formula gets the number of the block and the float64 values of each tensor, and may change their arrays in
+    place unless ``kept`` is given: then what the result adds to the first tensor is compared with what it should add.
+    The parts of complex numbers are numbers of their own.
+    """
+
+    def compute(item: tuple[int, tuple[Piece, ...]]) -> tuple[Block, Losses, Survival | None]:
+        import numpy as np
+
+        index, parts = item
+        with np.errstate(all="ignore"):
+            wide = [
+                float64(piece.read(slot), tensor.dtype)
+                for slot, (piece, tensor) in enumerate(zip(parts, tensors, strict=True))
+            ]
+            exact = formula(index, wide)
+            made, lost = rounded(
+                exact, dtype, None if rounding.seed is None else random_numbers(rounding.seed, key, index)
+            )
+            return bytes_of(made), lost, None if kept is None else _survival(wide[0], exact, made, dtype)
+
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    for block, lost, found in in_order(compute, enumerate(alongside(*tensors)), nbytes):
+        if losses is not None:
+            losses.add(lost)
+        if kept is not None and found is not None:
+            kept.add(key, dtype, found)
+        yield block
+
+
+def float64(raw: Block | bytearray, dtype: DType) -> Array:
+    """A block as float64, in memory of its own."""
+    import numpy as np
+
+    made: Array = widened(numbers(raw, dtype), real(dtype)).astype(np.float64)
+    return made
+
+
+def rounded(exact: Array, dtype: DType, random: object = None) -> tuple[Array, Losses]:
+    """float64 in another dtype, rounded once, and what got lost; with a generator of random numbers, up and down.
+
+    Short floats are made from a float32 that was rounded to odd, which keeps what the second rounding needs to know
+    (Boldo, Melquiond: Emulation of FMA and correctly rounded sums, 2008).
+    """
+    import numpy as np
+
+    part = real(dtype)
+    if part.name == "float64":
+        return exact, Losses()
+    with np.errstate(all="ignore"):
+        if part.name == "float32":
+            made = exact.astype(np.float32)
+            infinite = np.isinf(made).any() and int((np.isinf(made) & np.isfinite(exact)).sum())
+            lost = Losses(infinite=int(infinite))
+        else:
+            raw, lost = cast_by_numpy(bytes_of(_odd_float32(exact)), BY_NAME["float32"], part)
+            made = numbers(raw, part)
+        return (made if random is None else _stochastic(exact, made, part, random)), lost
+
+
+def _odd_float32(exact: Array) -> Array:
+    """float64 as float32, rounded to odd: towards zero, the last bit set where anything was cut off."""
+    import numpy as np
+
+    near = exact.astype(np.float32)
+    back = near.astype(np.float64)
+    bits = near.view(np.uint32)
+    bits -= (np.abs(back) > np.abs(exact)).astype(np.uint32)
+    bits |= (back != exact).astype(np.uint32)
+    return near
+
+
+def _stochastic(exact: Array, near: Array, dtype: DType, random: object) -> Array:
+    """One of the two neighbours of each number, each the likelier the nearer it is."""
+    import numpy as np
+
+    assert isinstance(random, np.random.Generator)
+    codes = near.view(np.dtype(f"u{dtype.itemsize}"))
+    value = widened(near, dtype).astype(np.float64)
+    step = np.where(np.abs(exact) > np.abs(value), 1, -1).astype(codes.dtype)
+    step[value == 0] = 1  # from zero, its sign being that of the number, there is only one way
+    other_codes = codes + step
+    other = widened(other_codes if is_coded(dtype) else other_codes.view(near.dtype), dtype).astype(np.float64)
+    gap = np.abs(other - value)
+    moves = random.random(exact.shape) * gap < np.abs(exact - value)
+    moves &= np.isfinite(other) & (exact != value) & np.isfinite(exact)
+    return np.where(moves, other_codes, codes).view(near.dtype)
+
+
+def random_numbers(seed: int, key: str, index: int) -> object:
+    """Random numbers of their own for each block of each tensor, whatever threads compute it."""
+    import numpy as np
+
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(key.encode()), index])))
+
+
+def _survival(base: Array, exact: Array, made: Array, dtype: DType) -> Survival:
+    import numpy as np
+
+    change = exact - base
+    kept = widened(made, real(dtype)).astype(np.float64)
+    kept -= base
+    finite = np.isfinite(change) & np.isfinite(kept)
+    if not finite.all():
+        change, kept = change[finite], kept[finite]
+    product, error = kept * change, kept - change
+    change *= change
+    kept *= kept
+    error *= error
+    return Survival(
+        *(float(squares.sum()) for squares in (change, kept, product, error))
+    )  # no BLAS: it has its own threads
