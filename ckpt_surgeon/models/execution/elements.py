@@ -37,11 +37,14 @@ class Numbered:
     number: dict[str, int]
 
     @classmethod
-    def of(cls, model: torch.nn.Module, seed: int) -> Numbered:
-        """Copy a model and give it random values.  Raises TargetError for one without values or that is not copied."""
+    def of(cls, model: torch.nn.Module, seed: int, eps: float | None = EPS) -> Numbered:
+        """Copy a model and give it random values, and all of its normalisations this ``eps`` (None: each its own).
+
+        Raises TargetError for a model without values, or that cannot be copied.
+        """
         import torch
 
-        twin = _copied(model)
+        twin = _copied(model, eps)
         tensors = {
             key: tensor
             for key, tensor in twin.state_dict(keep_vars=True).items()
@@ -113,7 +116,7 @@ def numbers_of(tensor: torch.Tensor) -> torch.Tensor | None:
     return cast("torch.Tensor | None", getattr(tensor, "_ckpt_numbers", None))
 
 
-def _copied(model: torch.nn.Module) -> torch.nn.Module:
+def _copied(model: torch.nn.Module, eps: float | None) -> torch.nn.Module:
     import torch
 
     name = type(model).__name__
@@ -125,8 +128,8 @@ def _copied(model: torch.nn.Module) -> torch.nn.Module:
         raise TargetError(name, f"cannot be copied to be run ({error})") from error
     for module in twin.modules():
         for attribute in _EPS_NAMES:
-            if isinstance(getattr(module, attribute, None), float):
-                setattr(module, attribute, EPS)
+            if eps is not None and isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, eps)
         if isinstance(getattr(module, "fused_attn", None), bool):
             vars(module)["fused_attn"] = False  # timm: a bias of the scores is added where other libraries add it
     set_attention = getattr(twin, "set_attn_implementation", None)
@@ -135,8 +138,26 @@ def _copied(model: torch.nn.Module) -> torch.nn.Module:
             set_attention("eager")
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
+    _without_caches(twin)
     assert isinstance(twin, torch.nn.Module)
     return twin
+
+
+def _without_caches(model: torch.nn.Module) -> None:
+    """Let a model forget before each pass what it computed in an earlier one (LeViT's biases): values change here."""
+    caches = [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) is dict and "cache" in name
+    ]
+
+    def forget(*_: object) -> None:
+        for cache in caches:
+            cache.clear()
+
+    if caches:
+        model.register_forward_pre_hook(forget)
 
 
 def _in_double() -> AbstractContextManager[object]:
