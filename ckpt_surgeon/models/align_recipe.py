@@ -10,7 +10,7 @@ from ..edits.keys import rename
 from ..edits.recipe import Recipe, Step, step
 from ..edits.rename import Rules
 from ..errors import EditError
-from .align import Alignment
+from .align import Alignment, Made
 
 Pair = tuple[str, str]
 Kind = tuple[int, int, tuple[int, ...]]  # how tensors are joined or taken apart: dimension, groups, unequal sizes
@@ -80,7 +80,7 @@ def _regrouping(found: Alignment, keys: list[str]) -> tuple[list[Step], list[str
     """The steps that take apart and join, with an index for what numbers alone tell apart; and the keys after them."""
     joined: dict[Kind, list[tuple[str, ...]]] = {}
     wholes: dict[tuple[str, Kind], dict[int, str]] = {}
-    for one in found.made:
+    for one in (one for one in found.made if not one.stacked):
         kind = (one.dim, one.groups, one.sizes)
         if len(one.olds) > 1:
             joined.setdefault(kind, []).append((one.new, *one.olds))
@@ -99,8 +99,48 @@ def _regrouping(found: Alignment, keys: list[str]) -> tuple[list[Step], list[str
         for kind, sets in joined.items()
         for new, *olds in _templates(sets, keys)
     ]
+    steps += _stacking([one for one in found.made if one.stacked], keys)
     gone = {old for one in found.made for old in one.olds}
     return steps, [*(key for key in keys if key not in gone), *(one.new for one in found.made)]
+
+
+def _stacking(made: list[Made], keys: list[str]) -> list[Step]:
+    """The steps that stack and take stacks apart; ``{e}`` stands where only the number differs."""
+    steps: list[Step] = []
+    stacks: dict[int, list[tuple[str, ...]]] = {}
+    place: dict[str, int] = {}  # of the number, by the first key of a stack with other digits
+    for one in made:
+        if len(one.olds) > 1:
+            first = one.olds[: one.stacked]
+            for old, next_ in zip(first, one.olds[one.stacked :], strict=False):
+                place[_DIGITS.sub("#", old)] = _differs(old, next_)
+            stacks.setdefault(one.stacked, []).append((one.new, *first))
+    for count, sets in stacks.items():
+        for new, *olds in _templates(sets, keys):
+            sources = [_with_number(old, place[_DIGITS.sub("#", re.sub(r"\{n\}", "0", old))]) for old in olds]
+            if count > 1:
+                joined = f"{sources[0].partition('{e}')[0]}{{e}}.{new.rpartition('.')[2]}"
+                steps.append(step("concat", sources=sources, into=joined))
+                sources = [joined]
+            steps.append(step("stack", sources=sources, into=new))
+    wholes: dict[str, list[str]] = {}
+    for one in made:
+        if len(one.olds) == 1:
+            wholes.setdefault(one.olds[0], []).append(one.new)
+    numbers = {_DIGITS.sub("#", news[0]): _differs(*news[:2]) for news in wholes.values()}
+    for old, new in _templates([(old, news[0]) for old, news in wholes.items()], keys):
+        at = numbers[_DIGITS.sub("#", re.sub(r"\{n\}", "0", new))]
+        steps.append(step("unstack", source=old, into=[_with_number(new, at)]))
+    return steps
+
+
+def _differs(one: str, other: str) -> int:
+    """The component in which two keys differ."""
+    return next(at for at, (a, b) in enumerate(zip(one.split("."), other.split("."), strict=True)) if a != b)
+
+
+def _with_number(key: str, at: int) -> str:
+    return ".".join([*key.split(".")[:at], "{e}", *key.split(".")[at + 1 :]])
 
 
 def _arguments(kind: Kind) -> dict[str, object]:
@@ -315,8 +355,8 @@ def commented(recipe: Recipe, found: Alignment) -> str:
     for one in found.proposals:
         reasons[one.certainty, one.reason] = reasons.get((one.certainty, one.reason), 0) + 1
     for made in found.made:
-        how = "joined" if len(made.olds) > 1 else "taken apart"
-        reasons["proven", f"{how}; {made.reason}"] = reasons.get(("proven", f"{how}; {made.reason}"), 0) + 1
+        why = (made.certainty, f"{made.how}; {made.reason}")
+        reasons[why] = reasons.get(why, 0) + 1
     count = len(found.proposals) + len(found.made)
     lines = [f"# {count:,} keys aligned; review before you apply it"]
     lines += [f"#   {certainty}: {reason} ({count:,} keys)" for (certainty, reason), count in reasons.items()]

@@ -155,13 +155,14 @@ def plan_fit(
         for key, wanted in target.items()
     ]
     rows = rows if alignment is None else _explained(rows, alignment)
-    used = {row.source for row in rows}
+    sources = {row.key: _olds(twins.get(row.key, row.key), renamed, adapted) for row in rows if row.source}
+    used = {old for olds in sources.values() for old in olds}
     dropped = [Outcome(key, "dropped", key, tensor.numel) for key, tensor in checkpoint.items() if key not in used]
     supplied: dict[str, Tensor] = {**fresh, **own}
     given = {row.key: edited[twins.get(row.key, row.key)] for row in rows if row.source} | supplied
     tensors = {key: given[key] for key in target if key in given}
     result = edited.with_tensors(tensors, edited.versions)
-    origins = {row.key: (row.source,) if row.source else () for row in rows if row.key in tensors}
+    origins = {row.key: sources.get(row.key, ()) for row in rows if row.key in tensors}
     change = Change(checkpoint, result, origins, (*renamed.notes, *(adapted.notes if adapted else ())))
     numel = sum(wanted.numel for wanted in target.values())
     found = Fit(result, change, (*rows, *dropped), recipe, alignment, numel)
@@ -174,12 +175,15 @@ def plan_fit(
 def _explained(rows: Iterable[Outcome], alignment: Alignment) -> list[Outcome]:
     """The outcomes with what the alignment knows: why a key was renamed, and what was possible and not taken."""
     taken = {one.old: one for one in alignment.proposals}
+    made = {one.new: one for one in alignment.made}
     left = {one.new: one for one in alignment.possible}
     found = []
     for row in rows:
         why = taken.get(row.source)
         if why is not None and row.source != row.key:
             row = replace(row, reason=why.reason, certainty=why.certainty)
+        elif row.key in made and row.source:
+            row = replace(row, reason=f"{made[row.key].how}; {made[row.key].reason}", certainty=made[row.key].certainty)
         found.append(replace(row, possible=left[row.key]) if not row.source and row.key in left else row)
     return found
 
@@ -233,13 +237,19 @@ def _twins(edited: Checkpoint, target: Mapping[str, Expected], ties: Iterable[It
     return found
 
 
+def _olds(key: str, renamed: Change[Checkpoint], adapted: Change[Checkpoint] | None) -> tuple[str, ...]:
+    """The keys of the checkpoint that a key of the result is made of."""
+    middles = adapted.origins[key] if adapted else (key,)
+    return tuple(dict.fromkeys(old for middle in middles for old in renamed.origins[middle]))
+
+
 def _taken(
     key: str, wanted: Expected, renamed: Change[Checkpoint], adapted: Change[Checkpoint] | None, twin: str = ""
 ) -> Outcome:
     """Where a key's values come from, and how it came about."""
     held = twin or key
     middle = adapted.origins[held][0] if adapted else held
-    olds = renamed.origins[middle]
+    olds = _olds(held, renamed, adapted)
     before, after = renamed.before[olds[0]], (adapted or renamed).result[held]
     if adapted and after is not renamed.result[middle]:
         how = "adapted"

@@ -20,8 +20,7 @@ def alignment_text(found: Alignment, *, full: bool = False) -> str:
     for proposal in found.proposals:
         groups.setdefault((proposal.certainty, proposal.reason), []).append(proposal.new)
     for made in found.made:
-        how = "joined" if len(made.olds) > 1 else "taken apart"
-        groups.setdefault(("proven", f"{how}; {made.reason}"), []).append(made.new)
+        groups.setdefault((made.certainty, f"{made.how}; {made.reason}"), []).append(made.new)
     rows = [
         (pattern, count, certainty, reason)
         for (certainty, reason), keys in groups.items()
@@ -83,10 +82,16 @@ def alignment_json(found: Alignment) -> str:
 
 
 def _made_json(made: Made) -> dict[str, object]:
-    found: dict[str, object] = {"new": made.new, "olds": list(made.olds), "reason": made.reason, "certainty": "proven"}
+    found: dict[str, object] = {
+        "new": made.new,
+        "olds": list(made.olds),
+        "reason": made.reason,
+        "certainty": made.certainty,
+    }
     found |= {} if len(made.olds) > 1 else {"part": list(made.part), "sizes": list(made.sizes)}
     found |= {"dim": made.dim} if made.dim else {}
     found |= {"groups": made.groups} if made.groups > 1 else {}
+    found |= {"stacked": made.stacked} if made.stacked else {}
     return found | ({"dims": list(made.dims)} if made.dims else {})
 
 

@@ -3,8 +3,9 @@
 Evidence is taken in this order, the strongest first, each kind in its own module; what one settles the next build on:
 
 1. *numbering*: numbered parts that are the same but for where the numbers begin;
-2. *names*: the same key, and known spellings of it (``conventions``), *flattened* paths too; then *prefixes*: the
-   same keys behind another path; *values*: the same bytes under another name, where both sides have values;
+2. *names*: the same key, and known spellings of it (``conventions``), *flattened* paths too; *stacks* of keys that a
+   number tells apart; then *prefixes*: the same keys behind another path; *values*: the same bytes under another
+   name, where both sides have values;
 3. *order*: the longest sequence of equal shapes that runs through both sides, where names or numbers tell apart what
    could change places;
 4. *siblings*: when the weight of a module is settled, so are its bias and statistics;
@@ -16,6 +17,7 @@ Evidence is taken in this order, the strongest first, each kind in its own modul
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import TargetError
@@ -31,6 +33,7 @@ from .results import CERTAINTIES, OTHER_SHAPE, Alignment, Ambiguity, Made, Propo
 from .running import by_running, with_proof
 from .shapes import only_ones, other_shapes
 from .siblings import siblings
+from .stacks import stacks
 from .state import State
 from .structure import judged
 from .values import same_values
@@ -86,6 +89,7 @@ def _by_evidence(state: State, by_value: bool) -> Alignment:
     renumbered(state)
     same_names(state)
     unwrapped(state)
+    made = stacks(state)
     flattened(state)
     prefixes(state)
     if by_value:
@@ -97,4 +101,4 @@ def _by_evidence(state: State, by_value: bool) -> Alignment:
         siblings(state)
     only_ones(state)
     other_shapes(state)
-    return judged(state)
+    return replace(judged(state), made=made)

@@ -42,10 +42,11 @@ class Ambiguity(Shown):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Made(Shown):
-    """A key of the target that is proven to be part ``part[0]`` of ``part[1]`` of one key, or several keys joined.
+    """A key of the target that is part ``part[0]`` of ``part[1]`` of one key, or several keys joined.
 
     That is along ``dim``, interleaved in so many ``groups``; ``sizes`` are those of all parts.  Then the dimensions
-    are put in the order ``dims``, where that is not empty.
+    are put in the order ``dims``, where that is not empty.  With ``stacked``, parts are the indices of a dimension of
+    their own, and so many keys, joined, make each of them.
     """
 
     new: str
@@ -56,6 +57,19 @@ class Made(Shown):
     groups: int = 1
     sizes: tuple[int, ...] = ()
     dims: tuple[int, ...] = ()
+    stacked: int = 0
+    certainty: str = "proven"
+
+    @property
+    def how(self) -> str:
+        """What happens to the keys, in a word or two.
+
+        >>> Made("experts.w", ("experts.0.w", "experts.1.w"), (0, 1), "why", stacked=1).how
+        'stacked'
+        """
+        if self.stacked:
+            return "stacked" if len(self.olds) > 1 else "taken off a stack"
+        return "joined" if len(self.olds) > 1 else "taken apart"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -99,15 +113,19 @@ class Alignment(Shown):
         every = (*self.proposals, *self.possible)
         kept = tuple(one for one in every if one.certainty in (*taken, OTHER_SHAPE))
         left = tuple(one for one in every if one.certainty not in (*taken, OTHER_SHAPE))
-        olds, news = {one.old for one in kept}, {one.new for one in kept}
+        made = tuple(one for one in self.made if one.certainty in taken)
+        unmade = [one for one in self.made if one.certainty not in taken]
+        olds = {one.old for one in kept} | {old for one in made for old in one.olds}
+        news = {one.new for one in kept}
+        said = [f"not taken, since it is {one.certainty}: {one.new}, {one.how}; {one.reason}" for one in unmade[:1]]
         return Alignment(
             kept,
             self.ambiguous,
-            _left(self.unused, (one.old for one in left), olds),
-            _left(self.missing, (one.new for one in left), news),
+            _left(self.unused, (*(one.old for one in left), *(old for one in unmade for old in one.olds)), olds),
+            _left(self.missing, (*(one.new for one in left), *(one.new for one in unmade)), news),
             left,
-            self.notes,
-            self.made,
+            (*self.notes, *said),
+            made,
         )
 
 

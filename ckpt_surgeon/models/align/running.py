@@ -60,7 +60,7 @@ def by_running(
 def with_proof(found: Alignment, proven: dict[str, Proposal], made: tuple[Made, ...]) -> Alignment:
     """An alignment in which what is proven stays so, whatever names say."""
     proposals = tuple(proven.get(one.old, one) for one in found.proposals)
-    return replace(found, proposals=proposals, made=made)
+    return replace(found, proposals=proposals, made=(*made, *found.made))
 
 
 def _built(model: str | torch.nn.Module) -> torch.nn.Module:
