@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .edits.join import graft, join
     from .edits.kernels import inflate, resize_kernel
     from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
+    from .edits.lora.merging import merge_lora
     from .edits.norms import fold_norm, norm_to_conv
     from .edits.quantised import dequantize
     from .edits.recipe import Recipe, Step, step
@@ -173,6 +174,7 @@ __all__ = [
     "ls",
     "map_classes",
     "merge",
+    "merge_lora",
     "norm_to_conv",
     "open",
     "open_run",
@@ -228,6 +230,7 @@ _HOMES = {
     "edits.quantised": "dequantize",
     "edits.join": "graft join",
     "edits.keys": "add_prefix drop keep rename select strip_prefix",
+    "edits.lora.merging": "merge_lora",
     "edits.recipe": "Recipe Step step",
     "edits.resize": "map_classes resize_bias_table resize_channels resize_grid resize_rows",
     "edits.values": "cast pad reshape scale slice_ transpose",

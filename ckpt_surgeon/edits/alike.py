@@ -66,7 +66,7 @@ class Alike:
         self.others = numbered(cast(Sequence[Checkpoint], others))
         self.inputs = {FIRST: first, **self.others}
         self.integers = integers
-        self.dtype = _dtype(dtype)
+        self.dtype = dtype_of(dtype)
         self.notes: list[str] = []
         self.keys = self._keys(common)
 
@@ -192,7 +192,7 @@ class Alike:
             yield f"{untied:,} keys are tied in the first input only and get values of their own"
 
 
-def _dtype(spelling: DTypeLike) -> DType | None:
+def dtype_of(spelling: DTypeLike) -> DType | None:
     if spelling == "":
         return None
     try:

@@ -48,6 +48,7 @@ from .rename import parse_pairs
 # In this order, in which edits are listed.
 # isort: off
 from . import keys, values, combine, fold, norms, quantised, resize, kernels, join, averages, deltas
+from .lora import merging as lora_merging
 # isort: on
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
@@ -64,6 +65,7 @@ REGISTERED = (
     join,
     averages,
     deltas,
+    lora_merging,
 )  # modules whose edits a recipe can name
 
 

@@ -31,7 +31,7 @@ from .shard_names import set_in
 
 SUFFIX = ".index.json"
 LIMIT = 1 << 28  # bytes that an index may have
-_PREFERRED = ("model.safetensors", "pytorch_model.bin")
+_PREFERRED = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 TENSORS = (StoredTensor, OpaqueTensor)
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 

@@ -13,6 +13,7 @@ from ..files.paths import AnyPath, file_path
 from ..formats import registry
 from ..formats.contents import Contents, Index
 from ..tensors.checkpoint import Checkpoint
+from .adapter_configs import with_adapter_config
 from .selecting import select_state_dict
 
 INTERRUPTED = "a rename in place was interrupted"  # how the note on it begins
@@ -43,7 +44,7 @@ def read(path: AnyPath, *, salvage: bool = False) -> Contents:
     with _paused_collector():
         local = where.local
         outcome = journal.recover(registry.located(local)) if local is not None else None
-        return _told(registry.read_named(where, salvage=salvage), outcome)
+        return _told(with_adapter_config(registry.read_named(where, salvage=salvage)), outcome)
 
 
 def index_of(path: AnyPath) -> Index:

@@ -98,6 +98,12 @@ def donor() -> StateDict:
     return {key: torch.zeros_like(value) for key, value in model().items() if key.startswith("fc.")}
 
 
+def adapter() -> StateDict:
+    """A pair of PEFT's for the model's head."""
+    names = {"A": torch.ones(2, 4), "B": torch.ones(3, 2)}
+    return {f"base_model.model.fc.lora_{name}.weight": value for name, value in names.items()}
+
+
 def rank() -> StateDict:
     """What one of two ranks has of a layer."""
     return {"l.query_key_value.weight": torch.ones(3, 2), "l.dense_4h_to_h.weight": torch.ones(2, 2)}
@@ -227,6 +233,14 @@ def test_the_example_of_a_help_text_runs(
     for name in ("model.safetensors", "old.safetensors", *(["new.safetensors"] if command == "diff" else [])):
         if name in inputs:
             save_file(model(), name)
+    if command == "merge-lora":
+        base = {"base.safetensors": model(), "sd.safetensors": {"mid.fc.weight": torch.ones(3, 4)}}
+        style = {
+            "lora_unet_mid_fc.lora_down.weight": torch.ones(2, 4),
+            "lora_unet_mid_fc.lora_up.weight": torch.ones(3, 2),
+        }
+        for name, tensors in (base | {"adapter.safetensors": adapter(), "style.safetensors": style}).items():
+            save_file(tensors, name)
     if "fp8.safetensors" in inputs:
         codes = {"fc.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "fc.weight_scale_inv": torch.ones(1, 1)}
         save_file(codes, "fp8.safetensors")

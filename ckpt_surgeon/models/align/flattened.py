@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ...edits.flat_names import FLAT_PREFIXES, flat, halves
 from .state import State
-
-# What kohya's trainers put in front of the path, for the part of the pipeline that it belongs to.
-_FLAT_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "")
-_HALVES = {"lora_down": "lora_A", "lora_up": "lora_B"}  # kohya's names and PEFT's
 
 _Name = tuple[str, str]  # a module's path without dots, and what follows it
 
@@ -16,11 +13,11 @@ _Name = tuple[str, str]  # a module's path without dots, and what follows it
 def flattened(state: State) -> None:
     """Settle keys whose path is another's with ``_`` for the dots, where only one path reads so."""
     for flat_keys, dotted_keys, is_source in ((state.olds, state.news, True), (state.news, state.olds, False)):
-        flat = [key for key in flat_keys if key.partition(".")[0].count("_") > 1]
-        if not flat:
+        flattened_keys = [key for key in flat_keys if key.partition(".")[0].count("_") > 1]
+        if not flattened_keys:
             continue
         dotted = _dotted(dotted_keys)
-        found = {key: [other for name in _flat(key) for other in dotted.get(name, ())] for key in flat}
+        found = {key: [other for name in _flat(key) for other in dotted.get(name, ())] for key in flattened_keys}
         counts: dict[str, int] = {}
         for others in found.values():
             for other in others:
@@ -35,7 +32,8 @@ def flattened(state: State) -> None:
 def _flat(key: str) -> set[_Name]:
     """What a flattened key may stand for: its path without each prefix that it carries."""
     path, _, rest = key.partition(".")
-    return {(path.removeprefix(prefix), _halves(rest)) for prefix in _FLAT_PREFIXES if path.startswith(prefix)}
+    prefixes = ("", *FLAT_PREFIXES)
+    return {(path.removeprefix(prefix), halves(rest)) for prefix in prefixes if path.startswith(prefix)}
 
 
 def _dotted(keys: Iterable[str]) -> dict[_Name, list[str]]:
@@ -44,9 +42,5 @@ def _dotted(keys: Iterable[str]) -> dict[_Name, list[str]]:
     for key in keys:
         split = key.split(".")
         for at in range(2, len(split)):
-            found.setdefault(("_".join(split[:at]), _halves(".".join(split[at:]))), []).append(key)
+            found.setdefault((flat(".".join(split[:at])), halves(".".join(split[at:]))), []).append(key)
     return found
-
-
-def _halves(rest: str) -> str:
-    return ".".join(_HALVES.get(part, part) for part in rest.split("."))
