@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from ..tensors.dtypes import DType
 from ..tensors.storage import Storage
 from .contents import Contents
 from .payloads import LEGACY, names_in_loads
+from .pickle.graph import PersistentNode, recorded
 from .pickle.machine import PickleError, Unpickled
 from .pickle.torch_objects import CONSTRUCTORS, TypedStorage, storage_dtype
 from .pickle.unpickler import Unpickler
@@ -76,6 +77,53 @@ def read_object(
     The save is ``data`` from ``start`` to ``stop``: a whole file, mapped, or bytes inside another one.  Raises
     PickleError, BrokenFile.
     """
+    opened = _opened(_Source(path, data, len(data) if stop is None else stop, salvage), start)
+    finder = Unpickler(data, constructors=CONSTRUCTORS, persistent=opened.find)
+    # the names are those of all the pickles
+    names = tuple(opened.machine.globals.values())
+    return Unpickled(finder.load(opened.body), names, tuple(opened.machine.loads))
+
+
+def read_graph(path: FilePath) -> tuple[Value, Callable[[Value], Value]]:
+    """The graph of the object that a file holds, and what finds the storage behind a persistent id.
+
+    Classes that were saved with their source are the classes alone, as torch loads them.  Raises BrokenFile where the
+    file is damaged, or holds what cannot be kept whole.
+    """
+
+    def graph_of(data: mmap.mmap) -> tuple[Value, Callable[[Value], Value]]:
+        opened = _opened(_Source(path, data, len(data), salvage=False), 0)
+        return recorded(data, _node, opened.body, decodes=True), opened.find
+
+    with path.mapped() as data:
+        try:
+            return retry_with_more(data, lambda: graph_of(data), (PickleError, BrokenFile))
+        except PickleError as error:
+            remedy = "leave out --whole to take the weights alone"
+            raise BrokenFile(path, f"its pickle cannot be kept whole: {error}", remedy) from error
+
+
+def _node(saved: Value) -> Value:
+    """A persistent id of a graph: a class with its source is that class, a storage one as files of today have it."""
+    if isinstance(saved, tuple) and _is_module(saved):
+        return saved[1]
+    fields = _fields(saved)
+    if fields.view is not None:
+        raise ValueError("a storage that is a view of another one")
+    return PersistentNode(saved)
+
+
+class _Opened(NamedTuple):
+    """A save whose storages have their places."""
+
+    machine: Unpickler
+    body: int
+    find: Callable[[Value], Value]
+
+
+def _opened(source: _Source, start: int) -> _Opened:
+    """Read the pickles from ``start`` on, and find the storages behind them.  Raises PickleError, BrokenFile."""
+    path, data = source.path, source.data
     survey = _Survey()
     machine = Unpickler(data, constructors=CONSTRUCTORS, persistent=survey.see)
     if machine.load(start) != LEGACY:
@@ -87,13 +135,10 @@ def read_object(
     body = machine.position
     machine.load(body)
     keys = machine.load(machine.position)
-    end = len(data) if stop is None else stop
-    if machine.position > end:
+    if machine.position > source.stop:
         raise BrokenFile(path, "holds a torch save that goes on beyond its end")
-    storages = _placed(_Source(path, data, end, salvage), machine.position, keys, survey.storages)
-    finder = Unpickler(data, constructors=CONSTRUCTORS, persistent=_Storages(survey.storages, storages).find)
-    # the names are those of all the pickles
-    return Unpickled(finder.load(body), tuple(machine.globals.values()), tuple(machine.loads))
+    storages = _placed(source, machine.position, keys, survey.storages)
+    return _Opened(machine, body, _Storages(survey.storages, storages).find)
 
 
 @dataclass(frozen=True, slots=True)

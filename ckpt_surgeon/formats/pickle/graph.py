@@ -12,6 +12,7 @@ graph.  Nothing in it is imported or called.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias
@@ -108,16 +109,25 @@ class Recorder(Unpickler):
     """An unpickler that makes the graph; every name stays a name, every call a :class:`CallNode`."""
 
     handlers: ClassVar[dict[int, Handler]] = dict(HANDLERS)
+    decodes = False  # whether a str of Python 2 is taken for text in UTF-8, as torch.load takes it
 
 
-def recorded(data: bytes, persistent: Callable[[Value], PersistentNode] = PersistentNode) -> Value:
-    """The graph of one pickle, its persistent ids made by ``persistent``.
+def recorded(
+    data: bytes | mmap.mmap,
+    persistent: Callable[[Value], Value] = PersistentNode,
+    start: int = 0,
+    *,
+    decodes: bool = False,
+) -> Value:
+    """The graph of the pickle that begins at byte ``start``, its persistent ids made by ``persistent``.
 
+    With ``decodes``, a ``str`` of Python 2 is text where it is UTF-8, as torch.load has it.
     Raises PickleError when it is damaged, ValueError for what cannot be recorded.
     """
     machine = Recorder(data, persistent=persistent)
     machine.shortcuts = False
-    return machine.load()
+    machine.decodes = decodes
+    return machine.load(start)
 
 
 def _on(*opcodes: bytes) -> Callable[[Handler], Handler]:
@@ -263,14 +273,14 @@ def _inst(machine: Machine, at: int) -> int:
 @_on(b"T")
 def _binstring(machine: Machine, at: int) -> int:
     length = int.from_bytes(machine.take(at, 4), "little", signed=True)
-    machine.stack.append(Python2Text(machine.take(at + 4, length)))
+    machine.stack.append(_text(machine, machine.take(at + 4, length)))
     return at + 4 + length
 
 
 @_on(b"U")
 def _short_binstring(machine: Machine, at: int) -> int:
     length = machine.data[at]
-    machine.stack.append(Python2Text(machine.take(at + 1, length)))
+    machine.stack.append(_text(machine, machine.take(at + 1, length)))
     return at + 1 + length
 
 
@@ -278,8 +288,15 @@ def _short_binstring(machine: Machine, at: int) -> int:
 def _string(machine: Machine, at: int) -> int:
     after = HANDLERS[b"S"[0]](machine, at)
     text = machine.stack.pop()
-    machine.stack.append(Python2Text(text if isinstance(text, bytes) else str(text).encode("ascii")))
+    machine.stack.append(_text(machine, text if isinstance(text, bytes) else str(text).encode("ascii")))
     return after
+
+
+def _text(machine: Machine, raw: bytes) -> Value:
+    try:
+        return raw.decode("utf-8") if isinstance(machine, Recorder) and machine.decodes else Python2Text(raw)
+    except UnicodeDecodeError:
+        return Python2Text(raw)
 
 
 @_on(b"\x96")

@@ -19,13 +19,14 @@ from ...files.spans import ByteSpan
 from ...tensors.records import OpaqueTensor, Tensor, spans_of
 from ...tensors.stored import StoredTensor
 from ...tensors.strides import row_major
+from .. import torch_legacy
 from ..pickle import graph, graph_writer
 from ..pickle.graph import CallNode, DictNode, ListNode, Node, PersistentNode
 from ..pickle.graph_writer import below
 from ..pickle.machine import PickleError
 from ..pickle.torch_objects import CONSTRUCTORS, TypedStorage
 from ..pickle.values import Global, Value
-from . import torch_zip
+from . import torch_zip, torchscript
 from .archive import Archive, Directory, matches, read_archive
 
 ORDERED = Global("collections", "OrderedDict")
@@ -79,13 +80,18 @@ def _plain(value: Value) -> Value:
 
 
 def read_whole(path: FilePath) -> Whole:
-    """Read a torch zip whole.  Raises FileError where it is none, BrokenFile where it is damaged."""
-    if not matches(path.head()):
-        remedy = "leave out --whole, or save it anew with torch.save"
-        raise FileError(path, "is no zip of torch.save, and no other container can be kept whole", remedy)
+    """Read a file of torch.save whole.  Raises FileError where it is none, BrokenFile where it is damaged."""
+    head = path.head()
+    if torch_legacy.matches(head):
+        return Whole(path, *torch_legacy.read_graph(path))
+    if not matches(head):
+        raise FileError(path, "is no file of torch.save, and no other file can be kept whole", "leave out --whole")
     archive = read_archive(path)
     if not torch_zip.holds(archive):
         raise FileError(path, "is no file of torch.save", "only those hold more than weights that can be kept")
+    if torchscript.holds(archive):
+        problem = "is a TorchScript archive, whose code is no part of a file of torch.save"
+        raise FileError(path, problem, "leave out --whole to take the weights alone")
     root, find = _graph_of(archive)
     return Whole(path, root, find)
 
@@ -106,7 +112,6 @@ def _graph_of(archive: Archive, *, of_its_own: bool = False) -> tuple[Value, Cal
     """The graph of a zip and what finds its storages; ``of_its_own`` lets each of them find itself."""
     pickle = torch_zip.main_pickle(archive)
     folder = pickle[: -len("data.pkl")]
-    _refuse_big_endian(archive, folder)
     find = torch_zip.storages(archive, folder, lambda key: f"{folder}data/{key}")
     try:
         made = partial(PlacedStorage, find) if of_its_own else PersistentNode
@@ -114,11 +119,6 @@ def _graph_of(archive: Archive, *, of_its_own: bool = False) -> tuple[Value, Cal
     except PickleError as error:
         remedy = "leave out --whole to take the weights alone"
         raise BrokenFile(archive.path, f"its pickle cannot be kept whole: {error}", remedy) from error
-
-
-def _refuse_big_endian(archive: Archive, folder: str) -> None:
-    if folder + "byteorder" in archive.members and archive.read(folder + "byteorder") == b"big":
-        raise FileError(archive.path, "is big-endian and cannot be kept whole", "leave out --whole, or save it anew")
 
 
 # -- nodes that are made here
@@ -233,9 +233,9 @@ def _pickled(whole: Whole, keys: Mapping[int, str], instead: Mapping[int, Value]
 
 
 def _parts(node: PersistentNode) -> tuple[Value, ...]:
-    if not isinstance(node.name, tuple) or len(node.name) != 5:
+    if not isinstance(node.name, tuple) or len(node.name) not in (5, 6):  # 6 in files of before torch 1.6
         raise ValueError("a persistent id that is no storage cannot be written")
-    return node.name
+    return node.name[:5]
 
 
 def _records(whole: Whole, instead: Mapping[int, Value]) -> tuple[dict[int, str], dict[Hashable, Tensor]]:
