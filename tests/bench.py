@@ -60,6 +60,26 @@ loaded = load_file(f"{folder}/in.safetensors")
 torch.save({key: loaded[key] for key in shapes}, f"{folder}/in.pth")
 """
 
+MAKE_RUN = """
+import sys
+import torch
+from safetensors.torch import load_file
+loaded = load_file(sys.argv[1] + "/in.safetensors")
+keys = list(loaded)
+third = len(keys) // 3  # as many layers are the model, their averages and their averages of squares
+names = keys[:third]
+averages, squares = (loaded[key] for key in keys[third:2 * third]), (loaded[key] for key in keys[2 * third:])
+slots = {
+    index: {"step": torch.tensor(5.0), "exp_avg": one, "exp_avg_sq": other}
+    for index, (one, other) in enumerate(zip(averages, squares))
+}
+options = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
+groups = [{**options, "params": list(range(third)), "param_names": names}]
+model = {name: loaded[name] for name in names}
+run = {"model": model, "optimizer": {"state": slots, "param_groups": groups}, "epoch": 3}
+torch.save(run, sys.argv[1] + "/in.run.pth")
+"""
+
 MAKE_SMALL = """
 import sys
 import torch
@@ -188,6 +208,17 @@ STRIP_SAFETENSORS = (
 )
 
 
+WHOLE = Group(
+    "in.run.pth",
+    (
+        cp("in.run.pth"),
+        Case(
+            "ckpt strip-prefix --whole .pth → .pth", "{ckpt} strip-prefix {source} {out}.pth --whole", 1.15, most_mib=60
+        ),
+    ),
+)
+
+
 def in_place(suffix: str) -> Group:
     """Names changed there and back, run for run; last of all, since it is the file that others start from."""
     renaming = "{ckpt} rename --in-place {source} ^module=eludom ^eludom=module --allow-unmatched"
@@ -198,6 +229,7 @@ def in_place(suffix: str) -> Group:
 LARGE = (
     Group("in.pth", STRIP_PTH),
     Group("in.safetensors", STRIP_SAFETENSORS),
+    WHOLE,
     in_place(".pth"),
     in_place(".safetensors"),
 )
@@ -381,6 +413,8 @@ def workspace(nbytes: int) -> Iterator[Path]:
 def bench_large(folder: Path, gib: float, groups: Sequence[Group], rounds: int) -> None:
     """Make the large files, measure, and remove them."""
     run([sys.executable, "-c", MAKE_LARGE, str(folder), str(int(gib * GIB))])
+    if WHOLE in groups:
+        run([sys.executable, "-c", MAKE_RUN, str(folder)])
     if SHARDED[0] in groups:
         convert = [str(Path(sys.executable).with_name("ckpt")), "convert", str(folder / "in.safetensors")]
         (folder / "sharded").mkdir()

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from glob import escape
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..edits.change import Change
 from ..edits.recipe import Recipe, Step
-from ..models.fit import Fit
 from ..tensors.checkpoint import Checkpoint
 from .folder import RunFolder
 from .run import Run
+
+if TYPE_CHECKING:
+    from ..models.fit import Fit
 
 AnyRun: TypeAlias = Run | RunFolder
 
