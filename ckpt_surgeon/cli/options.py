@@ -16,6 +16,7 @@ from ..files.paths import FilePath, file_path
 from ..files.sinks import Progress
 from ..tensors.checkpoint import Checkpoint
 from . import torchrun
+from .spelling import in_words_of_command
 from .terminal import echo, say_done
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
@@ -102,7 +103,8 @@ class Output:
                 remarks = ranks.write(planned, job=asked, force=self.force, progress=tell, metadata=metadata)
             else:
                 remarks = write.write(planned, progress=tell, metadata=metadata, threads=self.threads)
-        summary = outputs.summary(planned, change, remarks) if say and not self.quiet else ""
+        said = map(in_words_of_command, remarks)
+        summary = outputs.summary(planned, change, said) if say and not self.quiet else ""
         if report or summary:
             say_done(report, summary)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..errors import Argument, Call, Part
+from ..errors import Argument, Call, Part, Phrase
 
 
 def spelled(part: Part, command: click.Command | None) -> str:
@@ -26,6 +26,18 @@ def spelled(part: Part, command: click.Command | None) -> str:
         flags = [_flag(argument) for argument in part.arguments]
         return " ".join(["ckpt", part.function.removesuffix("_").replace("_", "-"), *flags])
     return part.command_line
+
+
+def in_words_of_command(text: str) -> str:
+    """A text in the words of the command that runs.
+
+    >>> from ckpt_surgeon.errors import Phrase
+    >>> in_words_of_command(Phrase("give ", Argument("force", True)))
+    'give force = true'
+    """
+    context = click.get_current_context(silent=True)
+    command = context.command if context is not None else None
+    return text.spelled(lambda part: spelled(part, command)) if isinstance(text, Phrase) else text
 
 
 def _argument(argument: Argument, command: click.Command | None) -> str:

@@ -16,6 +16,7 @@ from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from . import torchrun
 from .options import Output, output, progress
+from .spelling import in_words_of_command
 from .terminal import say_done
 
 if TYPE_CHECKING:
@@ -112,7 +113,11 @@ class Work:
             return
         with progress(planned.nbytes, self.out.quiet) as tell:
             remarks = write.write(planned, progress=tell)
-        text = "" if quiet else outputs.summary(planned, change, [*remarks, *trainings.run_notes(run)])
+        text = (
+            ""
+            if quiet
+            else outputs.summary(planned, change, [*map(in_words_of_command, remarks), *trainings.run_notes(run)])
+        )
         if report or text:
             say_done(report, text)
 

@@ -183,7 +183,7 @@ class Alike:
     def _of_averages(self, result: dict[str, Tensor]) -> Iterator[str]:
         """What an average of these tensors does not mean."""
         if any(key.rpartition(".")[2] in STATISTICS for key in result):
-            yield "BatchNorm's running statistics are averages too: re-estimate them (torch.optim.swa_utils.update_bn)"
+            yield "running statistics fit no computed weights: re-estimate them (torch.optim.swa_utils.update_bn)"
         pairs = [one for one in relations(result) if one.kind == LORA]
         if pairs:
             yield f"{plural(len(pairs), 'LoRA pair')}: averages of A and B are not the average of their products"

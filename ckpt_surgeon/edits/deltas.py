@@ -56,9 +56,7 @@ def subtract(
     theirs = cast(Checkpoint, base)
     alike = Alike(numbers, [_without(theirs, left)], common=common, dtype=dtype)
     if left:
-        alike.notes.append(
-            f"{plural(len(left), 'tensor')} of integers or bools are in no difference: {listed(left, 2)}"
-        )
+        alike.notes.append(f"in no difference, being integers or bools: {listed(left, 3)}")
     return alike.change(lambda *_: _difference, rounding_of(rounding, seed), averages=False)
 
 

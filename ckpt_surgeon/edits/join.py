@@ -240,7 +240,7 @@ def _of_ranks(
     if unused:
         raise NothingMatched(sorted(unused), what="regular expression", examples=olds)
     result = replace(change.result.with_tensors(tensors, change.result.versions), part="")
-    return replace(change, result=result, origins={new: tuple(keys) for new, keys in olds.items()},
+    return replace(change, notes=(), result=result, origins={new: tuple(keys) for new, keys in olds.items()},
                    settled=frozenset(change.before))  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
     before, after = source_bytes(change.before), _written_bytes(plan)
     made = plan.out if plan.is_folder else plan.index or plan.out
     lines = [f"wrote {made}: {', '.join(what)}, {size(before)} → {size(after)}"]
-    lines += [f"note: {note}" for note in (*plan.checkpoint.notes, *change.notes, *remarks)]
+    lines += map(noted, (*plan.checkpoint.notes, *change.notes, *remarks))
     if plan.index is None and sharded.index_name(plan.out).lexists():
         beside = sharded.index_name(plan.out).name
         lines.append(f"note: {beside} is still beside it; whoever opens the folder reads the shards that it lists")
@@ -114,6 +114,15 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         keeps = " (--whole keeps them)" if plan.checkpoint.container == torch_zip.CONTAINER else ""
         lines.append(f"note: left out, beside the weights: {names}{keeps}")
     return document(lines)
+
+
+def noted(note: str) -> str:
+    """A note as a line; one that warns says so itself.
+
+    >>> noted("2 keys are tied"), noted("warning: little is kept")
+    ('note: 2 keys are tied', 'warning: little is kept')
+    """
+    return note if note.startswith("warning: ") else f"note: {note}"
 
 
 def in_place_text(plan: InPlace) -> str:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import Argument, Phrase
 from ..files.spans import Block
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LEAST_COSINE = 0.99  # below it, what is left of a change points elsewhere: a warning
 GREATEST_ERROR = 0.1  # and so where so much of its length got lost
+RANDOM = " rounded at random"
 WORST = 3  # how many tensors a warning names
 
 
@@ -75,6 +76,9 @@ class Survival:
         return self.change > 0 and (self.cosine < LEAST_COSINE or self.lost > GREATEST_ERROR)
 
 
+Row: TypeAlias = tuple[str, list[str], float, float, float, float]  # a tensor, its dtypes, and the sums of Survival
+
+
 class Kept(Finding):
     """What of a small change is in an output, tensor by tensor; one for all tensors of an edit.
 
@@ -89,10 +93,28 @@ class Kept(Finding):
         self.dtypes: dict[str, None] = {}
         self.tensors: dict[str, Survival] = {}
 
-    def add(self, key: str, dtype: DType, found: Survival) -> None:
-        """Add what one block of a tensor kept."""
-        self.dtypes[dtype.name] = None
+    def add(self, key: str, dtype: DType, found: Survival, *, random: bool = False) -> None:
+        """Add what one block of a tensor kept, rounded to nearest or at random."""
+        self.dtypes[f"{dtype.name}{RANDOM * random}"] = None
         self.tensors.setdefault(key, Survival()).add(found)
+
+    def rows(self) -> list[Row]:
+        """What is known so far, as plain data that other processes can be told."""
+        return [
+            (key, list(self.dtypes), one.change, one.kept, one.product, one.error)
+            for key, one in list(self.tensors.items())
+        ]
+
+    @classmethod
+    def joined(cls, rows: Iterable[Row]) -> Kept:
+        """What several files' or processes' rows say together; of one tensor, the row that saw most of it."""
+        made = cls()
+        for key, dtypes, *sums in rows:
+            found = Survival(*sums)
+            made.dtypes.update(dict.fromkeys(dtypes))
+            if key not in made.tensors or made.tensors[key].change < found.change:
+                made.tensors[key] = found
+        return made
 
     @property
     def total(self) -> Survival:
@@ -110,10 +132,10 @@ class Kept(Finding):
             return "nothing changes" if self.tensors else ""
         text = f"of the change, {' and '.join(self.dtypes)} keeps cos {total.cosine:.4f}, error {total.lost:.2%}"
         poor = sorted((one.cosine, key) for key, one in self.tensors.items() if one.is_poor)
-        if not poor:
+        if not poor or all(name.endswith(RANDOM) for name in self.dtypes):  # the mean is kept, as was asked for
             return text
         worst = ", ".join(f"{key} {cosine:.2f}" for cosine, key in poor[:WORST])
-        way = Phrase(Argument("dtype", "fp32"), " keeps it, ", Argument("rounding", "stochastic"), " keeps its mean")
+        way = Phrase(Argument("dtype", "fp32"), " keeps it, ", Argument("rounding", "stochastic"), " its mean")
         return Phrase(f"warning: {text}; {plural(len(poor), 'tensor')} below cos {LEAST_COSINE} or with an error over ",
                       f"{GREATEST_ERROR:.0%} (worst: {worst}); ", way)  # fmt: skip
 
@@ -149,7 +171,7 @@ def combined(
         if losses is not None:
             losses.add(lost)
         if kept is not None and found is not None:
-            kept.add(key, dtype, found)
+            kept.add(key, dtype, found, random=rounding.seed is not None)
         yield block
 
 

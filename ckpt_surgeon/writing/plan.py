@@ -19,6 +19,7 @@ from ..formats.registry import FolderWriter, Layout, Writer
 from ..reading.parts import refuse_part
 from ..reading.selecting import select_state_dict
 from ..tensors.checkpoint import Checkpoint
+from ..tensors.combining import Kept, Row
 from ..tensors.extra_state import without_extra_states
 from ..tensors.opaque import named_opaque, ways_on
 from ..tensors.records import Finding, Tensor, findings, producer
@@ -33,11 +34,15 @@ Places = Sequence[tuple[int, int]]  # where in a file the pieces are that an ind
 
 
 class Written(NamedTuple):
-    """What is known of a file once it is made: what the index has to tell, notes, and problems that forbid it."""
+    """What is known of a file once it is made: what the index has to tell, notes, and problems that forbid it.
+
+    ``kept`` is what of small changes is in it, tensor by tensor (see :class:`~ckpt_surgeon.tensors.combining.Kept`).
+    """
 
     places: Places
     notes: Sequence[str] = ()
     problems: Sequence[str] = ()
+    kept: Sequence[Row] = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -105,7 +110,9 @@ class Plan(Shown):
             writer = cast(Writer, self.writer)
             writer.write(sink, file.tensors, self._versions_for(file), self._metadata_for(file, metadata))
         found = list(findings(file.tensors.values()))
-        return Written(places, *([text for text in texts if text] for texts in _texts(found)))
+        kept = [row for one in found if isinstance(one, Kept) for row in one.rows()]
+        notes, problems = ([text for text in texts if text] for texts in _texts(found))
+        return Written(places, notes, problems, kept)
 
     def _metadata_for(self, file: PlannedFile, given: Mapping[str, str]) -> Mapping[str, str]:
         """What is written beside tensors: no text that would be read as a note on one of these keys, but the notes."""
@@ -164,7 +171,8 @@ class Plan(Shown):
 
 
 def _texts(found: Sequence[Finding]) -> tuple[list[str], list[str]]:
-    return [one.note for one in found], [one.problem for one in found]
+    """The notes and the problems of one file."""
+    return [one.note for one in found if not isinstance(one, Kept)], [one.problem for one in found]
 
 
 def sources_of(tensor: Tensor, seen: set[int]) -> Iterator[FilePath]:

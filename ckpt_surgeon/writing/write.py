@@ -17,6 +17,7 @@ from ..files.paths import AnyPath
 from ..files.sinks import Progress
 from ..reading.sources import checkpoint_of
 from ..tensors.checkpoint import Checkpoint
+from ..tensors.combining import Kept, Row
 from ..tensors.stored import StoredTensor
 from .destinations import Destination, destination
 from .leftovers import left_behind
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 THREADS = 8  # more at once than these wait for one another on most disks
 
-Json: TypeAlias = "str | int | Sequence[Json] | Mapping[str, Json] | None"
+Json: TypeAlias = "str | int | float | Sequence[Json] | Mapping[str, Json] | None"
 
 
 class Group(Protocol):
@@ -212,14 +213,18 @@ def _joined(planned: Plan, found: Iterable[Json]) -> tuple[list[Places], tuple[s
     places: dict[int, Places] = {}
     notes: dict[str, None] = {}
     problems: dict[str, None] = {}
+    kept: list[Row] = []
     for part in found:
         for number, found_there in cast("Mapping[str, Written]", part).items():
             written = Written(*found_there)
             places[int(number)] = written.places
             notes.update(dict.fromkeys(written.notes))
             problems.update(dict.fromkeys(written.problems))
+            kept += written.kept
     if problems:
         raise EditError(tuple(problems))
+    if kept:
+        notes[Kept.joined(kept).note] = None
     return [places[number] for number in range(len(planned.files))], tuple(notes)
 
 

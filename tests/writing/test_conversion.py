@@ -30,7 +30,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 COOKBOOK = DOCS / "cookbook.md"
 FINE_TUNING = DOCS / "fine_tuning.md"
 RUNS = DOCS / "runs.md"
-PAGES = (COOKBOOK, FINE_TUNING, RUNS)
+COMBINING = DOCS / "combining.md"
+PAGES = (COOKBOOK, FINE_TUNING, RUNS, COMBINING)
 RECIPES = sorted((DOCS / "recipes").glob("*.toml"))
 
 BLOCK = re.compile(r"^```(console|python|toml|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -131,7 +132,7 @@ def test_the_cookbook_is_what_happens(kitchen: Path, ckpt: Run) -> None:
     assert_same(torch.load("once.pth"), torch.load("today.pth"))
 
 
-@pytest.mark.parametrize("page", [FINE_TUNING, RUNS], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [FINE_TUNING, RUNS, COMBINING], ids=lambda page: page.stem)
 def test_a_story_is_what_happens(page: Path, kitchen: Path, ckpt: Run) -> None:
     def run(line: str) -> tuple[int, str]:
         ran = ckpt(*shlex.split(line)[1:])
@@ -146,7 +147,9 @@ def test_a_story_is_what_happens(page: Path, kitchen: Path, ckpt: Run) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_of_the_cookbook_is_shown_and_valid(path: Path, ckpt: Run) -> None:
-    assert path.read_text(encoding="utf-8") in set(blocks("toml", COOKBOOK.read_text(encoding="utf-8")))
+    assert path.read_text(encoding="utf-8") in {
+        body for page in PAGES for body in blocks("toml", page.read_text("utf-8"))
+    }
     assert ckpt("recipe", "check", path).status == 0
     loaded = Recipe.load(path)
     assert Recipe.loads(loaded.dumps()) == loaded
