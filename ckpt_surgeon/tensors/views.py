@@ -7,7 +7,7 @@ EditError, naming the key, where shapes do not fit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
+from math import gcd, prod
 
 from ..errors import EditError
 from ..files.spans import BLOCK, Block
@@ -101,11 +101,13 @@ def _side_by_side(parts: Sequence[memoryview], widths: Sequence[int], count: int
         )
     import numpy as np
 
-    made = np.empty((count, sum(widths)), np.uint8)
+    unit = np.dtype(f"u{gcd(8, *widths)}")  # the largest that all rows are made of
+    made = np.empty((count, sum(widths) // unit.itemsize), unit)
     start = 0
     for part, width in zip(parts, widths, strict=True):
-        made[:, start : start + width] = np.frombuffer(part, np.uint8).reshape(count, width)
-        start += width
+        stop = start + width // unit.itemsize
+        made[:, start:stop] = np.frombuffer(part, unit).reshape(count, stop - start)
+        start = stop
     return made.tobytes()
 
 

@@ -301,3 +301,22 @@ def test_the_commands_fold_and_sum(ckpt: Run, tmp_path: Path) -> None:
     ran = ckpt("edit", path, out, "-f", "--fold-norm", "1e-5", "--sum", "a.conv.weight,a.conv.weight=b.weight")
     assert ran.status == 0, ran.err
     assert list(torch.load(out)) == ["b.weight", "a.conv.bias"]
+
+
+def test_an_optimizer_of_folded_layers_has_to_be_given_up_by_name(ckpt: Run, tmp_path: Path) -> None:
+    net = nn.ModuleDict({"conv": nn.Conv2d(3, 4, 3, bias=False), "bn": nn.BatchNorm2d(4), "fc": nn.Linear(4, 2)})
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    x = net["fc"](net["bn"](net["conv"](torch.randn(2, 3, 3, 3))).flatten(1))
+    x.sum().backward()
+    optimizer.step()
+    path, out = tmp_path / "run.pth", tmp_path / "out.pth"
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    ran = ckpt("fold-norm", path, out, "--eps", "1e-5", "--whole")
+    assert ran.status == 2
+    assert "no state fits the new ones" in ran.err
+    ran = ckpt("fold-norm", path, out, "--eps", "1e-5", "--whole", "--reset", "conv.*")
+    assert ran.status == 0, ran.err
+    made = torch.load(out)
+    assert list(made["model"]) == ["conv.weight", "conv.bias", "fc.weight", "fc.bias"]
+    moments = [state["exp_avg"].shape for state in made["optimizer"]["state"].values()]
+    assert moments == [(2, 4), (2,)]  # those of the head alone

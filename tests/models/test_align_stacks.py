@@ -114,3 +114,9 @@ def test_the_command_writes_a_recipe_that_stacks(ckpt: Run, tmp_path: Path) -> N
     text = (tmp_path / "names.toml").read_text()
     assert "#   certain: stacked; the name without the number, and all numbers (4 keys)" in text
     assert "sources = ['layers.{n}.experts.{e}.w']" in text
+
+
+def test_a_wrapped_checkpoint_is_stacked_too() -> None:
+    state = {f"module.{key}": value for key, value in single().items()}
+    made = ckpt_surgeon.load(fit(from_torch(state), Experts()).result)
+    assert torch.equal(made["layers.1.experts.w"][7], state["module.layers.1.experts.7.w"])
