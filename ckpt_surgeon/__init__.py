@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .edits.join import graft, join
     from .edits.kernels import inflate, resize_kernel
     from .edits.keys import add_prefix, drop, keep, rename, select, strip_prefix
+    from .edits.lora.extracting import extract_lora
     from .edits.lora.merging import merge_lora
     from .edits.norms import fold_norm, norm_to_conv
     from .edits.quantised import dequantize
@@ -156,6 +157,7 @@ __all__ = [
     "diff",
     "drop",
     "ema",
+    "extract_lora",
     "fit",
     "fitted",
     "fold",
@@ -230,6 +232,7 @@ _HOMES = {
     "edits.quantised": "dequantize",
     "edits.join": "graft join",
     "edits.keys": "add_prefix drop keep rename select strip_prefix",
+    "edits.lora.extracting": "extract_lora",
     "edits.lora.merging": "merge_lora",
     "edits.recipe": "Recipe Step step",
     "edits.resize": "map_classes resize_bias_table resize_channels resize_grid resize_rows",

@@ -48,7 +48,7 @@ from .rename import parse_pairs
 # In this order, in which edits are listed.
 # isort: off
 from . import keys, values, combine, fold, norms, quantised, resize, kernels, join, averages, deltas
-from .lora import merging as lora_merging
+from .lora import extracting as lora_extracting, merging as lora_merging
 # isort: on
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
@@ -66,6 +66,7 @@ REGISTERED = (
     averages,
     deltas,
     lora_merging,
+    lora_extracting,
 )  # modules whose edits a recipe can name
 
 

@@ -19,6 +19,7 @@ from ..reading.sources import checkpoint_of
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.combining import Kept, Row
 from ..tensors.stored import StoredTensor
+from . import adapter_settings
 from .destinations import Destination, destination
 from .leftovers import left_behind
 from .plan import COPY, Places, Plan, Written, plan
@@ -184,6 +185,8 @@ def carry_out(
     """
     group, steps = group or Alone(), steps or Steps(lambda _: None)
     sources = planned.sources()
+    if group.rank == 0:
+        adapter_settings.check(planned)
     try:
         for path in sources:
             path.remember()
@@ -198,6 +201,7 @@ def carry_out(
         group.wait()
         if group.rank == 0:
             notes += where.commit()
+            adapter_settings.write(planned)
         group.wait()
     except OSError as error:
         where.abandon()

@@ -241,6 +241,11 @@ def test_the_example_of_a_help_text_runs(
         }
         for name, tensors in (base | {"adapter.safetensors": adapter(), "style.safetensors": style}).items():
             save_file(tensors, name)
+    if command == "extract-lora":
+        torch.save(model(), "pretrained.pth")
+        torch.save(
+            {key: value + 1 if key.startswith(("fc", "norm")) else value for key, value in model().items()}, "tuned.pth"
+        )
     if "fp8.safetensors" in inputs:
         codes = {"fc.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "fc.weight_scale_inv": torch.ones(1, 1)}
         save_file(codes, "fp8.safetensors")

@@ -151,7 +151,7 @@ class _Merged:
         extra = [str(one) for one in saved] if isinstance(saved, list) else []
         for path, (key, tensor) in found.plain.items():
             new = places.path(path)
-            if new not in self.base and not any(part in extra for part in path.split(".")):
+            if new not in self.base and not any(f".{one}." in f".{path}" for one in extra):
                 problems.append(f"{key!r} is no key of the base")
                 continue
             one = self.at(new)
