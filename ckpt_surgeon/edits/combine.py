@@ -5,7 +5,8 @@ Their keys are named by templates: see :mod:`.templates`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from ..errors import Argument, EditError, Phrase
@@ -232,7 +233,18 @@ def joined(
             problems += error.problems
     if problems:
         raise EditError(problems)
-    return regrouped(state_dict, sets)
+    change = regrouped(state_dict, sets)
+    return replace(change, notes=(*change.notes, *_late_beginnings(state_dict, sources, into)))
+
+
+def _late_beginnings(state_dict: Checkpoint, sources: Sequence[str], into: str) -> Iterator[str]:
+    """Notes on numbers that begin neither with 0 nor with 1: keys may be missing (one rank's experts, say)."""
+    shared = placeholders(into)
+    for template in sources:
+        for name in (name for name in placeholders(template) if name not in shared):
+            least = min(one.numbers([name])[0] for one in bound(state_dict, template))
+            if least > 1:
+                yield f"{template}: the least {{{name}}} is {least}; those before it are not in this checkpoint"
 
 
 def _check_plain(state_dict: Checkpoint, found: KeySet) -> None:

@@ -216,3 +216,10 @@ def test_an_optimizer_follows_a_stack(ckpt: Run, tmp_path: Path) -> None:
     moments = [state["exp_avg"] for state in optimizer.state_dict()["state"].values()]
     assert torch.equal(made["optimizer"]["state"][0]["exp_avg"], torch.stack(moments))
     assert json.dumps(made["optimizer"]["param_groups"][0]["params"]) == "[0]"
+
+
+def test_a_stack_that_begins_late_is_made_and_says_so() -> None:
+    change = stack.plan({f"e.{e}.w": ramp(2) for e in (64, 65)}, ["e.{e}.w"], "w")
+    assert change.result["w"].shape == (2, 2)
+    assert change.notes == ("e.{e}.w: the least {e} is 64; those before it are not in this checkpoint",)
+    assert stack.plan({f"e.{e}.w": ramp(2) for e in (1, 2)}, ["e.{e}.w"], "w").notes == ()
