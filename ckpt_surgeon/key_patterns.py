@@ -18,6 +18,8 @@ _LONGEST_NUMBER = 18  # digits; beyond that a component is text (Python refuses 
 _DEEPEST = 24  # components; the rest of a deeper key is one, which bounds the work that a hostile key makes
 _SWEEPS = 8  # one or two do for real models; the bound is for hostile keys again
 
+_COMPARED = 5000  # keys that a mistyped pattern is compared with, letter by letter
+
 FEW = 12  # lines that a list may take before it is cut, where it can be
 
 
@@ -194,3 +196,28 @@ def folded(keys: Iterable[str], *, limit: int | None = FEW) -> list[tuple[str, i
         return found
     rest = found[limit - 1 :]
     return [*found[: limit - 1], (f"… {len(rest):,} more patterns (--full lists all)", sum(count for _, count in rest))]
+
+
+def pattern_instead(pattern: str, keys: Iterable[str]) -> str:
+    """What to write instead of a glob that matches no key: a glob on what is there, or a key of a like name.
+
+    >>> pattern_instead("fc", ["fc.weight", "fc.bias"])
+    "'fc.*' would match 2 keys"
+    >>> pattern_instead("fc.wieght", ["fc.weight"]), pattern_instead("head.*", ["fc.weight"])
+    ("there is 'fc.weight'", '')
+    """
+    from difflib import get_close_matches
+    from fnmatch import fnmatchcase
+
+    there = list(keys)
+    stem = pattern.rstrip(".*")
+    for wider in (f"{stem}.*", f"*.{stem}.*", f"*.{stem}", f"*{pattern}" if pattern[:1] != "*" else "") if stem else ():
+        hits = sum(fnmatchcase(key, wider) for key in there) if wider else 0
+        if hits:
+            return f"{wider!r} would match {hits:,} key{'' if hits == 1 else 's'}"
+    close = get_close_matches(pattern, there[:_COMPARED], n=2)
+    if close:
+        return f"there is {' and '.join(map(repr, close))}"
+    parts = sorted({".".join(key.split(".")[:depth]) for key in there[:_COMPARED] for depth in (1, 2, 3)})
+    close = get_close_matches(stem, parts[:_COMPARED], n=1, cutoff=0.75)
+    return f"there are keys {close[0] + '.*'!r}" if close else ""

@@ -33,7 +33,7 @@ BELOW: dict[str, set[str]] = {
     "files": {"errors", "text", "safe_text"},
     "tensors": {"hooks", "errors", "text", "files"},
     "formats": {"errors", "text", "files", "tensors"},
-    "edits": {"hooks", "errors", "text", "files", "tensors"},
+    "edits": GROUND | {"files", "tensors"},
     "reading": GROUND | {"files", "tensors", "formats", "edits"},
     "writing": GROUND | {"files", "tensors", "formats", "edits", "reading"},
     "models": GROUND | {"files", "tensors", "edits", "reading"},

@@ -1,6 +1,7 @@
 """The command line: parse, one library call, report, exit status.
 
-Exit statuses: 0 done (diff: no difference that matters), 1 differs, 2 trouble (one line on stderr says what).
+Exit statuses: 0 done; 1 the answer is no, from commands that answer a question (diff: it differs; scan: more than plain
+data; align: keys are open; resume-check: it does not go on as before); 2 trouble (one line on stderr says what).
 """
 
 from __future__ import annotations
@@ -20,26 +21,19 @@ from . import torchrun
 from .spelling import spelled
 from .terminal import echo, show
 
-# Each command's module is imported when it is called for; the order is that of `ckpt --help`.  The commands of edits,
-# which stand before "convert", are not listed here: an edit declares its own.
-COMMANDS = {
-    "ls": "looking",
-    "diff": "looking",
-    "hash": "looking",
-    "scan": "looking",
-    "convert": "editing",
-    "recover": "editing",
-    "index": "indexing",
-    "align": "fitting",
-    "fit": "fitting",
-    "set": "running",
-    "resume-check": "running",
-    "freeze-plan": "training",
-    "groups": "training",
-    "edit": "recipes",
-    "apply": "recipes",
-    "recipe": "recipes",
+# The groups of `ckpt --help`, and in each the commands with their modules, which are imported when they are called for.
+# The commands of edits are not listed here: an edit declares its own, and its group follows from what it declares.
+GROUPS: dict[str, dict[str, str]] = {
+    "Look": {"ls": "looking", "diff": "looking", "hash": "looking", "scan": "looking"},
+    "Edit keys": {},
+    "Edit values": {},
+    "Combine": {},
+    "Files": {"convert": "editing", "recover": "editing", "index": "indexing"},
+    "Fit": {"align": "fitting", "fit": "fitting", "freeze-plan": "training", "groups": "training"},
+    "Runs": {"set": "running", "resume-check": "running"},
+    "Recipes": {"edit": "recipes", "apply": "recipes", "recipe": "recipes"},
 }
+COMMANDS = {name: module for commands in GROUPS.values() for name, module in commands.items()}
 
 
 class Commands(click.Group):
@@ -47,21 +41,40 @@ class Commands(click.Group):
 
     called: click.Command | None = None  # the command that is run
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def grouped(self) -> dict[str, list[str]]:
+        """The names of all commands, by their groups."""
         from . import editing
 
-        first, *_ = [index for index, module in enumerate(COMMANDS.values()) if module == "editing"]
-        own = list(COMMANDS)
-        return [*own[:first], *editing.names(), *own[first:]]
+        edits = editing.names_by_group()
+        return {title: [*edits.get(title, ()), *commands] for title, commands in GROUPS.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for names in self.grouped().values() for name in names]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = import_module(f".{COMMANDS.get(cmd_name, 'editing')}", __name__)
         found: click.Command | None = module.command_of(cmd_name)
         return found
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        grouped = self.grouped()
+        found = {name: self.get_command(ctx, name) for names in grouped.values() for name in names}
+        widest = max(map(len, found))
+        for title, names in grouped.items():
+            rows = [(name.ljust(widest), one.get_short_help_str(90)) for name in names if (one := found[name])]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        if not word.startswith("-") and self.get_command(ctx, word) is None:
+            from .suggesting import meant
+
+            close = [f"ckpt {name}" for name in meant(word, self.list_commands(ctx))]
+            ways = f"did you mean {' or '.join(close)}?" if close else "ckpt --help lists all"
+            raise click.UsageError(f"there is no command {word!r}; {ways}", ctx)
         name, self.called, rest = super().resolve_command(ctx, args)
         return name, self.called, rest
 
@@ -69,9 +82,9 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit status: 0 done, 1 differs, 2 trouble.",
+    epilog="Exit status: 0 done; 1 the answer is no (diff, scan, align, resume-check); 2 trouble, one line says what.",
 )
-@click.version_option(package_name="ckpt_surgeon", prog_name="ckpt")
+@click.version_option(None, "--version", "-V", package_name="ckpt_surgeon", prog_name="ckpt")
 def cli() -> None:
     """Checkpoint surgery: look into PyTorch checkpoints, compare them with models, edit keys and tensors, write
     clean state_dicts.

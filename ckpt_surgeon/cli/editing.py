@@ -262,6 +262,9 @@ def command_of(name: str) -> click.Command | None:
     return _command(normal) if normal in change.EDITS and "_" not in name else None
 
 
-def names() -> list[str]:
-    """The commands that are made of edits."""
-    return [edit.name for edit in change.EDITS.values()]
+def names_by_group() -> dict[str, list[str]]:
+    """The commands that are made of edits, by the groups of ``ckpt --help``."""
+    found: dict[str, list[str]] = {}
+    for edit in change.EDITS.values():
+        found.setdefault(edit.group, []).append(edit.name)
+    return found

@@ -17,7 +17,7 @@ from ..models.align import align as align_checkpoint
 from ..models.align_recipe import alignment_recipe, commented
 from ..models.fit import INITIALISATIONS, POLICIES
 from ..models.fit import fit as fit_checkpoint
-from ..models.targets import is_model, resolve
+from ..models.targets import is_model, refuse_misspelled, resolve
 from ..reading.opening import open as open_checkpoint
 from ..report import alignments
 from ..tensors.records import Shaped
@@ -81,6 +81,8 @@ def align(
         raise click.UsageError("--source runs two models: give it and TARGET as package.module:factory")
     if out is not None and not force and out.lexists():
         raise OutputExists(out)
+    if not is_model(target):
+        refuse_misspelled(target)
     ours = open_checkpoint(checkpoint, select=select)
     theirs: dict[str, Shaped] = dict(resolve(target)) if is_model(target) else dict(open_checkpoint(target))
     found = align_checkpoint(ours, theirs, source_model=source, target_model=target).at_least(min_certainty)

@@ -151,6 +151,7 @@ def diff(
     elif target.endswith(".py") and Path(target).is_file():
         raise TargetError(target, "is Python source", remedy=f"name what makes the model: {target}:NAME")
     else:
+        targets.refuse_misspelled(target)
         theirs = open_checkpoint(target, select=target_select)
     for prefix in prefixes:
         if not isinstance(theirs, Mapping):

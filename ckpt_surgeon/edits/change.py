@@ -23,6 +23,7 @@ from typing import (
 
 from .. import hooks
 from ..errors import Argument, EditError, KeyCollision, NothingMatched, Phrase
+from ..key_patterns import pattern_instead
 from ..tensors.checkpoint import Checkpoint, Versions, versions_of
 from ..text import Shown
 from . import arguments as declarations
@@ -192,6 +193,13 @@ class Edit(Generic[Arguments]):
         """Its name in recipes and on the command line, with dashes."""
         return self.__name__.removesuffix("_").replace("_", "-")
 
+    @property
+    def group(self) -> str:
+        """The group of ``ckpt --help`` that it stands in, which follows from what it declares."""
+        if self.inputs:
+            return "Combine"
+        return "Edit values" if self.declaration.changes_values else "Edit keys"
+
     @cached_property
     def arguments(self) -> Mapping[str, declarations.Argument]:
         """What it takes beside the state_dict, by the names of Python's parameters."""
@@ -290,7 +298,8 @@ def matching(keys: Iterable[str], patterns: Patterns, *, allow_unmatched: bool =
         if not hits:
             unmatched.append(pattern)
     if unmatched and not allow_unmatched:
-        raise NothingMatched(unmatched, examples=keys)
+        hints = {pattern: hint for pattern in unmatched if (hint := pattern_instead(pattern, keys))}
+        raise NothingMatched(unmatched, examples=keys, hints=hints)
     return found
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
@@ -102,7 +102,8 @@ class LocalPath(_Path):
         if number == errno.ENOENT:
             if re.match(r"[A-Za-z][\w+.-]+:/[^/]", str(self)):
                 return FileError(self, "is a URL that pathlib has cut short", "give it as text")
-            alike = [name for name in _names_beside(self) if name.startswith(self.stem)][:3]
+            beside = _names_beside(self)
+            alike = [name for name in beside if name.startswith(self.stem)][:3] or _close(self.name, beside)
             return FileError(self, "does not exist", f"there is {', '.join(alike)}" if alike else "check the name")
         if number == errno.EACCES:
             return FileError(self, f"may not be {doing} by you", "change its permissions (chmod)")
@@ -187,6 +188,13 @@ def _difference(before: _Version, now: _Version) -> str:
     if now.size != before.size:
         return f"it had {before.size:,} bytes, it has {now.size:,}"
     return "it is another file of this name" if now[2:] != before[2:] else "it was written to"
+
+
+def _close(name: str, names: Iterable[str]) -> list[str]:
+    """The likest of names, as a mistyped one may have meant them."""
+    from difflib import get_close_matches
+
+    return get_close_matches(name, list(names), n=3, cutoff=0.75)
 
 
 def _names_beside(path: Path) -> list[str]:

@@ -44,6 +44,8 @@ _NAME = r"[^\W\d]\w*"
 _DOTTED = rf"{_NAME}(?:\.{_NAME})*"
 _SPELLING = re.compile(rf"(?P<source>{_DOTTED}|.+\.py):(?P<path>{_DOTTED})(?P<call>\s*\(.*)?", re.DOTALL)
 
+_ENDINGS = {"pth", "pt", "pkl", "bin", "ckpt", "tar", "safetensors", "dcp", "zip"}  # of files, and no name of a model
+
 NO_MODEL = "is no model; give a torch.nn.Module, or its spelling package.module:factory"
 
 # Modules that files brought from their own folders: the next file may have others of the same names.
@@ -191,6 +193,29 @@ def _described(tensor: torch.Tensor, *, parameter: bool) -> Expected:
     if torch.nn.parameter.is_lazy(tensor):
         return Expected(BY_NAME.get(name) or DType(name, 0), (), parameter, lazy=True)
     return Expected(BY_NAME.get(name) or DType(name, tensor.dtype.itemsize), tuple(tensor.shape), parameter)
+
+
+def refuse_misspelled(target: str) -> None:
+    """Raise TargetError for what is no file, and is a model with a dot where the colon belongs.
+
+    Only a name whose first part is a package that can be imported is taken for a model; nothing is imported.
+
+    >>> refuse_misspelled("model.pth")
+    >>> refuse_misspelled("torch.nn.Linear(3, 2)")
+    Traceback (most recent call last):
+    ckpt_surgeon.errors.TargetError: torch.nn.Linear(3, 2): is no file; for the model, write torch.nn:Linear(3, 2)
+    """
+    found = re.fullmatch(rf"(?P<source>{_DOTTED})\.(?P<path>{_NAME})(?P<call>\s*\(.*)?", target, re.DOTALL)
+    if found is None or os.path.exists(target) or found["path"] in _ENDINGS:
+        return
+    top = found["source"].partition(".")[0]
+    try:
+        is_package = importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError, AttributeError):
+        is_package = False
+    if is_package or os.path.exists(found["source"].replace(".", os.sep) + ".py"):
+        spelled = f"{found['source']}:{found['path']}{found['call'] or ''}"
+        raise TargetError(target, f"is no file; for the model, write {spelled}")
 
 
 def build(target: str, *, with_values: bool = False) -> torch.nn.Module | Mapping[str, torch.Tensor]:
@@ -371,10 +396,23 @@ def _found(target: str, module: ModuleType, spelling: _Spelling) -> object:
         try:
             value = getattr(value, name)
         except AttributeError as error:
+            problem = f"there is no {name!r} in {place}"
+            if isinstance(value, ModuleType) and (deeper := _submodule_with(value, name)):
+                raise TargetError(target, problem, remedy=f"it is in {deeper}: write {deeper}:{name}") from error
             there = [other for other in dir(value) if not other.startswith("_")]
-            raise TargetError(target, f"there is no {name!r} in {place}{_instead(name, there)}") from error
+            raise TargetError(target, problem + _instead(name, there)) from error
         place = name
     return value
+
+
+def _submodule_with(package: ModuleType, name: str) -> str:
+    """The module of a package, imported with it, that has something of this name; "" where none has."""
+    for path in getattr(package, "__path__", ()):
+        for module in pkgutil.iter_modules([path]):
+            found = sys.modules.get(f"{package.__name__}.{module.name}")
+            if callable(getattr(found, name, None)):
+                return f"{package.__name__}.{module.name}"
+    return ""
 
 
 def _instead(name: str, there: Iterable[str]) -> str:
@@ -400,9 +438,23 @@ def _made(target: str, found: object, spelling: _Spelling, with_values: bool) ->
     if is_made or not callable(found):
         hint = "leave out the parentheses" if is_made else "name a class, a function, a model or a dict of tensors"
         raise TargetError(target, f"{spelling.path} is {_article(found)} and cannot be called", remedy=hint)
+    _refuse_without_config(target, found, spelling)
     if with_values:
         return found(*spelling.args, **(spelling.kwargs or {}))
     return _built(found, spelling.args, spelling.kwargs or {})
+
+
+def _refuse_without_config(target: str, found: object, spelling: _Spelling) -> None:
+    """Raise TargetError for a class of transformers that is called without the config that it needs."""
+    config = getattr(found, "config_class", None)
+    if not isinstance(found, type) or not isinstance(config, type) or spelling.args or spelling.kwargs:
+        return
+    name, made = found.__name__, f"{found.__name__}({config.__name__}())"
+    factory = f"from transformers import {name}, {config.__name__}; make = lambda: {made}"
+    remedy = (
+        f"write a file model.py: {factory} and name model.py:make; from_pretrained(…) has the config of a hub's model"
+    )
+    raise TargetError(target, f"{name} is built from a config, which no literal can be", remedy=remedy)
 
 
 def _built(factory: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:

@@ -13,6 +13,7 @@ from ..files.local import LocalPath
 from ..files.paths import FilePath, is_path
 from ..files.prefetch import reading_ahead
 from ..formats.contents import Contents
+from ..key_patterns import pattern_instead
 from ..tensors.checkpoint import Checkpoint, LeftOut
 from ..tensors.records import Tensor, spans_of
 from ..tensors.stored import StoredTensor
@@ -192,7 +193,8 @@ def matching(tensors: Mapping[str, Tensor], patterns: list[str]) -> Mapping[str,
         return tensors
     unmatched = [pattern for pattern in patterns if not any(fnmatchcase(key, pattern) for key in tensors)]
     if unmatched:
-        raise NothingMatched(unmatched, examples=tensors)
+        hints = {pattern: hint for pattern in unmatched if (hint := pattern_instead(pattern, tensors))}
+        raise NothingMatched(unmatched, examples=tensors, hints=hints)
     return {key: tensor for key, tensor in tensors.items() if any(fnmatchcase(key, pattern) for pattern in patterns)}
 
 
