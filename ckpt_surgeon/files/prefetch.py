@@ -12,7 +12,6 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from sys import modules
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -47,6 +46,10 @@ class Source(Protocol):
 
     @property
     def remote(self) -> Fetchable | None: ...
+
+    def remember(self) -> None: ...
+
+    def check_unchanged(self) -> None: ...
 
 
 class Span(Protocol):
@@ -151,17 +154,20 @@ def requests() -> ThreadPoolExecutor:
 
 @contextmanager
 def reading_ahead(spans: Iterable[Span]) -> Iterator[None]:
-    """Announce the spans that will be read inside, in order; at the end no remote file may have changed.
+    """Announce the spans that will be read inside, in order; at the end no file may have changed.
 
-    Costs nothing for local files.  Raises BrokenFile when a file is not the one any more that was opened.
+    Raises BrokenFile when a file is not the one any more that was opened: by its size, time and inode, or by what its
+    server tells.
     """
-    if "fsspec" not in modules:  # then no file was opened by URL, and the spans need not be looked at
-        yield
-        return
+    here: dict[int, Source] = {}  # by identity: each path knows which file it was when it was opened
     ranges: dict[Fetchable, list[Range]] = {}
     for span in spans:
         if (source := span.path.remote) is not None:
             ranges.setdefault(source, []).append((span.start, span.stop))
+        else:
+            here[id(span.path)] = span.path
+    for path in here.values():
+        path.remember()
     plans = {path: _Ahead(path, found) for path, found in ranges.items()}
     token = _ANNOUNCED.set(plans)
     try:
@@ -171,6 +177,8 @@ def reading_ahead(spans: Iterable[Span]) -> Iterator[None]:
         for plan in plans.values():
             plan.stop()
     list(requests().map(lambda path: path.check_unchanged(), plans) if plans else ())
+    for path in here.values():
+        path.check_unchanged()
 
 
 def blocks(path: Fetchable, start: int, stop: int, size: int) -> Iterator[bytes]:

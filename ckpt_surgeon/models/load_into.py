@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import EditError, listed
-from ..reading.loading import load
+from ..files.prefetch import reading_ahead
+from ..reading.loading import check_storages, load
 from ..reading.sources import checkpoint_of
 from ..tensors.extra_state import is_extra_state
-from ..tensors.records import Tensor
+from ..tensors.records import Tensor, spans_of
 from ..text import Shown
 from .fit import Fit
 
@@ -39,6 +40,7 @@ def load_into(
     seed: int = 0,
     allow_codes: bool = False,
     allow_part: bool = False,
+    check: bool | None = None,
 ) -> LoadReport:
     """Load a checkpoint into a model, all or nothing, and report what became of every key.
 
@@ -46,7 +48,9 @@ def load_into(
     allowed as in :func:`ckpt_surgeon.fit`; what is not loaded keeps the model's own values.  Parameters keep
     requires_grad, dtype and device.  ``assign`` puts the file's mapped memory in place of the parameters instead of
     copying into them; without it, that is done exactly for a model on the meta device.  Wrapped (DataParallel, DDP) and
-    compiled models are loaded inside.  Raises what ``fit`` raises, and then nothing in the model has changed.
+    compiled models are loaded inside.  ``check`` compares the checksums that the container has before anything is
+    loaded; without it, that is done exactly where values are copied.  A file that changes meanwhile is an error.
+    Raises what ``fit`` raises, and then nothing in the model has changed.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"module.weight": torch.ones(2, 3), "module.bias": torch.ones(2)}, "layer.pth")
@@ -73,7 +77,10 @@ def load_into(
         raise EditError([f"torch would not load the result strictly: {proof.refused or listed(proof.missing)}"])
     _refuse_two_values(inner, found.result)
     assigning = bool(on_meta) if assign is None else assign
-    _put(inner, load(found.result, map_location=map_location), assign=assigning)
+    if check or (check is None and not assigning):
+        check_storages(found.result)
+    with reading_ahead(spans_of(found.result.values())):  # what is mapped is read while it is copied
+        _put(inner, load(found.result, map_location=map_location), assign=assigning)
     return LoadReport(found, assigning)
 
 
