@@ -65,5 +65,16 @@ def _by_positions(run: Run, state: OptimizerState, names: Names) -> OptimizerSta
 
 def _renumbered(state: OptimizerState, ids: Mapping[Hashable, Hashable], groups: tuple[Group, ...]) -> OptimizerState:
     slots = {ids[id_]: kept for id_, kept in state.slots.items()}
-    made = tuple(replace(group, ids=tuple(ids[id_] for id_ in group.ids), names=None) for group in groups)
+    listed_names = {
+        id_: name for group in state.groups if group.names is not None
+        for id_, name in zip(group.ids, group.names, strict=True)
+    }  # fmt: skip
+    made = tuple(
+        replace(
+            group,
+            ids=tuple(ids[id_] for id_ in group.ids),
+            names=None if group.names is None else tuple(listed_names[id_] for id_ in group.ids),
+        )
+        for group in groups
+    )
     return replace(state, groups=made, slots=slots, is_flat=False)
