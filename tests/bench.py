@@ -115,6 +115,18 @@ with open(sys.argv[2], "wb") as out:
         out.write((ctypes.c_char * made.nbytes).from_address(made.data_ptr()))
 """
 
+# As timm's avg_checkpoints.py: sums in float64, all in memory.
+AVERAGE = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+*paths, out = sys.argv[1:]
+sums = {}
+for path in paths:
+    for key, tensor in load_file(path).items():
+        sums[key] = sums[key] + tensor.double() if key in sums else tensor.double()
+save_file({key: (total / len(paths)).float() for key, total in sums.items()}, out)
+"""
+
 MODEL = """
 import sys, torch
 with torch.device("meta"):
@@ -143,6 +155,8 @@ PROGRAMS = {
     "safetensors": SAFETENSORS,
     "import": "import torch",
     "loop": LOOP,
+    "average": AVERAGE,
+    "copy": "cat $0 $1 $2 > /dev/null; cp $0 $3",
     "load_torch": LOAD_TORCH,
     "load_safetensors": LOAD_SAFETENSORS,
     "load_ours": LOAD_OURS,
@@ -256,6 +270,22 @@ VALUES = (
         (
             Case("cmp of two equal files", "cmp {source} {source}.copy"),
             Case("ckpt diff --values of the same", "{ckpt} diff {source} {source}.copy --values", 2),
+        ),
+    ),
+    Group(
+        "in.safetensors",
+        (
+            Case("cat A B C > /dev/null; cp A OUT", "sh -c {copy} {source} {source}.copy {source} {out}.safetensors"),
+            Case(
+                "ckpt average A B C",
+                "{ckpt} average {source} {source}.copy {source} {out}.safetensors",
+                1.5,
+                most_mib=120,
+            ),
+            Case("ckpt add A B", "{ckpt} add {source} {source}.copy {out}.safetensors"),
+            Case(
+                "average in torch, as timm", "{python} -c {average} {source} {source}.copy {source} {out}.safetensors"
+            ),
         ),
     ),
 )
