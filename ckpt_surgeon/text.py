@@ -166,7 +166,15 @@ def _html_row(tag: str, cells: Iterable[object]) -> str:
 
 
 def as_json(value: object) -> Lines:
-    """A value as machines read it."""
+    """A value as machines read it, in ASCII; a number that JSON has not (NaN, inf) is null."""
+    import orjson
+
+    try:
+        made = orjson.dumps(value, option=orjson.OPT_INDENT_2)
+    except TypeError:  # integers of more than 64 bits, text that is no Unicode
+        made = b"\xff"
+    if made.isascii():
+        return Lines(made.decode())
     import json
 
     return Lines(json.dumps(value, indent=2, ensure_ascii=True))

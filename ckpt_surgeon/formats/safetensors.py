@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -44,6 +45,9 @@ _LENGTH = struct.Struct("<Q")
 _SPACE = b" \t\r\n"  # JSON's
 _SIX_BITS = {code: DType(name, 1) for code, name in (("F6_E2M3", "float6_e2m3"), ("F6_E3M2", "float6_e3m2"))}
 _PACKED = "F4"
+_SIZES = {code: dtype.itemsize for code, dtype in BY_CODE.items() if code != _PACKED}
+_INTEGERS = {int}
+_strides = lru_cache(1 << 10)(row_major)
 _OF_PIECES = (SHARDING, "DCP_VERSION")
 _ELSEWHERE = re.compile(r"\[[^\]]*[1-9]")  # an offset that is not zero
 _SHARE = "what one process wrote, pieces of tensors among it: give the folder for whole ones"
@@ -116,7 +120,7 @@ def _contents(path: FilePath, raw: bytes, *, salvage: bool = False) -> Contents:
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise BrokenFile(path, "its __metadata__ is not a map from string to string")
-    entries = [_entry(path, key, value) for key, value in header.items()]
+    entries = [_plain_entry(key, value) or _entry(path, key, value) for key, value in header.items()]
     end = max((entry.stop for entry in entries), default=0)
     _check_layout(path, entries, max(end, size - 8 - length) if salvage else size - 8 - length)
     tensors = {entry.key: _tensor(path, entry, 8 + length, size) for entry in entries}
@@ -147,6 +151,21 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]
     start: int
     stop: int
+
+
+def _plain_entry(key: str, value: Value) -> _Entry | None:
+    """An entry in which everything is as it should be, as in nearly all files; else None."""
+    if not isinstance(value, dict):
+        return None
+    code, offsets, shape = value.get("dtype"), value.get("data_offsets"), value.get("shape")
+    if type(code) is not str or type(offsets) is not list or type(shape) is not list or len(offsets) != 2:
+        return None
+    start, stop = offsets
+    numbers = [start, stop, *shape]
+    if {*map(type, numbers)} != _INTEGERS or min(numbers) < 0 or len(shape) > DIMENSIONS or max(numbers) > ELEMENTS:
+        return None
+    is_plain = code in _SIZES and _SIZES[code] * (count := prod(shape)) == stop - start and count <= ELEMENTS
+    return _Entry(key, code, tuple(shape), start, stop) if is_plain else None
 
 
 def _entry(path: FilePath, key: str, value: Value) -> _Entry:
@@ -209,7 +228,7 @@ def _tensor(path: FilePath, entry: _Entry, base: int, size: int) -> StoredTensor
     if base + entry.stop > size:
         return OpaqueTensor(LOST, BY_CODE[entry.code], entry.shape)
     storage = Storage(ByteSpan(path, base + entry.start, base + entry.stop), entry.stop - entry.start)
-    return StoredTensor(BY_CODE[entry.code], entry.shape, row_major(entry.shape), 0, storage)
+    return StoredTensor(BY_CODE[entry.code], entry.shape, _strides(entry.shape), 0, storage)
 
 
 # -- renaming in place
