@@ -446,7 +446,8 @@ def test_scan_looks_into_bytes_that_would_be_loaded_again(name: str, container: 
     else:
         path = save(program(body, 4), tmp_path, "plain.pkl")
     if container == "shard":
-        path = save(b'{"weight_map": {"w": "model.pt"}}', tmp_path, "model.bin.index.json")
+        path.rename(tmp_path / "model.bin")
+        path = save(b'{"weight_map": {"w": "model.bin"}}', tmp_path, "model.bin.index.json")
     try:
         suspects = ckpt_surgeon.scan(path).suspects
     except BrokenFile:
