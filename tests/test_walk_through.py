@@ -1,4 +1,4 @@
-"""What docs/architecture.md promises: a new edit is one entry in one file, a new container one module and one line."""
+"""What CONTRIBUTING.md promises: a new edit is one entry in one file, a new container one module and one line."""
 
 from __future__ import annotations
 
