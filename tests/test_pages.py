@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent / "support"), str(Path(__file__).parent.parent / "fixtures")]
+sys.path.append(str(Path(__file__).parent / "support"))  # as pytest does
+sys.path.append(str(Path(__file__).parent.parent / "fixtures"))
 
 import pages
 import torch
 from command_line import Run
-from pages import DOCS, PAGES, README, RECIPES, ROOT
+from pages import DOCS, PAGES, RECIPES, ROOT
 from tables import assert_same, elements
 
 from ckpt_surgeon import Recipe

@@ -1,8 +1,9 @@
 """Run the pages of documentation: every console and Python block of a page, in order, in one folder.
 
-- ``console``: each ``$`` line is run; behind it stands its exit status, where not 0, and below it what it prints.  Where
-  the page has an empty line before a command, it keeps one.
-- ``python``: run, with names that all blocks of the page share.  ``print(…)  # text``: the text is the line that it prints.
+- ``console``: each ``$`` line is run; behind it stands its exit status, where not 0, and below it what it prints.
+  Where the page has an empty line before a command, it keeps one.
+- ``python``: run, with names that all blocks of the page share.  ``print(…)  # text``: the text is the line that is
+  printed.
 - ``text``: what the Python block before it prints.
 - ``toml``: a recipe of docs/recipes that begins with the same line, or whose file the block names.
 
