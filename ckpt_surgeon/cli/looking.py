@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
     from ..tensors.checkpoint import Checkpoint
     from ..tensors.records import Shaped
+
+
+class Merged(NamedTuple):
+    """Adapters that TARGET may have been made with, and how."""
+
+    adapters: tuple[FilePath, ...]
+    scale: float
+    alpha: float
 
 
 @click.command(short_help="Show what a checkpoint is and holds.")
@@ -109,6 +117,15 @@ def _show_training(
 @click.option("--strip-prefix", "prefixes", multiple=True, metavar="PREFIX", help="Take it off, on either side.")
 @click.option("--values", is_flag=True, help="Compare the values of two checkpoints.")
 @click.option("--tolerance", type=float, default=0.0, metavar="X", help="With --values: differences up to X are close.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=FILE_PATH,
+    help="With --values: an adapter that was merged into CHECKPOINT to make TARGET (repeatable).",
+)
+@click.option("--scale", type=float, default=1.0, metavar="X", help="With --adapter: the scale it was merged with.")
+@click.option("--alpha", type=float, default=0.0, metavar="X", help="With --adapter: its alpha, where it states none.")
 @click.option("--full", is_flag=True, help="List every key, however many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -121,6 +138,9 @@ def diff(
     prefixes: tuple[str, ...],
     values: bool,
     tolerance: float,
+    adapters: tuple[FilePath, ...],
+    scale: float,
+    alpha: float,
     full: bool,
     as_json: bool,
 ) -> None:
@@ -138,11 +158,14 @@ def diff(
       ckpt diff model.pth 'torchvision.models:resnet18(num_classes=10)'
       ckpt diff old.safetensors new.safetensors --json
       ckpt diff before.pth after.pth --values --tolerance 1e-6
+      ckpt diff base.safetensors merged.safetensors --values --adapter adapter.safetensors --alpha 16
     """
     from ..models import targets
     from ..models.diff import diff as compare
     from ..report import differences
 
+    if adapters and not values:
+        raise click.UsageError("--adapter goes with --values")
     ours = open_checkpoint(checkpoint, select=select)
     if targets.is_model(target):
         if values:
@@ -158,7 +181,8 @@ def diff(
             theirs = targets.expected(theirs)
         ours, theirs = _stripped(ours, theirs, prefix)
     if values:
-        context.exit(_values(ours, theirs, tolerance, full, as_json))  # type: ignore[arg-type]
+        merged = Merged(adapters, scale, alpha)
+        context.exit(_values(ours, theirs, tolerance, full, as_json, merged))  # type: ignore[arg-type]
     found = compare(ours, theirs)
     fix = ""
     if found.hint is not None:
@@ -193,11 +217,13 @@ def _stripped(ours: Checkpoint, theirs: Mapping[str, Shaped], prefix: str) -> tu
     return mine, other
 
 
-def _values(ours: Checkpoint, theirs: Checkpoint, tolerance: float, full: bool, as_json: bool) -> int:
+def _values(ours: Checkpoint, theirs: Checkpoint, tolerance: float, full: bool, as_json: bool, merged: Merged) -> int:
     from ..reading.comparing import compare as compare_values
     from ..report import differences
 
-    found = compare_values(ours, theirs, tolerance=tolerance)
+    found = compare_values(
+        ours, theirs, tolerance=tolerance, adapters=merged.adapters, scale=(merged.scale,), alpha=merged.alpha
+    )
     echo(differences.values_json(found) if as_json else differences.values_text(found, full=full))
     return 0 if found.same else 1
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, overload
 
@@ -14,6 +14,7 @@ from ..files.prefetch import reading_ahead
 from ..files.spans import Block
 from ..tensors.arithmetic import distance, summed
 from ..tensors.checkpoint import Checkpoint
+from ..tensors.combining import Survival, survival
 from ..tensors.extra_state import digest
 from ..tensors.opaque import named_opaque
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
@@ -52,6 +53,7 @@ class ValueDiff(Shown):
     """How the values of two checkpoints differ; ``changed`` has the most changed first.
 
     ``renamed`` pairs keys with the same bytes under another name, ``close`` holds those within the tolerance.
+    ``survived`` says for each key that adapters change how much of that change the second one has.
     """
 
     identical: tuple[str, ...]
@@ -60,6 +62,7 @@ class ValueDiff(Shown):
     changed: tuple[Changed, ...]
     only_ours: tuple[str, ...]
     only_theirs: tuple[str, ...]
+    survived: Mapping[str, Survival] = field(default_factory=dict)
 
     @property
     def same(self) -> bool:
@@ -67,12 +70,22 @@ class ValueDiff(Shown):
         return not (self.renamed or self.changed or self.only_ours or self.only_theirs)
 
 
-def compare(ours: Source, theirs: Source, *, tolerance: float = 0.0) -> ValueDiff:
+def compare(
+    ours: Source,
+    theirs: Source,
+    *,
+    tolerance: float = 0.0,
+    adapters: Sequence[Source] = (),
+    scale: Sequence[float] = (1.0,),
+    alpha: float = 0.0,
+) -> ValueDiff:
     """Compare two checkpoints value by value; equal bytes are found without computing.
 
     Each is a path or URL, an opened Checkpoint, a state_dict or a model.
-    ``tolerance`` is the greatest absolute difference that counts as close.  Raises EditError for tensors without
-    plain values.
+    ``tolerance`` is the greatest absolute difference that counts as close.  With ``adapters`` the second checkpoint is
+    one into which they were merged, whoever did that, and the first their base: ``survived`` says how much of them is
+    in it (``scale`` and ``alpha`` are those of :func:`ckpt_surgeon.merge_lora`).  Raises EditError for tensors without
+    plain values, and for adapters that do not fit.
 
     >>> import torch
     >>> from ckpt_surgeon import from_torch
@@ -107,7 +120,21 @@ def compare(ours: Source, theirs: Source, *, tolerance: float = 0.0) -> ValueDif
         tuple(sorted(changed, key=_severity)),
         tuple(key for key in only_ours if key not in olds),
         tuple(key for key in only_theirs if key not in news),
+        _survived(ours, theirs, adapters, scale, alpha) if adapters else {},
     )
+
+
+def _survived(
+    base: Checkpoint, made: Checkpoint, adapters: Sequence[Source], scale: Sequence[float], alpha: float
+) -> dict[str, Survival]:
+    """How much of what adapters add to a base is in another checkpoint, key by key."""
+    from ..edits.lora.merging import merge_lora
+
+    given = [checkpoint_of(adapter) for adapter in adapters]
+    exact = merge_lora.plan(base, *given, scale=scale, alpha=alpha, dtype="float32").result
+    touched = [key for key in base if exact[key] is not base[key] and base[key].shape == exact[key].shape]
+    return {key: survival(base[key], exact[key], made[key]) for key in touched
+            if key in made and made[key].shape == base[key].shape}  # fmt: skip
 
 
 def _is_close(change: Changed, tolerance: float) -> bool:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..edits.keys import is_derivable
+from ..errors import listed
 from ..key_patterns import FEW, folded
+from ..tensors.combining import GREATEST_ERROR, LEAST_COSINE, Survival
 from ..text import as_json, document, number, percent, plural, table, visible
 
 if TYPE_CHECKING:
@@ -130,7 +132,31 @@ def values_text(found: ValueDiff, *, full: bool = False) -> str:
         if keys:
             lines += ["", f"{title}: {plural(len(keys), 'key')}"]
             lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
+    lines += _survived(found, limit) if found.survived else []
     return document([*lines, "", "same values" if found.same else "values differ"])
+
+
+def _survived(found: ValueDiff, limit: int | None) -> list[str]:
+    """How much of what adapters add is there, the least first; and what changed without them."""
+    total = Survival()
+    for one in found.survived.values():
+        total.add(one)
+    poor = sum(one.is_poor for one in found.survived.values())
+    lines = ["", f"of what the adapters add, {plural(len(found.survived), 'tensor')}: {_kept(total)}"]
+    if poor:
+        limits = f"below cos {LEAST_COSINE} or with an error over {GREATEST_ERROR:.0%}"
+        lines.append(f"warning: {plural(poor, 'tensor')} {limits}, the least first:")
+    least = sorted(found.survived.items(), key=lambda item: (item[1].cosine, -item[1].lost))[:limit]
+    lines += [table(["key", "cosine", "error"], [(key, f"{one.cosine:.4f}", f"{one.lost:.2%}") for key, one in least])]
+    if limit and len(found.survived) > limit:
+        lines.append(f"… {len(found.survived) - limit:,} more (--full lists all)")
+    if others := [one.key for one in found.changed if one.key not in found.survived]:
+        lines.append(f"changed without the adapters: {listed(others)}")
+    return lines
+
+
+def _kept(one: Survival) -> str:
+    return f"cos {one.cosine:.4f}, error {one.lost:.2%}"
 
 
 def _both(counts: tuple[int, int]) -> str:
@@ -148,6 +174,7 @@ def values_json(found: ValueDiff) -> str:
             "changed": [_changed_json(one) for one in found.changed],
             "only_ours": list(found.only_ours),
             "only_theirs": list(found.only_theirs),
+            "survived": [{"name": key, "cosine": one.cosine, "error": one.lost} for key, one in found.survived.items()],
         }
     )
 

@@ -72,6 +72,8 @@ def values_html(found: ValueDiff) -> str:
         ("changed", change.key, number(change.max_abs), number(change.relative), f"{change.cosine:.6f}", change.why)
         for change in found.changed[:FEW]
     ]
+    rows += [("of the adapters", key, "", f"{one.lost:.2%}", f"{one.cosine:.4f}", "") for key, one in
+             sorted(found.survived.items(), key=lambda item: item[1].cosine)[:FEW]]  # fmt: skip
     rows += [("renamed", f"{old} → {new}", "", "", "", "") for old, new in found.renamed[:FEW]]
     for title, keys in (("only in the first", found.only_ours), ("only in the second", found.only_theirs)):
         rows += [(title, pattern, "", "", "", plural(count, "key")) for pattern, count in folded(keys)]

@@ -175,6 +175,20 @@ def combined(
         yield block
 
 
+def survival(base: Tensor, exact: Tensor, made: Tensor) -> Survival:
+    """What a tensor has of the change that another one has in full: ``made`` and ``exact``, both beside ``base``."""
+
+    def compute(parts: tuple[Piece, ...]) -> Survival:
+        wide = [float64(piece.read(slot), tensor.dtype)
+                for slot, (piece, tensor) in enumerate(zip(parts[:2], (base, exact), strict=True))]  # fmt: skip
+        return _survival(wide[0], wide[1], numbers(parts[2].read(2), real(made.dtype)), made.dtype)
+
+    total = Survival()
+    for one in in_order(compute, alongside(base, exact, made), base.nbytes):
+        total.add(one)
+    return total
+
+
 def float64(raw: Block | bytearray, dtype: DType) -> Array:
     """A block as float64, in memory of its own."""
     import numpy as np

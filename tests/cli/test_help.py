@@ -233,12 +233,13 @@ def test_the_example_of_a_help_text_runs(
     for name in ("model.safetensors", "old.safetensors", *(["new.safetensors"] if command == "diff" else [])):
         if name in inputs:
             save_file(model(), name)
-    if command == "merge-lora":
+    if command in ("merge-lora", "diff"):
         base = {"base.safetensors": model(), "sd.safetensors": {"mid.fc.weight": torch.ones(3, 4)}}
         style = {
             "lora_unet_mid_fc.lora_down.weight": torch.ones(2, 4),
             "lora_unet_mid_fc.lora_up.weight": torch.ones(3, 2),
         }
+        base |= {"merged.safetensors": model()}
         for name, tensors in (base | {"adapter.safetensors": adapter(), "style.safetensors": style}).items():
             save_file(tensors, name)
     if command == "extract-lora":

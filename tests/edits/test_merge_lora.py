@@ -438,3 +438,26 @@ def test_stochastic_rounding_keeps_the_mean_of_a_change_and_is_the_same_for_one_
     assert torch.equal(again, runs[0])
     along = [float((one * delta).sum() / (delta * delta).sum()) for one in (near, sum(runs) / len(runs))]
     assert abs(along[1] - 1) < 0.1 < abs(along[0] - 1)
+
+
+def test_what_somebody_else_merged_is_measured(tmp_path: Path, ckpt: Run) -> None:
+    base, adapter, delta = small_adapter(1e-3)
+    base |= {"norm.weight": torch.ones(4)}
+    theirs = {"fc.weight": (base["fc.weight"].float() + delta).bfloat16(), "norm.weight": torch.zeros(4)}
+    files = [tmp_path / name for name in ("base.safetensors", "merged.safetensors", "adapter.safetensors")]
+    for state, file in zip((base, theirs, adapter), files, strict=True):
+        save_file(state, file)
+    ran = ckpt("diff", files[0], files[1], "--values", "--adapter", files[2])
+    assert ran.status == 1
+    kept = (theirs["fc.weight"].double() - base["fc.weight"].double()).flatten()
+    cosine = float(functional.cosine_similarity(kept, delta.double().flatten(), dim=0))
+    error = float((kept - delta.double().flatten()).norm() / delta.double().norm())
+    assert f"of what the adapters add, 1 tensor: cos {cosine:.4f}, error {error:.2%}" in ran.out
+    assert "warning: 1 tensor below cos 0.99" in ran.out
+    assert "changed without the adapters: 'norm.weight'" in ran.out
+    found = ckpt_surgeon.compare(base, theirs, adapters=[adapter], scale=[2.0]).survived["fc.weight"]
+    assert found.lost > error  # at another scale, it is not that adapter
+    none = ckpt_surgeon.compare(base, base, adapters=[adapter]).survived["fc.weight"]
+    assert (none.cosine, none.lost) == (0, 1)
+    ran = ckpt("diff", files[0], files[1], "--adapter", files[2])
+    assert "--adapter goes with --values" in ran.err

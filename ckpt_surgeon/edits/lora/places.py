@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...errors import EditError, listed
+from ...errors import Argument, EditError, Phrase, listed
 from ..flat_names import flat, flat_prefix
 
 # What diffusers, and kohya's flattened names, call the parts of a pipeline; and where a base may keep each.
@@ -165,4 +165,5 @@ def _place_flat(found: Places, prefix: str, paths: Sequence[str], modules: Mappi
 def refused(label: str, problems: Sequence[str], shown: int = 5) -> EditError:
     """The error for layers without a place."""
     said = [f"{label}: {problem}" for problem in problems[:shown]]
-    return EditError(said + ([f"and {len(problems) - shown:,} more like these"] if len(problems) > shown else []))
+    more = [f"and {len(problems) - shown:,} more like these"] if len(problems) > shown else []
+    return EditError(said + more, remedy=Phrase("take what is meant for this base alone: ", Argument("take", "GLOB")))
