@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ..edits.lora.settings import PEFT_CONFIG
+from ..errors import CheckpointError
 from ..files.paths import FilePath
 from ..formats.contents import Contents
 
@@ -36,5 +37,5 @@ def _text(path: FilePath) -> str:
         if not path.is_file() or path.size > LIMIT:
             return ""
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, CheckpointError):  # an adapter is opened without them, too
         return ""

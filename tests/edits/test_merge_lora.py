@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import ckpt_surgeon
 from ckpt_surgeon import EditError, NothingMatched
+from ckpt_surgeon.edits.lora.places import placed
 
 peft: Any = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -338,6 +339,25 @@ def pair(name: str = "fc", outs: int = 2, ins: int = 3, prefix: str = "") -> Sta
 def test_what_has_no_place_or_is_not_whole_is_named(adapter: StateDict, problem: str) -> None:
     with pytest.raises(EditError, match=problem):
         merged(adapter, {"fc.weight": torch.zeros(2, 3)})
+
+
+@pytest.mark.parametrize(
+    ("paths", "base", "found"),
+    [
+        (["model.layers.0.fc"], ["layers.0.fc"], {"model.layers.0.fc": "layers.0.fc"}),  # saved without its head
+        (["layers.0.fc"], ["model.layers.0.fc"], {"layers.0.fc": "model.layers.0.fc"}),
+        (["unet.fc"], ["fc", "text.fc"], {"unet.fc": "fc"}),
+        (["encoder.fc"], ["decoder.fc"], {}),
+        (["fc"], ["a.fc", "b.fc"], {}),
+        (["a.fc", "a.gone"], ["x.a.fc"], {"a.fc": "x.a.fc"}),
+    ],
+)
+def test_dotted_paths_lose_or_get_one_prefix_and_no_other_is_guessed(
+    paths: list[str], base: list[str], found: dict[str, str]
+) -> None:
+    places = placed(paths, [f"{module}.weight" for module in base])
+    assert places.modules == found
+    assert bool(places.problems) == (len(found) < len(paths))
 
 
 def test_other_kinds_of_peft_and_altered_bases_are_refused_with_the_way_on(tmp_path: Path) -> None:
