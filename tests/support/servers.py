@@ -29,6 +29,8 @@ class Server:
     etag: str = ""
     sent: int = 0
     gets: int = 0
+    waiting: int = 0  # requests that wait for their answer now
+    at_once: list[int] = field(default_factory=list)  # of each request, how many waited with it when it came
     asked: list[str] = field(default_factory=list)  # "GET /model.pth bytes=0-99"
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -36,6 +38,7 @@ class Server:
         """Count from here."""
         self.sent = self.gets = 0
         self.asked.clear()
+        self.at_once.clear()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -57,7 +60,11 @@ class _Handler(BaseHTTPRequestHandler):
             site.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
             site.gets += with_body
             number = site.gets
+            site.waiting += 1
+            site.at_once.append(site.waiting)
         time.sleep(site.latency)
+        with site.lock:
+            site.waiting -= 1
         address = unquote(self.path.partition("?")[0])
         if address.startswith("/api/"):
             self._say(200, _hub(site.folder, address), with_body)
