@@ -24,7 +24,7 @@ ckpt_surgeon.no_such_name
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The Python of an environment with nothing but an editable install of a copy of this project."""
-    pytest.importorskip("setuptools", minversion="68")
+    pytest.importorskip("setuptools", minversion="77")
     project, wheels = tmp_path / "project", tmp_path / "wheels"
     shutil.copytree(ROOT / "ckpt_surgeon", project / "ckpt_surgeon", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):

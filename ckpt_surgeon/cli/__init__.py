@@ -76,6 +76,10 @@ class Commands(click.Group):
             ways = f"did you mean {' or '.join(close)}?" if close else "ckpt --help lists all"
             raise click.UsageError(f"there is no command {word!r}; {ways}", ctx)
         name, self.called, rest = super().resolve_command(ctx, args)
+        if ctx.resilient_parsing and self.called is not None:  # a shell asks what could come next
+            from .completion import complete_values, parsable
+
+            rest = parsable(complete_values(self.called), rest)
         return name, self.called, rest
 
 
