@@ -6,6 +6,7 @@ A record that has a text derives from :class:`Shown`; the modules that make the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import PurePath
 from typing import NamedTuple, TypeVar, cast
@@ -61,6 +62,17 @@ def number(value: float) -> str:
     ('0.0001235', '1.235e+04')
     """
     return f"{value:.4g}"
+
+
+def bar(share: float, width: int = 10) -> str:
+    """A share of 1 as a bar, in eighths of a column; whatever is more than nothing is seen.
+
+    >>> bar(1.0, 4), bar(0.5, 4), bar(0.0001, 4), bar(0.0, 4)
+    ('████', '██', '▏', '')
+    """
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8) if math.isfinite(share) else width * 8
+    eighths = max(eighths, 1) if share > 0 else 0
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def command(*words: object) -> str:

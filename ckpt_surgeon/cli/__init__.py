@@ -24,7 +24,7 @@ from .terminal import echo, show
 # The groups of `ckpt --help`, and in each the commands with their modules, which are imported when they are called for.
 # The commands of edits are not listed here: an edit declares its own, and its group follows from what it declares.
 GROUPS: dict[str, dict[str, str]] = {
-    "Look": {"ls": "looking", "diff": "looking", "hash": "looking", "scan": "looking"},
+    "Look": {"ls": "listing", "diff": "looking", "hash": "looking", "scan": "looking"},
     "Edit keys": {},
     "Edit values": {},
     "Combine": {},

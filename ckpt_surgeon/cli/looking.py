@@ -1,8 +1,7 @@
-"""Commands that look: ls, diff, hash."""
+"""Commands that look: diff, hash, scan."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +10,6 @@ import click
 
 from ..errors import NothingMatched, TargetError
 from ..files.paths import FilePath, file_path
-from ..reading.listing import ls as list_checkpoint
 from ..reading.opening import open as open_checkpoint
 from ..report import listings
 from ..text import command
@@ -31,83 +29,6 @@ class Merged(NamedTuple):
     adapters: tuple[FilePath, ...]
     scale: float
     alpha: float
-
-
-@click.command(short_help="Show what a checkpoint is and holds.")
-@click.argument("path", type=FILE_PATH)
-@click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
-@click.option("--fold", "fold_rows", is_flag=True, help="One line for keys that follow a pattern.")
-@click.option("--stats", "with_stats", is_flag=True, help="Read the values: mean, std, min, max, NaN, inf, all zero.")
-@click.option("--check", is_flag=True, help="Read every byte and compare the checksums.")
-@click.option("--training", is_flag=True, help="Show optimizers, the parameter behind each id, schedulers, counters.")
-@click.option(
-    "--run", metavar="FILE.py:FACTORY", help="With --training: builds (model, optimizer), which tell the ids."
-)
-@click.option("--in-model-order", is_flag=True, help="With --training: ids count in the order of the model.")
-@click.option("--full", is_flag=True, help="With --training: list every pattern of keys.")
-@click.option("--all", "with_all", is_flag=True, help="Also list every object that is no tensor.")
-@click.option("--salvage", is_flag=True, help="List the tensors that are whole in a truncated file.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def ls(
-    path: FilePath,
-    patterns: tuple[str, ...],
-    select: str | None,
-    fold_rows: bool,
-    with_stats: bool,
-    check: bool,
-    training: bool,
-    run: str | None,
-    in_model_order: bool,
-    full: bool,
-    with_all: bool,
-    salvage: bool,
-    as_json: bool,
-) -> None:
-    """Show what a checkpoint is and holds: container, nesting, tensors, and what else is inside.
-
-    PATH is a file, an index of shards or a directory; PATTERNs are globs on the keys.
-
-    \b
-    Example:
-      ckpt ls model.pth
-      ckpt ls model.pth '*.bias' --json
-      ckpt ls model.safetensors --stats
-      ckpt ls last.ckpt --training
-    """
-    if training:
-        _show_training(path, select, run, in_model_order, full=full, as_json=as_json)
-        return
-    if run or in_model_order or full:
-        raise click.UsageError("--run, --in-model-order and --full go with --training")
-    if fold_rows and with_stats:
-        raise click.UsageError("--fold and --stats exclude each other")
-    try:
-        listing = list_checkpoint(
-            path, patterns, select=select, check=check, stats=with_stats, all=with_all, salvage=salvage
-        )
-    except NothingMatched as error:
-        _refuse_files(error.patterns)
-        raise
-    echo(listings.listing_json(listing) if as_json else listings.listing_text(listing, fold_rows=fold_rows))
-
-
-def _refuse_files(patterns: tuple[str, ...]) -> None:
-    """Raise UsageError where a pattern that matches no key is the name of a file."""
-    for pattern in patterns:
-        if os.path.exists(pattern):
-            raise click.UsageError(f"ls takes one file, then patterns for its keys; {pattern} is another file")
-
-
-def _show_training(
-    path: FilePath, select: str | None, run: str | None, in_model_order: bool, *, full: bool, as_json: bool
-) -> None:
-    from ..report import trainings
-    from ..runs.describe import training_of
-    from ..runs.resume_check import parameter_names
-
-    stated = parameter_names(run) if run else ()
-    found = training_of(path, select=select, stated=stated, in_model_order=in_model_order)
-    echo(trainings.training_json(found) if as_json else trainings.training_text(found, full=full))
 
 
 @click.command(short_help="Compare with a model or a checkpoint.")
@@ -282,7 +203,7 @@ def scan(context: click.Context, path: FilePath, as_json: bool) -> None:
     context.exit(1 if found.suspects else 0)
 
 
-for _command in (ls, diff, hash):
+for _command in (diff, hash):
     _command.params.append(SELECT)
 
-command_of = {"ls": ls, "diff": diff, "hash": hash, "scan": scan}.get
+command_of = {"diff": diff, "hash": hash, "scan": scan}.get

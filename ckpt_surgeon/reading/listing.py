@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..errors import SEE_ALL, BrokenFile, NotACheckpoint, NothingMatched
+from ..errors import SEE_ALL, Argument, BrokenFile, EditError, NotACheckpoint, NothingMatched, Phrase
 from ..files import swap
 from ..files.local import LocalPath
 from ..files.paths import FilePath, is_path
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .comparing import Stats
     from .sources import Source
 
+
+ORDERS = ("file", "name", "size")
 
 MEMORY = "(memory)"  # what stands for the path of a checkpoint that lies in no file
 
@@ -85,13 +87,15 @@ def ls(
     stats: bool = False,
     all: bool = False,
     salvage: bool = False,
+    sort: str = "file",
 ) -> Listing:
     """List what a checkpoint holds; reads its index only.
 
     ``source`` is a path or URL, an opened (and perhaps edited) Checkpoint, a state_dict or a model; ``patterns`` are
     globs on keys; ``select`` the dotted path of one state_dict; ``check`` reads every byte and compares the checksums
     that the container keeps; ``stats`` sums the values up; ``all`` also lists every object that is no tensor, and takes
-    files without any; ``salvage`` lists what is whole in a truncated file.  Raises NothingMatched for a pattern without
+    files without any; ``salvage`` lists what is whole in a truncated file; ``sort`` is "file" for the file's
+    order, "name", or "size" for the largest first.  Raises NothingMatched for a pattern without
     a key, and what :func:`ckpt_surgeon.open` raises, except that several state_dicts are all listed.
 
     >>> import ckpt_surgeon, torch
@@ -99,6 +103,8 @@ def ls(
     >>> list(ckpt_surgeon.ls("both.pth").tensors)
     ['net.fc.bias', 'ema.fc.bias']
     """
+    if sort not in ORDERS:
+        raise EditError(Phrase(Argument("sort"), f" is file, name or size, not {sort!r}"))
     if is_path(source):
         contents = read(source, salvage=salvage)
         found, lost, left = _parts(contents, select, may_be_empty=all)
@@ -111,7 +117,7 @@ def ls(
     for candidate in found:
         for key, tensor in candidate.tensors.items():
             tensors[f"{candidate.path}.{key}" if several and candidate.path else key] = tensor
-    shown = matching(tensors, list(patterns))
+    shown = in_order(matching(tensors, list(patterns)), sort)
     return Listing(
         contents.path,
         contents.container,
@@ -126,6 +132,15 @@ def ls(
         tuple(entries(contents.root)) if all else (),
         common_prefix(tensors) if not several else "",
     )
+
+
+def in_order(tensors: Mapping[str, Tensor], order: str) -> Mapping[str, Tensor]:
+    """The tensors in one of :data:`ORDERS`; of the same size, in the order of the file."""
+    if order == "name":
+        return dict(sorted(tensors.items()))
+    if order == "size":
+        return dict(sorted(tensors.items(), key=lambda item: -item[1].nbytes))
+    return tensors
 
 
 def _stats(tensors: Mapping[str, Tensor]) -> Mapping[str, Stats]:

@@ -13,7 +13,7 @@ from ..tensors.checkpoint import LeftOut
 from ..tensors.records import ExtraState, Tensor
 from ..tensors.storage import Storage
 from ..tensors.stored import StoredTensor
-from ..text import as_json, command, document, long_table, number, plural, size, table, visible
+from ..text import Lines, as_json, command, document, long_table, number, plural, size, table, visible
 
 if TYPE_CHECKING:
     from ..reading.comparing import Stats, StatsByKey
@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from ..reading.scanning import Scan
 
 
-def listing_text(listing: Listing, *, fold_rows: bool = False) -> str:
-    """What ``ckpt ls`` prints."""
+def listings_text(found: Sequence[Listing], *, fold_rows: bool = False, by_size: bool = False) -> Lines:
+    """What ``ckpt ls`` prints of one file or several, each under the line that names it."""
+    texts = [listing_text(listing, fold_rows=fold_rows, by_size=by_size) for listing in found]
+    return document(line for number, text in enumerate(texts) for line in ([""] * bool(number) + [text]))
+
+
+def listing_text(listing: Listing, *, fold_rows: bool = False, by_size: bool = False) -> Lines:
+    """What ``ckpt ls`` prints of a file; ``by_size`` puts the largest of folded rows first."""
     lines = listing_head(listing)
     if listing.tensors:
-        lines += ["", _folded_table(listing) if fold_rows else _rows(listing)]
+        lines += ["", _folded_table(listing, by_size) if fold_rows else _rows(listing)]
     if listing.objects:
         rows = ((one.path, one.kind, one.value) for one in listing.objects)
         lines += ["", "no tensors:", table(["path", "class", "value"], rows)]
@@ -113,12 +119,12 @@ def stats_text(found: StatsByKey) -> str:
     return table(["key", "mean", "std", "min", "max", ""], rows)
 
 
-def _folded_table(listing: Listing) -> str:
-    return table(["key", "keys", "dtype", "shape", "bytes"], folded_rows(listing))
+def _folded_table(listing: Listing, by_size: bool) -> str:
+    return table(["key", "keys", "dtype", "shape", "bytes"], folded_rows(listing, by_size=by_size))
 
 
-def folded_rows(listing: Listing) -> list[Sequence[object]]:
-    """A row for each pattern of keys of one dtype and shape, in the order of the first keys."""
+def folded_rows(listing: Listing, *, by_size: bool = False) -> list[Sequence[object]]:
+    """A row for each pattern of keys of one dtype and shape, in the order of the first keys, or the largest first."""
     rows: list[tuple[int, Sequence[object]]] = []
     groups: dict[tuple[str, str], list[str]] = {}
     for key, tensor in listing.tensors.items():
@@ -127,7 +133,8 @@ def folded_rows(listing: Listing) -> list[Sequence[object]]:
     for (dtype, dims), keys in groups.items():
         for one in fold(keys):
             nbytes = listing.tensors[keys[0]].nbytes * one.count
-            rows.append((position[keys[one.first]], [one.pattern, one.count, dtype, dims, f"{nbytes:,}"]))
+            rank = -nbytes if by_size else position[keys[one.first]]
+            rows.append((rank, [one.pattern, one.count, dtype, dims, f"{nbytes:,}"]))
     return [row for _, row in sorted(rows, key=lambda row: row[0])]
 
 
@@ -139,8 +146,17 @@ def shape(tensor: Tensor) -> str:
     return f"[{', '.join(map(str, tensor.shape))}]{kind}"
 
 
-def listing_json(listing: Listing) -> str:
+def listing_json(listing: Listing) -> Lines:
     """What ``ckpt ls --json`` prints."""
+    return as_json(_listed(listing))
+
+
+def listings_json(found: Sequence[Listing]) -> Lines:
+    """What ``ckpt ls --json`` prints of several files: a list."""
+    return as_json([_listed(listing) for listing in found])
+
+
+def _listed(listing: Listing) -> dict[str, object]:
     groups: dict[object, str] = {}
     tensors = []
     for key, tensor in listing.tensors.items():
@@ -161,26 +177,24 @@ def listing_json(listing: Listing) -> str:
         if listing.stats is not None:
             entry["stats"] = _stats_json(listing.stats[key])
         tensors.append(entry)
-    return as_json(
-        {
-            "path": str(listing.path),
-            "container": listing.container,
-            "file_bytes": listing.file_bytes,
-            "parts": [
-                {"path": part.path, "tensors": part.tensors, "parameters": part.parameters, "bytes": part.nbytes}
-                for part in listing.parts
-            ],
-            "beside": [
-                {"path": left.path, "what": left.what, "tensors": left.tensors, "bytes": left.nbytes}
-                for left in listing.beside
-            ],
-            "objects": [{"path": one.path, "class": one.kind, "value": one.value} for one in listing.objects],
-            "metadata": dict(listing.metadata),
-            "notes": list(listing.notes),
-            "belonging": summary(listing.tensors),
-            "tensors": tensors,
-        }
-    )
+    return {
+        "path": str(listing.path),
+        "container": listing.container,
+        "file_bytes": listing.file_bytes,
+        "parts": [
+            {"path": part.path, "tensors": part.tensors, "parameters": part.parameters, "bytes": part.nbytes}
+            for part in listing.parts
+        ],
+        "beside": [
+            {"path": left.path, "what": left.what, "tensors": left.tensors, "bytes": left.nbytes}
+            for left in listing.beside
+        ],
+        "objects": [{"path": one.path, "class": one.kind, "value": one.value} for one in listing.objects],
+        "metadata": dict(listing.metadata),
+        "notes": list(listing.notes),
+        "belonging": summary(listing.tensors),
+        "tensors": tensors,
+    }
 
 
 def _stats_json(one: Stats) -> dict[str, object]:

@@ -11,6 +11,7 @@ from ..models.load_into import LoadReport
 from ..reading.comparing import Hashes, StatsByKey, ValueDiff
 from ..reading.listing import Listing, ls
 from ..reading.scanning import Scan
+from ..reading.sizes import Sizes
 from ..runs.describe import Training, training_of
 from ..runs.folder import RunFolder
 from ..runs.resume_check import ResumeCheck
@@ -27,6 +28,7 @@ from .alignments import alignment_text, fit_text
 from .differences import diff_text, hashes_text, values_text
 from .listings import listing_text, scan_text, stats_text
 from .outputs import change_rows, change_text, in_place_text, plan_line
+from .sizes import sizes_html, sizes_text
 from .training_plans import groups_html, groups_text, initialized_html, initialized_text, trainable_html, trainable_text
 from .trainings import folder_text, resume_html, resume_text, training_html, training_text
 
@@ -54,6 +56,7 @@ def _register_what_reads() -> None:
         lambda checkpoint: notebook.listing_html(ls(checkpoint)),
     )
     look(Listing, listing_text, notebook.listing_html)
+    look(Sizes, sizes_text, sizes_html)
     look(Scan, scan_text, notebook.scan_html)
     look(Diff, _diff_text, notebook.diff_html)
     look(ValueDiff, values_text, notebook.values_html)
