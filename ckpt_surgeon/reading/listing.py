@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from ..edits.keys import WRAPPERS
 from ..errors import SEE_ALL, Argument, BrokenFile, EditError, NotACheckpoint, NothingMatched, Phrase
 from ..files import swap
 from ..files.local import LocalPath
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 
 ORDERS = ("file", "name", "size")
+
+PEFT = "base_model.model."  # what PEFT puts in front of the keys of the model that it wraps
 
 MEMORY = "(memory)"  # what stands for the path of a checkpoint that lies in no file
 
@@ -60,7 +63,9 @@ class Listing(Shown):
     checked: int | None = None  # bytes that a check read
     stats: Mapping[str, Stats] | None = None
     objects: tuple[Entry, ...] = ()
-    prefix: str = ""  # the first component, where all keys of the only part share it
+    prefix: str = ""  # the first component, where all keys of the only part share it; base_model.model. is PEFT's
+    wrapper: str = ""  # a component that torch's own wrappers put into keys, where some key has one
+    select: str = ""  # the state_dict that was asked for
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -73,9 +78,24 @@ def common_prefix(keys: Iterable[str]) -> str:
 
     >>> common_prefix(["module.fc.weight", "module.fc.bias"]), common_prefix(["module.fc.bias", "fc.bias"])
     ('module.', '')
+    >>> common_prefix(["base_model.model.fc.weight", "base_model.model.fc.bias"])
+    'base_model.model.'
     """
+    keys = list(keys)
+    if keys and all(key.startswith(PEFT) for key in keys):
+        return PEFT
     first = {key.partition(".")[0] + "." if "." in key else "" for key in keys}
     return first.pop() if len(first) == 1 else ""
+
+
+def wrapper_in(keys: Iterable[str]) -> str:
+    """A component that only torch's wrappers put into keys, where some key has one.
+
+    >>> wrapper_in(["net._orig_mod.fc.weight"]), wrapper_in(["net.module.fc.weight"])
+    ('_orig_mod', '')
+    """
+    own = {wrapper for wrapper in WRAPPERS if wrapper.startswith("_")}
+    return next((part for key in keys for part in key.split(".")[:-1] if part in own), "")
 
 
 def ls(
@@ -131,6 +151,8 @@ def ls(
         _stats(shown) if stats else None,
         tuple(entries(contents.root)) if all else (),
         common_prefix(tensors) if not several else "",
+        wrapper_in(tensors) if not several else "",
+        select or "",
     )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..edits.companions import summary
+from ..formats import torch_legacy
 from ..formats.registry import writers
+from ..formats.zip import torch_zip
 from ..key_patterns import FEW, fold
 from ..tensors.checkpoint import LeftOut
 from ..tensors.records import ExtraState, Tensor
@@ -54,13 +56,8 @@ def listing_head(listing: Listing) -> list[str]:
     lines += [f"  {_left_out(left)}" for left in listing.beside[:FEW]]
     if len(listing.beside) > FEW:
         lines.append(f"  beside: {len(listing.beside) - FEW:,} more entries")
-    if listing.prefix == "module.":
-        suffix = listing.path.suffix if listing.path.suffix.lower() in writers() else ".pth"
-        name = f"clean{suffix}"
-        local = listing.path.local
-        out = name if local is None else local.parent / name
-        remedy = command("strip-prefix", listing.path, out)
-        lines.append(f"  every key begins with 'module.' (DataParallel); to take it off: {remedy}")
+    if hint := wrapper_hint(listing):
+        lines.append(f"  {hint}")
     for key, value in listing.metadata.items():
         shown = visible(value[:100]) + (" …" if len(value) > 100 else "")
         lines.append(f"  metadata: {visible(key)} = {shown}")
@@ -73,6 +70,38 @@ def listing_head(listing: Listing) -> list[str]:
     if listing.checked is not None:
         lines.append(f"  checked: {size(listing.checked)} read, no damage found")
     return lines
+
+
+# Who puts these in front of keys, or into them.
+_WRAPPED_BY = {
+    "module.": "DataParallel",
+    "base_model.model.": "PEFT",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_fpw_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+    "_dist_wrapped_module": "accelerate",
+}
+
+
+def wrapper_hint(listing: Listing) -> str:
+    """What wrapped the model, and the command that takes its names off, and loses nothing; "" where nothing did."""
+    prefix = listing.prefix if listing.prefix in _WRAPPED_BY else ""
+    if listing.wrapper:
+        said, options = f"keys have {listing.wrapper + '.'!r} in them ({_WRAPPED_BY[listing.wrapper]})", ["--wrappers"]
+    elif prefix and not any(".lora_" in key for key in listing.tensors):
+        said = f"every key begins with {prefix!r} ({_WRAPPED_BY[prefix]})"
+        options = [] if prefix == "module." else ["--prefix", prefix]
+    else:
+        return ""
+    options += ["--select", listing.select] if listing.select else []
+    keeps_all = bool(listing.beside) and listing.container in (torch_zip.CONTAINER, torch_legacy.CONTAINER)
+    options += ["--whole"] if keeps_all else []
+    suffix = listing.path.suffix if listing.path.suffix.lower() in writers() or keeps_all else ".pth"
+    local = listing.path.local
+    out = f"clean{suffix}" if local is None else local.parent / f"clean{suffix}"
+    instead = " (or in the file itself: --in-place instead of the new file)" if keeps_all else ""
+    return f"{said}; to take it off: {command('strip-prefix', listing.path, out, *options)}{instead}"
 
 
 def slack_bytes(tensors: Mapping[str, Tensor]) -> int:
