@@ -97,9 +97,51 @@ def _quoted(word: str) -> str:
 
 
 class Lines(str):
-    """A text whose line ends are meant: a table, a document."""
+    """A text whose line ends are meant: a table, a document.
 
-    __slots__ = ()
+    ``styles`` says of single lines, by their numbers from 0, what they mean: one of :data:`STYLES`.
+    """
+
+    __slots__ = ("styles",)
+    styles: Mapping[int, str]
+
+    def __new__(cls, text: str = "", styles: Mapping[int, str] | None = None) -> Lines:
+        made = super().__new__(cls, text)
+        made.styles = dict(styles or {}) or (text.styles if isinstance(text, Lines) else {})
+        return made
+
+    def __getnewargs__(self) -> tuple[str, Mapping[int, str]]:  # type: ignore[override]
+        return str(self), self.styles
+
+    def indented(self, *, skip: int = 0) -> Lines:
+        """The lines behind the first ``skip``, two columns to the right."""
+        lines = self.split("\n")[skip:]
+        styles = {number - skip: style for number, style in self.styles.items() if number >= skip}
+        return Lines("\n".join(f"  {line}" for line in lines), styles)
+
+
+# What a line can mean, and how a terminal shows it: parameters of the escape sequence that ends with m.  A report says
+# what its lines mean; whether and how that is shown is decided where it is printed.
+STYLES = {
+    "good": "32",  # green: the verdict that was hoped for
+    "bad": "31",  # red: the verdict that was not; what is missing, dropped, not finite
+    "added": "32",
+    "lost": "31",
+    "changed": "33",  # yellow: other shapes, other values
+    "retyped": "36",  # cyan: other dtypes
+    "note": "2",  # faint
+    "heading": "1",  # bold
+}
+
+
+def styled(text: str, style: str) -> Lines:
+    """A text, line by line in one of :data:`STYLES`; a plain text is one line.
+
+    >>> styled("values differ", "bad").styles
+    {0: 'bad'}
+    """
+    lines = text if isinstance(text, Lines) else Lines(visible(text))
+    return Lines(lines, dict.fromkeys(range(lines.count("\n") + 1), style))
 
 
 def document(lines: Iterable[str]) -> Lines:
@@ -110,11 +152,72 @@ def document(lines: Iterable[str]) -> Lines:
     key
     x
     """
-    return Lines("\n".join(line if isinstance(line, Lines) else visible(line) for line in lines))
+    texts: list[str] = []
+    styles: dict[int, str] = {}
+    at = 0
+    for line in lines:
+        if isinstance(line, Lines):
+            styles |= {at + number: style for number, style in line.styles.items()}
+            at += line.count("\n")
+        texts.append(line if isinstance(line, Lines) else visible(line))
+        at += 1
+    return Lines("\n".join(texts), styles)
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Lines:
-    """A plain table; numbers stand right.
+# -- tables
+
+_page_width: int | None = None
+NARROWEST = 12  # columns that a cell keeps, however narrow the page
+
+
+def fit_width(width: int | None) -> None:
+    """Fit the tables that are made from now on into so many columns; None lets them be as wide as they are.
+
+    >>> fit_width(30)
+    >>> print(table(["key", "bytes"], [["encoder.layers.11.attention.output.weight", 4]]))
+    key                      bytes
+    encoder.l…tput.weight        4
+    >>> fit_width(None)
+    """
+    global _page_width
+    _page_width = width
+
+
+def cut_in_the_middle(text: str, width: int) -> str:
+    """A text of at most so many columns: its beginning and, longer, its end.
+
+    >>> cut_in_the_middle("encoder.layers.11.attention.output.weight", 24)
+    'encoder.la…output.weight'
+    """
+    if len(text) <= width:
+        return text
+    end = (width - 1) * 4 // 7
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def _fitted(headers: Sequence[str], texts: list[list[str]]) -> list[list[str]]:
+    """Cells that fit the page: the widest columns of text are cut until all do."""
+    if _page_width is None or not texts:
+        return texts
+    columns = [
+        max(len(header) + 2, *map(len, column))
+        for header, column in zip(headers, zip(*texts, strict=True), strict=True)
+    ]
+    room = _page_width - 2 * len(headers)  # two between columns, two before the first where a table is indented
+    shrinkable = [number for number, header in enumerate(headers) if header not in _RIGHT]
+    widths = list(columns)
+    while sum(widths) > room and shrinkable:
+        widest = max(shrinkable, key=lambda number: widths[number])
+        if widths[widest] <= max(NARROWEST, len(headers[widest]) + 2):
+            break
+        widths[widest] -= 1
+    if widths == columns:
+        return texts
+    return [[cut_in_the_middle(cell, width) for cell, width in zip(row, widths, strict=True)] for row in texts]
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, styles: Iterable[str] | None = None) -> Lines:
+    """A plain table; numbers stand right.  ``styles`` has one of :data:`STYLES`, or "", for each row.
 
     >>> print(table(["key", "bytes"], [["fc.bias", 40], ["fc.weight", 20480]]))
     key          bytes
@@ -126,7 +229,13 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Lines:
     right = [header in _RIGHT for header in headers]
     align = ["right" if is_right else "left" for is_right in right]
     names = [visible(header) for header in headers]
-    return Lines(tabulate(_cells(rows), names, tablefmt="plain", disable_numparse=True, colalign=align))
+    texts = _fitted(names, _cells(rows))
+    text = tabulate(texts, names, tablefmt="plain", disable_numparse=True, colalign=align)
+    return Lines(text, _table_styles(styles))
+
+
+def _table_styles(styles: Iterable[str] | None) -> dict[int, str]:
+    return {0: "heading", **{number: style for number, style in enumerate(styles or (), 1) if style}}
 
 
 def long_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Lines:
@@ -137,7 +246,7 @@ def long_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Line
     fc.bias         40
     fc.weight    20480
     """
-    texts = _cells(rows)
+    texts = _fitted(headers, _cells(rows))
     columns = zip(*texts, strict=True) if texts else ((),) * len(headers)
     widths = [
         max(len(header) + 2, min(max(map(len, column), default=0), WIDEST))  # two more, as tabulate does
@@ -146,7 +255,7 @@ def long_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Line
     form = "  ".join(
         f"{{:{'>' if header in _RIGHT else '<'}{width}}}" for header, width in zip(headers, widths, strict=True)
     ).format
-    return Lines("\n".join(form(*row).rstrip() for row in [list(headers), *texts]))
+    return Lines("\n".join(form(*row).rstrip() for row in [list(headers), *texts]), _table_styles(None))
 
 
 def _cells(rows: Iterable[Sequence[object]]) -> list[list[str]]:
@@ -236,7 +345,8 @@ class Shown:
         return brief(self)
 
     def __str__(self) -> str:
-        return Lines(visible_lines(without_secrets(_look_of(self).text(self))))
+        text = _look_of(self).text(self)
+        return Lines(visible_lines(without_secrets(text)), text.styles if isinstance(text, Lines) else None)
 
     def _repr_html_(self) -> str:
         return _look_of(self).html(self)

@@ -19,7 +19,7 @@ import click
 from ..errors import CheckpointError, text_of
 from . import torchrun
 from .spelling import spelled
-from .terminal import echo, show
+from .terminal import WHEN, adapt, echo, show
 
 # The groups of `ckpt --help`, and in each the commands with their modules, which are imported when they are called for.
 # The commands of edits are not listed here: an edit declares its own, and its group follows from what it declares.
@@ -34,6 +34,16 @@ GROUPS: dict[str, dict[str, str]] = {
     "Recipes": {"edit": "recipes", "apply": "recipes", "recipe": "recipes"},
 }
 COMMANDS = {name: module for commands in GROUPS.values() for name, module in commands.items()}
+
+
+# Every command has it.
+COLOR = click.Option(
+    ["--color"],
+    type=click.Choice(WHEN),
+    expose_value=False,
+    callback=lambda context, option, when: adapt(when) if when else None,
+    help="Colour: on a terminal without NO_COLOR, always or never.  [default: auto]",
+)
 
 
 class Commands(click.Group):
@@ -54,6 +64,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = import_module(f".{COMMANDS.get(cmd_name, 'editing')}", __name__)
         found: click.Command | None = module.command_of(cmd_name)
+        if found is not None and not any(parameter.name == COLOR.name for parameter in found.params):
+            found.params.append(COLOR)
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -108,6 +120,7 @@ def main(*, several: bool = False) -> None:
 
     ``several`` lets it be one of the processes that torchrun started.
     """
+    adapt()
     if several:
         torchrun.take_part()
     for name in ("SIGTERM", "SIGHUP"):

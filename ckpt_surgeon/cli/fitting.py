@@ -192,6 +192,7 @@ def _fit(
     **values: object,
 ) -> None:
     work = work_of(values)
+    work.out.refuse_existing()
     found = fit_checkpoint(
         work.checkpoint,
         target,

@@ -12,6 +12,7 @@ from typing import TypeVar
 import click
 
 from ..edits.change import Change
+from ..errors import OutputExists
 from ..files.paths import FilePath, file_path
 from ..files.sinks import Progress
 from ..tensors.checkpoint import Checkpoint
@@ -61,6 +62,11 @@ class Output:
     threads: int | None
     quiet: bool
     ties: str | None = None
+
+    def refuse_existing(self) -> None:
+        """Raise OutputExists before any work is done, where OUT is in the way of a single file."""
+        if not (self.force or self.dry_run or self.max_shard_size) and torchrun.count() == 1 and self.out.lexists():
+            raise OutputExists(self.out)
 
     def write(
         self,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from shutil import get_terminal_size
+from typing import TextIO
 
 import click
 
 from ..safe_text import visible, visible_lines, without_secrets
-from ..text import Lines, document
+from ..text import STYLES, Lines, document, fit_width
 
 
 def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
@@ -17,8 +19,43 @@ def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
 
     Only the line ends of :class:`~ckpt_surgeon.text.Lines` are line ends; those of any other text came with a name.
     """
-    shown = without_secrets(str(text))
-    click.echo(visible_lines(shown) if isinstance(text, Lines) else visible(shown), err=err, nl=nl)
+    shown = without_secrets(str.__str__(text) if isinstance(text, str) else str(text))
+    if not isinstance(text, Lines):
+        click.echo(visible(shown), err=err, nl=nl)
+        return
+    shown = visible_lines(shown)
+    if text.styles and has_colour(sys.stderr if err else sys.stdout):
+        shown = "\n".join(painted(line, text.styles.get(number)) for number, line in enumerate(shown.split("\n")))
+    click.echo(shown, err=err, nl=nl, color=True)
+
+
+# -- colour and width
+
+WHEN = ("auto", "always", "never")
+_when = "auto"
+
+
+def adapt(when: str = "auto") -> None:
+    """Show colour ``when``: on a terminal ("auto"), "always" or "never"; tables are as wide as the terminal is."""
+    global _when
+    _when = when
+    fit_width(get_terminal_size().columns if sys.stdout.isatty() else None)
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether colour is shown: as --color says, else on a terminal that has some, where NO_COLOR is not set."""
+    if _when != "auto":
+        return _when == "always"
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def painted(line: str, style: str | None) -> str:
+    """A line in a style of :data:`ckpt_surgeon.text.STYLES`.
+
+    >>> painted("same values", "good"), painted("same values", None)
+    ('\\x1b[32msame values\\x1b[0m', 'same values')
+    """
+    return f"\x1b[{STYLES[style]}m{line}\x1b[0m" if style and line.strip() else line
 
 
 def show(error: click.ClickException) -> None:
@@ -39,7 +76,7 @@ def say_done(*texts: str) -> None:
     text = document(filter(None, texts))
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        echo(Lines(text.encode(encoding, "backslashreplace").decode(encoding)))
+        echo(Lines(text.encode(encoding, "backslashreplace").decode(encoding), text.styles))
     except OSError as error:
         with suppress(OSError, ValueError):  # or else Python would try again when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

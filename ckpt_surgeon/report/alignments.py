@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..key_patterns import FEW, folded
-from ..text import as_json, document, percent, plural, table, visible
+from ..text import as_json, document, percent, plural, styled, table, visible
 
 if TYPE_CHECKING:
     from ..models.align import Alignment, Made, Proposal
@@ -36,9 +36,10 @@ def alignment_text(found: Alignment, *, full: bool = False) -> str:
         lines += ["", visible(f"open: {olds} → {news}"), visible(f"  {choice.reason}")]
     for title, keys in (("missing in the checkpoint", found.missing), ("unused", found.unused)):
         if keys:
-            lines += ["", f"{title}: {plural(len(keys), 'key')}"]
-            lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
-    lines += [f"note: {note}" for note in found.notes]
+            style = "added" if title == "unused" else "lost"
+            lines += ["", styled(f"{title}: {plural(len(keys), 'key')}", style)]
+            lines.append(styled(table(["key", "keys"], folded(keys, limit=limit)).indented(skip=1), style))
+    lines += [styled(f"note: {note}", "note") for note in found.notes]
     return document(lines)
 
 
@@ -121,7 +122,8 @@ def fit_text(found: Fit, *, full: bool = False) -> str:
             share = "" if how == "dropped" else percent(numel / found.target_numel if found.target_numel else 1.0)
             rows.append((how, f"{len(outcomes):,}", f"{numel:,}", share))
     limit = None if full else FEW
-    lines: list[str] = [table(["outcome", "keys", "parameters", "share"], rows)]
+    styles = [{"initialised": "changed", "dropped": "lost"}.get(how, "") for how, *_ in rows]
+    lines: list[str] = [table(["outcome", "keys", "parameters", "share"], rows, styles=styles)]
     renamed = [
         Proposal(outcome.source, outcome.key, outcome.reason or "the recipe says so", outcome.certainty)
         for outcome in found.outcomes

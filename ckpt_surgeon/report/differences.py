@@ -11,7 +11,7 @@ from ..edits.keys import is_derivable
 from ..errors import listed
 from ..key_patterns import FEW, folded
 from ..tensors.combining import GREATEST_ERROR, LEAST_COSINE, Survival
-from ..text import as_json, document, number, percent, plural, table, visible
+from ..text import Lines, as_json, document, number, percent, plural, styled, table, visible
 
 if TYPE_CHECKING:
     from ..models.diff import Diff, Mismatch
@@ -24,10 +24,11 @@ def diff_text(
     """What ``ckpt diff`` prints; ``hint`` is the command that the hint suggests, ``has_values`` whether the target is
     a checkpoint too."""
     limit = None if full else FEW
-    lines = []
+    lines: list[str] = []
     if not found.matched and found.target_keys:
         here = "is here in its shape" if found.mismatched else "is here"
-        lines.append(f"NOTHING MATCHES: none of the {plural(found.target_keys, 'key')} that {theirs} expects {here}")
+        said = f"NOTHING MATCHES: none of the {plural(found.target_keys, 'key')} that {theirs} expects {here}"
+        lines.append(styled(said, "bad"))
     share = f"{percent(found.share)} of the parameters"
     lines.append(f"matched {len(found.matched):,} of {plural(found.target_keys, 'key')}, {share}")
     if found.rewritten:
@@ -35,32 +36,40 @@ def diff_text(
     if found.tied:
         pairs = ", ".join(f"{visible(key)} from {visible(twin)}" for key, twin in found.tied[:FEW])
         lines.append(f"{plural(len(found.tied), 'key')} of these the model ties to a key that is there: {pairs}")
-    lines += [f"note: {visible(note)}" for note in found.notes]
-    for title, keys in (
-        (f"missing (in {theirs} only)", [key for key in found.missing if not is_derivable(key)]),
-        ("missing, buffers that models make themselves", [key for key in found.missing if is_derivable(key)]),
-        (f"unused (in {ours} only)", [key for key in found.unused if not is_derivable(key)]),
-        ("unused, buffers that models make themselves", [key for key in found.unused if is_derivable(key)]),
+    lines += [styled(f"note: {visible(note)}", "note") for note in found.notes]
+    for title, keys, style in (
+        (f"missing (in {theirs} only)", [key for key in found.missing if not is_derivable(key)], "lost"),
+        ("missing, buffers that models make themselves", [key for key in found.missing if is_derivable(key)], "note"),
+        (f"unused (in {ours} only)", [key for key in found.unused if not is_derivable(key)], "added"),
+        ("unused, buffers that models make themselves", [key for key in found.unused if is_derivable(key)], "note"),
     ):
         if keys:
-            lines += ["", f"{title}: {plural(len(keys), 'key')}"]
-            lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
-    for title, changes in (("mismatched shapes", found.mismatched), ("other dtype, converted on load", found.dtypes)):
+            lines += ["", *_keys(title, keys, style, limit)]
+    for title, changes, style in (
+        ("mismatched shapes", found.mismatched, "changed"),
+        ("other dtype, converted on load", found.dtypes, "retyped"),
+    ):
         if changes:
-            lines += ["", f"{title}: {plural(len(changes), 'key')}"]
-            lines += [f"  {line}" for line in _changes(changes, ours, theirs, limit).splitlines()]
+            heading = f"{title}: {plural(len(changes), 'key')}"
+            lines += ["", styled(heading, style), _changes(changes, ours, theirs, limit).indented()]
     if found.hint is not None:
         lines += ["", f"{found.hint.said}:", f"  {hint}"]
     if found.refused:
-        lines += ["", f"the model's own code refuses to load it: {visible(found.refused)}"]
+        lines += ["", styled(f"the model's own code refuses to load it: {visible(found.refused)}", "bad")]
     verdict = "strictly loadable" if found.loadable else "NOT strictly loadable"
     if found.loadable and found.tied:
         verdict += ", tied names filled: by load_into, fit, from_pretrained; load_state_dict alone asks for them"
     verdict += " (values not compared: --values)" if found.loadable and has_values else ""
-    return document([*lines, "", verdict])
+    return document([*lines, "", styled(verdict, "good" if found.loadable else "bad")])
 
 
-def _changes(changes: Sequence[Mismatch], ours: str, theirs: str, limit: int | None) -> str:
+def _keys(title: str, keys: Sequence[str], style: str, limit: int | None) -> list[Lines]:
+    """A heading and the keys below it, folded, in one style."""
+    rows = table(["key", "keys"], folded(keys, limit=limit)).indented(skip=1)
+    return [styled(f"{title}: {plural(len(keys), 'key')}", style), styled(rows, style)]
+
+
+def _changes(changes: Sequence[Mismatch], ours: str, theirs: str, limit: int | None) -> Lines:
     groups: dict[tuple[str, str], list[str]] = {}
     for change in changes:
         groups.setdefault((change.ours, change.theirs), []).append(change.key)
@@ -128,12 +137,15 @@ def values_text(found: ValueDiff, *, full: bool = False) -> str:
         lines += ["", "identical under another key:", table(["ours", "theirs"], found.renamed[:limit])]
         if limit and len(found.renamed) > limit:
             lines.append(f"… {len(found.renamed) - limit:,} more (--full lists all)")
-    for title, keys in (("only in the first", found.only_ours), ("only in the second", found.only_theirs)):
+    for title, keys, style in (
+        ("only in the first", found.only_ours, "lost"),
+        ("only in the second", found.only_theirs, "added"),
+    ):
         if keys:
-            lines += ["", f"{title}: {plural(len(keys), 'key')}"]
-            lines += [f"  {line}" for line in table(["key", "keys"], folded(keys, limit=limit)).splitlines()[1:]]
+            lines += ["", *_keys(title, keys, style, limit)]
     lines += _survived(found, limit) if found.survived else []
-    return document([*lines, "", "same values" if found.same else "values differ"])
+    verdict = styled("same values", "good") if found.same else styled("values differ", "changed")
+    return document([*lines, "", verdict])
 
 
 def _survived(found: ValueDiff, limit: int | None) -> list[str]:
@@ -142,7 +154,7 @@ def _survived(found: ValueDiff, limit: int | None) -> list[str]:
     for one in found.survived.values():
         total.add(one)
     poor = sum(one.is_poor for one in found.survived.values())
-    lines = ["", f"of what the adapters add, {plural(len(found.survived), 'tensor')}: {_kept(total)}"]
+    lines: list[str] = ["", f"of what the adapters add, {plural(len(found.survived), 'tensor')}: {_kept(total)}"]
     if poor:
         limits = f"below cos {LEAST_COSINE} or with an error over {GREATEST_ERROR:.0%}"
         lines.append(f"warning: {plural(poor, 'tensor')} {limits}, the least first:")

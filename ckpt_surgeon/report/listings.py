@@ -15,7 +15,7 @@ from ..tensors.checkpoint import LeftOut
 from ..tensors.records import ExtraState, Tensor
 from ..tensors.storage import Storage
 from ..tensors.stored import StoredTensor
-from ..text import Lines, as_json, command, document, long_table, number, plural, size, table, visible
+from ..text import Lines, as_json, command, document, long_table, number, plural, size, styled, table, visible
 
 if TYPE_CHECKING:
     from ..reading.comparing import Stats, StatsByKey
@@ -42,7 +42,7 @@ def listing_text(listing: Listing, *, fold_rows: bool = False, by_size: bool = F
 
 def listing_head(listing: Listing) -> list[str]:
     """What ``ckpt ls`` prints above the tensors: the file, its state_dicts, what is beside them, notes."""
-    lines = [f"{listing.path}: {listing.container}, {size(listing.file_bytes)}"]
+    lines: list[str] = [f"{listing.path}: {listing.container}, {size(listing.file_bytes)}"]
     for part in listing.parts:
         where = f"{part.path}: " if part.path else ""
         totals = f"{plural(part.tensors, 'tensor')}, {plural(part.parameters, 'parameter')}, {size(part.nbytes)}"
@@ -61,14 +61,14 @@ def listing_head(listing: Listing) -> list[str]:
     for key, value in listing.metadata.items():
         shown = visible(value[:100]) + (" …" if len(value) > 100 else "")
         lines.append(f"  metadata: {visible(key)} = {shown}")
-    lines += [f"  note: {note}" for note in listing.notes]
+    lines += [styled(f"  note: {note}", "note") for note in listing.notes]
     slack = slack_bytes(listing.tensors)
     if slack and len(listing.tensors) == sum(part.tensors for part in listing.parts):
         lines.append(
             f"  note: the storages hold {size(slack)} that belong to no tensor; any ckpt output leaves them out"
         )
     if listing.checked is not None:
-        lines.append(f"  checked: {size(listing.checked)} read, no damage found")
+        lines.append(styled(f"  checked: {size(listing.checked)} read, no damage found", "good"))
     return lines
 
 
@@ -127,7 +127,13 @@ def _rows(listing: Listing) -> str:
 
 def _stats_rows(listing: Listing, stats: Mapping[str, Stats]) -> str:
     rows = (stats_row(key, tensor, stats[key]) for key, tensor in listing.tensors.items())
-    return table(["key", "dtype", "shape", "mean", "std", "min", "max", ""], rows)
+    styles = [_stats_style(stats[key]) for key in listing.tensors]
+    return table(["key", "dtype", "shape", "mean", "std", "min", "max", ""], rows, styles=styles)
+
+
+def _stats_style(one: Stats) -> str:
+    """Red where values are not finite, yellow where all are zero."""
+    return "bad" if one.nan or one.inf else "changed" if one.all_zero else ""
 
 
 def stats_row(key: str, tensor: Tensor, one: Stats) -> Sequence[object]:
@@ -235,10 +241,12 @@ def _stats_json(one: Stats) -> dict[str, object]:
 def scan_text(found: Scan) -> str:
     """What ``ckpt scan`` prints."""
     rows = [(one.name, one.verdict) for one in found.names]
-    lines = [f"{found.path}: {found.container}, {plural(len(found.names), 'name')} in its pickles"]
-    lines += ["", table(["name", "a full torch.load would"], rows)] if rows else []
+    lines: list[str] = [f"{found.path}: {found.container}, {plural(len(found.names), 'name')} in its pickles"]
+    styles = ["" if one.is_data else "bad" for one in found.names]
+    lines += ["", table(["name", "a full torch.load would"], rows, styles=styles)] if rows else []
     verdict = f"{plural(len(found.suspects), 'name')} that are not plainly data" if found.suspects else "plainly data"
-    return document([*lines, "", f"{verdict} (a reader's report, not a malware scanner's)"])
+    said = f"{verdict} (a reader's report, not a malware scanner's)"
+    return document([*lines, "", styled(said, "bad" if found.suspects else "good")])
 
 
 def scan_json(found: Scan) -> str:

@@ -11,7 +11,7 @@ from ..formats import sharded
 from ..formats.zip import torch_zip
 from ..key_patterns import FEW
 from ..tensors.checkpoint import Checkpoint
-from ..text import document, plural, size, table, visible
+from ..text import Lines, document, plural, size, styled, table, visible
 from ..writing.write import source_bytes
 from .listings import shape
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 def plan_text(plan: Plan, change: Change[Checkpoint], *, notes: Iterable[str] = ()) -> str:
     """What ``--dry-run`` prints: every key, the files, the bytes."""
-    lines: list[str] = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change)), ""]
-    lines += [f"note: {note}" for note in (*change.notes, *notes)]
+    lines: list[str] = [_change_table(change), ""]
+    lines += [styled(f"note: {note}", "note") for note in (*change.notes, *notes)]
     lines += [f"beside, left out: {visible(left.path)}: {left.what}" for left in plan.checkpoint.left_out]
     lines += [f"would write {file.path}: {plural(len(file.tensors), 'tensor')}" for file in plan.files]
     if plan.index is not None:
@@ -45,8 +45,23 @@ def plan_line(plan: Plan) -> str:
 
 def change_text(change: Change[StateDict]) -> str:
     """What an edit does, key by key, as ``--dry-run`` prints it."""
-    lines: list[str] = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(change))]
+    lines: list[str] = [_change_table(change)]
     return document([*lines, *(visible(f"note: {note}") for note in change.notes)])
+
+
+def _change_table(change: Change[StateDict]) -> Lines:
+    """What becomes of every key: dropped ones, new ones, other dtypes and other shapes have colours of their own."""
+    rows = list(change_rows(change))
+    return table(["old", "", "new", "dtype", "shape", "bytes"], rows, styles=map(_row_style, rows))
+
+
+def _row_style(row: Sequence[object]) -> str:
+    old, sign, _, dtype, dims, *_ = map(str, row)
+    if sign == "✗":
+        return "lost"
+    if not old:
+        return "added"
+    return "retyped" if "→" in dtype else "changed" if "→" in dims else ""
 
 
 def change_rows(change: Change[StateDict]) -> Iterator[Sequence[object]]:
@@ -103,7 +118,7 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         what.append(plural(len(plan.files), "shard"))
     before, after = source_bytes(change.before), _written_bytes(plan)
     made = plan.out if plan.is_folder else plan.index or plan.out
-    lines = [f"wrote {made}: {', '.join(what)}, {size(before)} → {size(after)}"]
+    lines: list[str] = [f"wrote {made}: {', '.join(what)}, {size(before)} → {size(after)}"]
     lines += map(noted, (*plan.checkpoint.notes, *change.notes, *remarks))
     if plan.index is None and sharded.index_name(plan.out).lexists():
         beside = sharded.index_name(plan.out).name
@@ -136,7 +151,7 @@ def _written_bytes(plan: Plan) -> int:
 
 def in_place_plan_text(plan: InPlace) -> str:
     """What ``--dry-run --in-place`` prints: every key, the bytes."""
-    lines: list[str] = [table(["old", "", "new", "dtype", "shape", "bytes"], change_rows(plan.change)), ""]
+    lines: list[str] = [_change_table(plan.change), ""]
     lines += [f"note: {note}" for note in plan.change.notes]
     verdict = "no key changes"
     if plan.patches:

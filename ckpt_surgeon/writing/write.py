@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast, runtime_checkable
 
 from ..errors import EditError
+from ..files import swap
 from ..files.paths import AnyPath
 from ..files.sinks import Progress
 from ..reading.sources import checkpoint_of
@@ -145,6 +146,8 @@ def source_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the files that a checkpoint's tensors lie in."""
     stored = (tensor for tensor in checkpoint.values() if isinstance(tensor, StoredTensor))
     paths = {path for tensor in stored for path in tensor.storage.files}
+    if not paths and checkpoint.path is not None:  # tensors that lie within a pickle, and not beside it
+        return swap.nbytes(checkpoint.path) if checkpoint.path.local is None or checkpoint.path.lexists() else 0
     there = (path for path in paths if path.local is None or path.lexists())  # OUT may have been IN
     return sum(path.size for path in there)
 
