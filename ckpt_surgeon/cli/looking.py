@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,8 @@ from ..text import command
 from .options import FILE_PATH, SELECT
 from .terminal import echo
 
+SORTS = ("rel", "abs", "cos")  # of compare, which is imported where values are compared
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,17 +25,10 @@ if TYPE_CHECKING:
     from ..tensors.records import Shaped
 
 
-class Merged(NamedTuple):
-    """Adapters that TARGET may have been made with, and how."""
-
-    adapters: tuple[FilePath, ...]
-    scale: float
-    alpha: float
-
-
 @click.command(short_help="Compare with a model or a checkpoint.")
 @click.argument("checkpoint", type=FILE_PATH)
 @click.argument("target")
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
 @click.option("--target-select", metavar="PATH", help="The same for TARGET, where that is a checkpoint.")
 @click.option("--strip-prefix", "prefixes", multiple=True, metavar="PREFIX", help="Take it off, on either side.")
 @click.option("--values", is_flag=True, help="Compare the values of two checkpoints.")
@@ -47,6 +42,29 @@ class Merged(NamedTuple):
 )
 @click.option("--scale", type=float, default=1.0, metavar="X", help="With --adapter: the scale it was merged with.")
 @click.option("--alpha", type=float, default=0.0, metavar="X", help="With --adapter: its alpha, where it states none.")
+@click.option(
+    "--relative-tolerance",
+    type=float,
+    default=0.0,
+    metavar="X",
+    help="With --values: tensors with |a - b| up to X times |a| are close.",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(SORTS),
+    help="With --values: what is first, the greatest relative or absolute change, or the least cosine.  [default: rel]",
+)
+@click.option(
+    "--by",
+    type=click.Choice(("key", "layer")),
+    help="With --values: a row for each key, or for each layer with all of its changed parameters.  [default: key]",
+)
+@click.option(
+    "--spectrum",
+    is_flag=True,
+    help="With --values: singular values of the differences of matrices: stable "
+    "and effective rank, and changes of a low rank.",
+)
 @click.option("--full", is_flag=True, help="List every key, however many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -54,6 +72,7 @@ def diff(
     context: click.Context,
     checkpoint: FilePath,
     target: str,
+    patterns: tuple[str, ...],
     select: str | None,
     target_select: str | None,
     prefixes: tuple[str, ...],
@@ -62,6 +81,10 @@ def diff(
     adapters: tuple[FilePath, ...],
     scale: float,
     alpha: float,
+    relative_tolerance: float,
+    sort: str | None,
+    by: str | None,
+    spectrum: bool,
     full: bool,
     as_json: bool,
 ) -> None:
@@ -70,6 +93,9 @@ def diff(
     TARGET is a checkpoint, or a model as package.module:factory or path/file.py:factory, with literal arguments.
     Naming a model imports and runs that code of yours, on the meta device where it allows; a checkpoint runs
     nothing.
+
+    With --values, PATTERNs are globs on the keys that are compared; buffers are listed apart, and what kind of change
+    the values show is named: cast, scaled, sparse, with --spectrum of a low rank, or all.
 
     Exit status: 0 when load_state_dict(strict=True) would accept the checkpoint (with --values: when no value
     differs beyond the tolerance), 1 when not, 2 on trouble.
@@ -80,6 +106,7 @@ def diff(
       ckpt diff old.safetensors new.safetensors --json
       ckpt diff before.pth after.pth --values --tolerance 1e-6
       ckpt diff base.safetensors merged.safetensors --values --adapter adapter.safetensors --alpha 16
+      ckpt diff before.pth after.pth 'layers.*' --values --by layer --sort abs
     """
     from ..models import targets
     from ..models.diff import diff as compare
@@ -87,6 +114,8 @@ def diff(
 
     if adapters and not values:
         raise click.UsageError("--adapter goes with --values")
+    if not values and (patterns or relative_tolerance or sort or by or spectrum or tolerance):
+        raise click.UsageError("PATTERNs, tolerances, --sort, --by and --spectrum go with --values")
     ours = open_checkpoint(checkpoint, select=select)
     if targets.is_model(target):
         if values:
@@ -102,8 +131,27 @@ def diff(
             theirs = targets.expected(theirs)
         ours, theirs = _stripped(ours, theirs, prefix)
     if values:
-        merged = Merged(adapters, scale, alpha)
-        context.exit(_values(ours, theirs, tolerance, full, as_json, merged))  # type: ignore[arg-type]
+        from ..reading.comparing import compare as compare_values
+        from ..report.values import values_json, values_text
+
+        found_values = compare_values(
+            ours,
+            theirs,
+            patterns,
+            tolerance=tolerance,
+            relative_tolerance=relative_tolerance,
+            sort=sort or "rel",
+            spectra=spectrum,
+            adapters=adapters,
+            scale=(scale,),
+            alpha=alpha,
+        )
+        echo(
+            values_json(found_values)
+            if as_json
+            else values_text(found_values, full=full, by_layer=by == "layer", sort=sort or "rel")
+        )
+        context.exit(0 if found_values.same else 1)
     found = compare(ours, theirs)
     fix = ""
     if found.hint is not None:
@@ -136,17 +184,6 @@ def _stripped(ours: Checkpoint, theirs: Mapping[str, Shaped], prefix: str) -> tu
     if list(mine) == list(ours) and list(other) == list(theirs):
         raise NothingMatched([prefix], what="prefix", examples=ours)
     return mine, other
-
-
-def _values(ours: Checkpoint, theirs: Checkpoint, tolerance: float, full: bool, as_json: bool, merged: Merged) -> int:
-    from ..reading.comparing import compare as compare_values
-    from ..report import differences
-
-    found = compare_values(
-        ours, theirs, tolerance=tolerance, adapters=merged.adapters, scale=(merged.scale,), alpha=merged.alpha
-    )
-    echo(differences.values_json(found) if as_json else differences.values_text(found, full=full))
-    return 0 if found.same else 1
 
 
 def _short(target: str) -> str:

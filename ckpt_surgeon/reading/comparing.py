@@ -6,10 +6,14 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, overload
 
-from ..errors import EditError, Either, Phrase
+from ..edits.change import Patterns, listed_patterns, matching
+from ..edits.keys import is_derivable
+from ..edits.values import cast
+from ..errors import Argument, EditError, Either, Phrase
 from ..files.prefetch import reading_ahead
 from ..files.spans import Block
 from ..tensors.arithmetic import distance, summed
@@ -20,6 +24,7 @@ from ..tensors.opaque import named_opaque
 from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
 from ..tensors.stored import StoredTensor
 from ..text import Shown
+from .change_kinds import Spectrum, kind_of, spectrum, with_rank
 from .sources import checkpoint_of, is_tensor
 
 if TYPE_CHECKING:
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 
     from .sources import Source
 
+
+SORTS = ("rel", "abs", "cos")
 
 # -- comparing
 
@@ -36,7 +43,8 @@ class Changed(Shown):
     """One key whose values differ: the greatest absolute difference, |a - b| / |a| and the cosine of the two.
 
     ``nan`` and ``inf`` count them on both sides; the measures are over what is finite on both.  ``why`` says what
-    else differs (shapes that cannot be compared, dtypes).
+    else differs (shapes that cannot be compared, dtypes), ``kind`` what the values show (see
+    :mod:`.change_kinds`), ``sums`` are |a - b|², |a|², |b|² and a·b.
     """
 
     key: str
@@ -46,6 +54,10 @@ class Changed(Shown):
     nan: tuple[int, int]
     inf: tuple[int, int]
     why: str = ""
+    kind: str = "all"
+    is_buffer: bool = False
+    sums: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    spectrum: Spectrum | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -73,19 +85,27 @@ class ValueDiff(Shown):
 def compare(
     ours: Source,
     theirs: Source,
+    patterns: Patterns = (),
     *,
     tolerance: float = 0.0,
+    relative_tolerance: float = 0.0,
+    sort: str = "rel",
+    spectra: bool = False,
     adapters: Sequence[Source] = (),
     scale: Sequence[float] = (1.0,),
     alpha: float = 0.0,
 ) -> ValueDiff:
     """Compare two checkpoints value by value; equal bytes are found without computing.
 
-    Each is a path or URL, an opened Checkpoint, a state_dict or a model.
-    ``tolerance`` is the greatest absolute difference that counts as close.  With ``adapters`` the second checkpoint is
-    one into which they were merged, whoever did that, and the first their base: ``survived`` says how much of them is
-    in it (``scale`` and ``alpha`` are those of :func:`ckpt_surgeon.merge_lora`).  Raises EditError for tensors without
-    plain values, and for adapters that do not fit.
+    Each is a path or URL, an opened Checkpoint, a state_dict or a model; ``patterns`` are globs on the keys of both.
+    ``tolerance`` is the greatest absolute difference that counts as close, ``relative_tolerance`` the greatest
+    |a - b| / |a| of a tensor that does.  ``sort`` puts the greatest relative ("rel") or absolute ("abs") change first,
+    or the least cosine ("cos"); ``spectra`` computes the singular values of the differences of matrices.
+
+    With ``adapters`` the second checkpoint is one into which they were merged, whoever did that, and the first their
+    base: ``survived`` says how much of them is in it (``scale`` and ``alpha`` are those of
+    :func:`ckpt_surgeon.merge_lora`).  Raises EditError for tensors without plain values, and for adapters that do not
+    fit, NothingMatched for a pattern without a key on either side.
 
     >>> import torch
     >>> from ckpt_surgeon import from_torch
@@ -93,7 +113,9 @@ def compare(
     >>> compare(a, b).changed[0].max_abs
     0.5
     """
-    ours, theirs = checkpoint_of(ours), checkpoint_of(theirs)
+    if sort not in SORTS:
+        raise EditError(Phrase(Argument("sort"), f" is rel, abs or cos, not {sort!r}"))
+    ours, theirs = _chosen(checkpoint_of(ours), checkpoint_of(theirs), patterns)
     opaque = [f"{key!r} is a {tensor.kind} tensor" for side in (ours, theirs) for key, tensor in side.items()
            if isinstance(tensor, OpaqueTensor)]  # fmt: skip
     if opaque:
@@ -106,18 +128,19 @@ def compare(
             if same_bytes(ours[key], theirs[key]):
                 identical.append(key)
             else:
-                differing.append(_measured(key, ours[key], theirs[key]))
+                differing.append(_measured(key, ours[key], theirs[key], spectra=spectra))
     only_ours = [key for key in ours if key not in theirs]
     only_theirs = [key for key in theirs if key not in ours]
     renamed = _renamed(ours, only_ours, theirs, only_theirs)
     olds, news = {old for old, _ in renamed}, {new for _, new in renamed}
-    close = [change for change in differing if _is_close(change, tolerance)]
-    changed = [change for change in differing if change not in close]
+    close = [change for change in differing if _is_close(change, tolerance, relative_tolerance)]
+    close_keys = {change.key for change in close}
+    changed = [change for change in differing if change.key not in close_keys]
     return ValueDiff(
         tuple(identical),
         tuple(renamed),
         tuple(close),
-        tuple(sorted(changed, key=_severity)),
+        tuple(sorted(changed, key=partial(_severity, sort))),
         tuple(key for key in only_ours if key not in olds),
         tuple(key for key in only_theirs if key not in news),
         _survived(ours, theirs, adapters, scale, alpha) if adapters else {},
@@ -137,12 +160,39 @@ def _survived(
             if key in made and made[key].shape == base[key].shape}  # fmt: skip
 
 
-def _is_close(change: Changed, tolerance: float) -> bool:
-    return not change.why and sum(change.nan) == sum(change.inf) == 0 and change.max_abs <= tolerance
+def _chosen(ours: Checkpoint, theirs: Checkpoint, patterns: Patterns) -> tuple[Checkpoint, Checkpoint]:
+    """The keys of both that match one of the patterns; all, where there are none."""
+    globs = listed_patterns(patterns)
+    if not globs:
+        return ours, theirs
+    chosen = matching({**ours, **theirs}, globs)
+    mine, other = ({key: side[key] for key in side if key in chosen} for side in (ours, theirs))
+    return ours.with_tensors(mine, None), theirs.with_tensors(other, None)
 
 
-def _severity(change: Changed) -> tuple[bool, float]:
-    return not change.why and change.nan[0] == change.nan[1] and change.inf[0] == change.inf[1], -change.relative
+def _is_close(change: Changed, tolerance: float, relative_tolerance: float) -> bool:
+    is_finite = not change.why and sum(change.nan) == sum(change.inf) == 0
+    return is_finite and (change.max_abs <= tolerance or 0 < change.relative <= relative_tolerance)
+
+
+def _severity(sort: str, change: Changed) -> tuple[bool, bool, float]:
+    """What comes first: parameters before buffers, what cannot be compared before what can, then the most changed."""
+    measure = {"rel": -change.relative, "abs": -change.max_abs, "cos": change.cosine}[sort]
+    odd = change.why or change.nan[0] != change.nan[1] or change.inf[0] != change.inf[1]
+    return change.is_buffer, not odd, measure
+
+
+def is_buffer(key: str, tensor: Tensor) -> bool:
+    """Whether a key is known as a buffer's: a running statistic, a counter, a mask, an index.
+
+    >>> import torch
+    >>> from ckpt_surgeon import from_torch
+    >>> found = from_torch(torch.nn.BatchNorm1d(2).state_dict())
+    >>> [key for key, tensor in found.items() if is_buffer(key, tensor)]
+    ['running_mean', 'running_var', 'num_batches_tracked']
+    """
+    plain = tensor.dtype.is_floating or tensor.dtype.is_complex
+    return not plain or is_derivable(key) or key.rpartition(".")[2] in ("running_mean", "running_var")
 
 
 def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
@@ -196,7 +246,7 @@ def _renamed(
     return pairs
 
 
-def _measured(key: str, ours: Tensor, theirs: Tensor) -> Changed:
+def _measured(key: str, ours: Tensor, theirs: Tensor, *, spectra: bool) -> Changed:
     """How far two tensors are apart."""
     if isinstance(ours, ExtraState) or isinstance(theirs, ExtraState):
         why = "extra states, which are no numbers"
@@ -212,7 +262,19 @@ def _measured(key: str, ours: Tensor, theirs: Tensor) -> Changed:
     both = found.ours and found.theirs
     cosine = found.product / math.sqrt(found.ours * found.theirs) if both else float(found.ours == found.theirs)
     why = f"dtype {ours.dtype} and {theirs.dtype}" if ours.dtype != theirs.dtype else ""
-    return Changed(key, found.greatest, relative, cosine, found.nan, found.inf, why)
+    values = spectrum(ours, theirs) if spectra else None
+    is_cast = ours.dtype != theirs.dtype and (_is_cast(ours, theirs) or _is_cast(theirs, ours))
+    kind = "cast" if is_cast else with_rank(kind_of(ours, theirs, found), values)
+    sums = (found.difference, found.ours, found.theirs, found.product)
+    buffer = is_buffer(key, theirs)
+    return Changed(key, found.greatest, relative, cosine, found.nan, found.inf, why, kind, buffer, sums, values)
+
+
+def _is_cast(source: Tensor, made: Tensor) -> bool:
+    """Whether one tensor of floating-point numbers is the other, cast: equal bit for bit."""
+    if not (made.dtype.is_floating and source.dtype.is_floating):
+        return False
+    return same_bytes(cast(Checkpoint({"tensor": source}), made.dtype.name)["tensor"], made)
 
 
 # -- hashing

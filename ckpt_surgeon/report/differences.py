@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..edits.keys import is_derivable
-from ..errors import listed
 from ..key_patterns import FEW, folded
-from ..tensors.combining import GREATEST_ERROR, LEAST_COSINE, Survival
-from ..text import Lines, as_json, document, number, percent, plural, styled, table, visible
+from ..text import Lines, as_json, document, percent, plural, styled, table, visible
 
 if TYPE_CHECKING:
     from ..models.diff import Diff, Mismatch
-    from ..reading.comparing import Changed, Hashes, ValueDiff
+    from ..reading.comparing import Hashes
 
 
 def diff_text(
@@ -44,7 +41,7 @@ def diff_text(
         ("unused, buffers that models make themselves", [key for key in found.unused if is_derivable(key)], "note"),
     ):
         if keys:
-            lines += ["", *_keys(title, keys, style, limit)]
+            lines += ["", *key_section(title, keys, style, limit)]
     for title, changes, style in (
         ("mismatched shapes", found.mismatched, "changed"),
         ("other dtype, converted on load", found.dtypes, "retyped"),
@@ -63,7 +60,7 @@ def diff_text(
     return document([*lines, "", styled(verdict, "good" if found.loadable else "bad")])
 
 
-def _keys(title: str, keys: Sequence[str], style: str, limit: int | None) -> list[Lines]:
+def key_section(title: str, keys: Sequence[str], style: str, limit: int | None) -> list[Lines]:
     """A heading and the keys below it, folded, in one style."""
     rows = table(["key", "keys"], folded(keys, limit=limit)).indented(skip=1)
     return [styled(f"{title}: {plural(len(keys), 'key')}", style), styled(rows, style)]
@@ -104,97 +101,6 @@ def diff_json(found: Diff, command_line: str = "") -> str:
             "hint": {"text": found.hint.said, "command": command_line} if found.hint else None,
         }
     )
-
-
-def values_text(found: ValueDiff, *, full: bool = False) -> str:
-    """What ``ckpt diff --values`` prints."""
-    limit = None if full else FEW
-    counts = [f"{len(found.identical):,} identical", f"{len(found.renamed):,} identical under another key"]
-    counts += [f"{len(found.close):,} close"] if found.close else []
-    counts += [f"{len(found.changed):,} changed", f"{len(found.only_ours) + len(found.only_theirs):,} on one side only"]
-    lines = [", ".join(counts)]
-    if found.changed:
-        rows = [
-            (
-                one.key,
-                number(one.max_abs),
-                number(one.relative),
-                f"{one.cosine:.6f}",
-                _both(one.nan),
-                _both(one.inf),
-                one.why,
-            )
-            for one in found.changed[:limit]
-        ]
-        lines += [
-            "",
-            "changed, the most first:",
-            table(["key", "max abs", "relative", "cosine", "NaN", "inf", ""], rows),
-        ]
-        if limit and len(found.changed) > limit:
-            lines.append(f"… {len(found.changed) - limit:,} more (--full lists all)")
-    if found.renamed:
-        lines += ["", "identical under another key:", table(["ours", "theirs"], found.renamed[:limit])]
-        if limit and len(found.renamed) > limit:
-            lines.append(f"… {len(found.renamed) - limit:,} more (--full lists all)")
-    for title, keys, style in (
-        ("only in the first", found.only_ours, "lost"),
-        ("only in the second", found.only_theirs, "added"),
-    ):
-        if keys:
-            lines += ["", *_keys(title, keys, style, limit)]
-    lines += _survived(found, limit) if found.survived else []
-    verdict = styled("same values", "good") if found.same else styled("values differ", "changed")
-    return document([*lines, "", verdict])
-
-
-def _survived(found: ValueDiff, limit: int | None) -> list[str]:
-    """How much of what adapters add is there, the least first; and what changed without them."""
-    total = Survival()
-    for one in found.survived.values():
-        total.add(one)
-    poor = sum(one.is_poor for one in found.survived.values())
-    lines: list[str] = ["", f"of what the adapters add, {plural(len(found.survived), 'tensor')}: {_kept(total)}"]
-    if poor:
-        limits = f"below cos {LEAST_COSINE} or with an error over {GREATEST_ERROR:.0%}"
-        lines.append(f"warning: {plural(poor, 'tensor')} {limits}, the least first:")
-    least = sorted(found.survived.items(), key=lambda item: (item[1].cosine, -item[1].lost))[:limit]
-    lines += [table(["key", "cosine", "error"], [(key, f"{one.cosine:.4f}", f"{one.lost:.2%}") for key, one in least])]
-    if limit and len(found.survived) > limit:
-        lines.append(f"… {len(found.survived) - limit:,} more (--full lists all)")
-    if others := [one.key for one in found.changed if one.key not in found.survived]:
-        lines.append(f"changed without the adapters: {listed(others)}")
-    return lines
-
-
-def _kept(one: Survival) -> str:
-    return f"cos {one.cosine:.4f}, error {one.lost:.2%}"
-
-
-def _both(counts: tuple[int, int]) -> str:
-    return f"{counts[0]:,} / {counts[1]:,}" if any(counts) else ""
-
-
-def values_json(found: ValueDiff) -> str:
-    """What ``ckpt diff --values --json`` prints; numbers that JSON does not have are null."""
-    return as_json(
-        {
-            "same": found.same,
-            "identical": list(found.identical),
-            "renamed": [{"ours": old, "theirs": new} for old, new in found.renamed],
-            "close": [_changed_json(one) for one in found.close],
-            "changed": [_changed_json(one) for one in found.changed],
-            "only_ours": list(found.only_ours),
-            "only_theirs": list(found.only_theirs),
-            "survived": [{"name": key, "cosine": one.cosine, "error": one.lost} for key, one in found.survived.items()],
-        }
-    )
-
-
-def _changed_json(one: Changed) -> dict[str, object]:
-    measures = {"max_abs": one.max_abs, "relative": one.relative, "cosine": one.cosine}
-    finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
-    return {"name": one.key, **finite, "nan": list(one.nan), "inf": list(one.inf), "why": one.why}
 
 
 def hashes_text(found: Hashes) -> str:

@@ -25,12 +25,13 @@ from ..writing.in_place import InPlace
 from ..writing.plan import Plan
 from . import notebook
 from .alignments import alignment_text, fit_text
-from .differences import diff_text, hashes_text, values_text
+from .differences import diff_text, hashes_text
 from .listings import listing_text, scan_text, stats_text
 from .outputs import change_rows, change_text, in_place_text, plan_line
 from .sizes import sizes_html, sizes_text
 from .training_plans import groups_html, groups_text, initialized_html, initialized_text, trainable_html, trainable_text
 from .trainings import folder_text, resume_html, resume_text, training_html, training_text
+from .values import values_text
 
 
 def register() -> None:

@@ -192,7 +192,7 @@ class Distance:
     """How far two tensors are apart: sums over what is finite on both sides, NaN and inf counted on each.
 
     ``greatest`` absolute difference; sums of squares of the ``difference``, of ``ours`` and ``theirs``, and of the
-    ``product``.
+    ``product``; how many elements are ``differing``.
     """
 
     greatest: float = 0.0
@@ -202,6 +202,7 @@ class Distance:
     product: float = 0.0
     nan: tuple[int, int] = (0, 0)
     inf: tuple[int, int] = (0, 0)
+    differing: int = 0
 
     def add(self, other: Distance) -> None:
         self.greatest = max(self.greatest, other.greatest)
@@ -209,6 +210,7 @@ class Distance:
         self.ours += other.ours
         self.theirs += other.theirs
         self.product += other.product
+        self.differing += other.differing
         self.nan = (self.nan[0] + other.nan[0], self.nan[1] + other.nan[1])
         self.inf = (self.inf[0] + other.inf[0], self.inf[1] + other.inf[1])
 
@@ -240,6 +242,7 @@ def _distance(ours: DType, theirs: DType, mine: Block | bytearray, other: Block 
             finite = np.isfinite(a) & np.isfinite(b)
             a, b, gap = a[finite], b[finite], gap[finite]
         if gap.size:
+            found.differing = int(np.count_nonzero(gap))
             found.greatest = float(max(gap.max(), -gap.min()))
             found.difference, found.product = float(np.square(gap).sum()), float((a * b).sum())
             found.ours, found.theirs = float(np.square(a).sum()), float(np.square(b).sum())

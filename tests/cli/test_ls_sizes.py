@@ -18,7 +18,8 @@ from ckpt_surgeon.reading.sizes import ModuleSize, sizes
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    made = torchvision.models.squeezenet1_1()
+    made: torch.nn.Module = torchvision.models.squeezenet1_1()
+    assert isinstance(made.classifier, torch.nn.Module)
     made.classifier.half()
     return made
 
