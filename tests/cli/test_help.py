@@ -198,7 +198,7 @@ def make_run():
 """
 RECIPE = "[[edit]]\ndo = 'rename'\npairs = [['layers', 'blocks']]\n"
 MERGE = "inputs = ['base', 'donor']\n[[edit]]\ndo = 'graft'\ndonor = 'donor'\ntake = 'donor::fc.*'\n"
-TAKE_SEVERAL = ("diff", "apply", "edit", "recipe", "strip-prefix", "resume-check")
+TAKE_SEVERAL = ("ls", "diff", "apply", "edit", "recipe", "strip-prefix", "resume-check")
 EDITS_BY_COMMAND = {edit.name: edit.inputs for edit in EDITS.values()}
 RULES = "lr = 0.01\n[[group]]\nname = 'head'\nmatch = 'fc.*'\nlr = '10x'\n"
 
