@@ -83,5 +83,4 @@ EMPTY: dict[str, object] = {
     "nothing": None,
     "a string": "weights",
     "a namespace": argparse.Namespace(lr=0.5),
-    "optimizer state": {"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"params": [0]}]}},
 }
