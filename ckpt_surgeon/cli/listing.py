@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import click
 
@@ -13,7 +15,7 @@ from ..reading.listing import ls as list_checkpoint
 from ..report import listings
 from ..text import as_json as json_of
 from ..text import document
-from .options import FILE_PATH, SELECT
+from .options import FILE_PATH, SELECT, progress
 from .terminal import echo
 
 
@@ -89,18 +91,24 @@ def ls(
         raise click.UsageError("--fold and --tree exclude each other")
     if depth is not None and not as_tree:
         raise click.UsageError("--depth goes with --tree")
-    found = [
-        list_checkpoint(
-            each, globs, select=select, check=check, stats=with_stats, all=with_all, salvage=salvage, sort=sort
-        )
-        for each in [path, *others]
-    ]
+    listed = partial(list_checkpoint, patterns=globs, select=select, all=with_all, salvage=salvage, sort=sort)
+    found = [_watched(listed, each, check, with_stats) for each in [path, *others]]
     if as_tree:
         _show_trees(found, 2 if depth is None else depth, sort, as_json=as_json)
     elif as_json:
         echo(listings.listing_json(found[0]) if not others else listings.listings_json(found))
     else:
         echo(listings.listings_text(found, fold_rows=fold_rows, by_size=sort == "size"))
+
+
+def _watched(listed: Callable[..., Listing], path: FilePath, check: bool, with_stats: bool) -> Listing:
+    """The listing of a file; where its values are read on a terminal, with a bar."""
+    reads = check + with_stats
+    if not reads or not sys.stderr.isatty():
+        return listed(path, check=check, stats=with_stats)
+    total = sum(part.nbytes for part in listed(path).parts)
+    with progress(total * reads, doing="reading") as tell:
+        return listed(path, check=check, stats=with_stats, progress=tell)
 
 
 def _show_trees(found: Sequence[Listing], depth: int, sort: str, *, as_json: bool) -> None:

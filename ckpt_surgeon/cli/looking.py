@@ -13,7 +13,7 @@ from ..files.paths import FilePath, file_path
 from ..reading.opening import open as open_checkpoint
 from ..report import listings
 from ..text import command
-from .options import FILE_PATH, SELECT
+from .options import FILE_PATH, SELECT, progress
 from .terminal import echo
 
 SORTS = ("rel", "abs", "cos")  # of compare, which is imported where values are compared
@@ -134,18 +134,20 @@ def diff(
         from ..reading.comparing import compare as compare_values
         from ..report.values import values_json, values_text
 
-        found_values = compare_values(
-            ours,
-            theirs,
-            patterns,
-            tolerance=tolerance,
-            relative_tolerance=relative_tolerance,
-            sort=sort or "rel",
-            spectra=spectrum,
-            adapters=adapters,
-            scale=(scale,),
-            alpha=alpha,
-        )
+        with progress(ours.nbytes, doing="comparing") as tell:
+            found_values = compare_values(
+                ours,
+                theirs,
+                patterns,
+                tolerance=tolerance,
+                relative_tolerance=relative_tolerance,
+                sort=sort or "rel",
+                spectra=spectrum,
+                adapters=adapters,
+                scale=(scale,),
+                alpha=alpha,
+                progress=tell,
+            )
         echo(
             values_json(found_values)
             if as_json
@@ -210,7 +212,9 @@ def hash(path: FilePath, select: str | None, as_json: bool, quiet: bool) -> None
     from ..reading.comparing import hash as hash_checkpoint
     from ..report import differences
 
-    found = hash_checkpoint(path, select=select)
+    checkpoint = open_checkpoint(path, select=select)
+    with progress(checkpoint.nbytes, doing="hashing") as tell:
+        found = hash_checkpoint(checkpoint, progress=tell)
     if quiet:
         echo(found.whole)
     else:

@@ -165,12 +165,12 @@ def output(values: dict[str, object]) -> Output:
 
 
 @contextmanager
-def progress(total: int, quiet: bool) -> Iterator[Progress | None]:
+def progress(total: int, quiet: bool = False, *, doing: str = "writing") -> Iterator[Progress | None]:
     """A bar on a terminal for work that takes a while, else nothing."""
     if quiet or total < PROGRESS_FROM or not sys.stderr.isatty():
         yield None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", leave=False) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=doing, leave=False) as bar:
         yield bar.update

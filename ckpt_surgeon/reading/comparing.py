@@ -15,6 +15,7 @@ from ..edits.keys import is_derivable
 from ..edits.values import cast
 from ..errors import Argument, EditError, Either, Phrase
 from ..files.prefetch import reading_ahead
+from ..files.sinks import Progress
 from ..files.spans import Block
 from ..tensors.arithmetic import distance, summed
 from ..tensors.checkpoint import Checkpoint
@@ -94,13 +95,15 @@ def compare(
     adapters: Sequence[Source] = (),
     scale: Sequence[float] = (1.0,),
     alpha: float = 0.0,
+    progress: Progress | None = None,
 ) -> ValueDiff:
     """Compare two checkpoints value by value; equal bytes are found without computing.
 
     Each is a path or URL, an opened Checkpoint, a state_dict or a model; ``patterns`` are globs on the keys of both.
     ``tolerance`` is the greatest absolute difference that counts as close, ``relative_tolerance`` the greatest
     |a - b| / |a| of a tensor that does.  ``sort`` puts the greatest relative ("rel") or absolute ("abs") change first,
-    or the least cosine ("cos"); ``spectra`` computes the singular values of the differences of matrices.
+    or the least cosine ("cos"); ``spectra`` computes the singular values of the differences of matrices;
+    ``progress`` is told the bytes of each tensor of ``ours`` that has been compared.
 
     With ``adapters`` the second checkpoint is one into which they were merged, whoever did that, and the first their
     base: ``survived`` says how much of them is in it (``scale`` and ``alpha`` are those of
@@ -129,6 +132,8 @@ def compare(
                 identical.append(key)
             else:
                 differing.append(_measured(key, ours[key], theirs[key], spectra=spectra))
+            if progress is not None:
+                progress(ours[key].nbytes)
     only_ours = [key for key in ours if key not in theirs]
     only_theirs = [key for key in theirs if key not in ours]
     renamed = _renamed(ours, only_ours, theirs, only_theirs)
@@ -288,10 +293,11 @@ class Hashes(Shown):
     tensors: Mapping[str, str]
 
 
-def hash(source: Source, *, select: str | None = None) -> Hashes:
+def hash(source: Source, *, select: str | None = None, progress: Progress | None = None) -> Hashes:
     """Hash a checkpoint's tensors, whatever the container, key order, strides or shards.
 
-    ``source`` is a path or URL, an opened Checkpoint, a state_dict or a model.
+    ``source`` is a path or URL, an opened Checkpoint, a state_dict or a model; ``progress`` is told the bytes of each
+    tensor that has been hashed.
     A tensor's digest is SHA-256 over its dtype, its shape and its elements in row-major order, little-endian; the
     whole's is over the sorted keys and digests.
 
@@ -311,6 +317,8 @@ def hash(source: Source, *, select: str | None = None) -> Hashes:
         for key, tensor in checkpoint.items():
             if tensor.tie not in known:
                 known[tensor.tie] = tensor_hash(tensor)
+                if progress is not None:
+                    progress(tensor.nbytes)
             tensors[key] = known[tensor.tie]
     whole = hashlib.sha256()
     for key in sorted(tensors):

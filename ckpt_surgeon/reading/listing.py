@@ -13,6 +13,7 @@ from ..files import swap
 from ..files.local import LocalPath
 from ..files.paths import FilePath, is_path
 from ..files.prefetch import reading_ahead
+from ..files.sinks import Progress
 from ..formats.contents import Contents
 from ..key_patterns import pattern_instead
 from ..tensors.checkpoint import Checkpoint, LeftOut
@@ -108,6 +109,7 @@ def ls(
     all: bool = False,
     salvage: bool = False,
     sort: str = "file",
+    progress: Progress | None = None,
 ) -> Listing:
     """List what a checkpoint holds; reads its index only.
 
@@ -115,7 +117,8 @@ def ls(
     globs on keys; ``select`` the dotted path of one state_dict; ``check`` reads every byte and compares the checksums
     that the container keeps; ``stats`` sums the values up; ``all`` also lists every object that is no tensor, and takes
     files without any; ``salvage`` lists what is whole in a truncated file; ``sort`` is "file" for the file's
-    order, "name", or "size" for the largest first.  Raises NothingMatched for a pattern without
+    order, "name", or "size" for the largest first; ``progress`` is told the bytes that ``check`` and ``stats`` have
+    read.  Raises NothingMatched for a pattern without
     a key, and what :func:`ckpt_surgeon.open` raises, except that several state_dicts are all listed.
 
     >>> import ckpt_surgeon, torch
@@ -147,8 +150,8 @@ def ls(
         left,
         contents.metadata,
         (*contents.notes, *lost),
-        _check(shown) if check else None,
-        _stats(shown) if stats else None,
+        _check(shown, progress) if check else None,
+        _stats(shown, progress) if stats else None,
         tuple(entries(contents.root)) if all else (),
         common_prefix(tensors) if not several else "",
         wrapper_in(tensors) if not several else "",
@@ -165,11 +168,16 @@ def in_order(tensors: Mapping[str, Tensor], order: str) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _stats(tensors: Mapping[str, Tensor]) -> Mapping[str, Stats]:
+def _stats(tensors: Mapping[str, Tensor], progress: Progress | None) -> Mapping[str, Stats]:
     from .comparing import tensor_stats
 
+    found = {}
     with reading_ahead(spans_of(tensors.values())):
-        return {key: tensor_stats(tensor) for key, tensor in tensors.items()}
+        for key, tensor in tensors.items():
+            found[key] = tensor_stats(tensor)
+            if progress is not None:
+                progress(tensor.nbytes)
+    return found
 
 
 def _contents_of(checkpoint: Checkpoint) -> Contents:
@@ -235,7 +243,7 @@ def matching(tensors: Mapping[str, Tensor], patterns: list[str]) -> Mapping[str,
     return {key: tensor for key, tensor in tensors.items() if any(fnmatchcase(key, pattern) for pattern in patterns)}
 
 
-def _check(tensors: Mapping[str, Tensor]) -> int:
+def _check(tensors: Mapping[str, Tensor], progress: Progress | None) -> int:
     """Read every storage once, which compares its checksum; returns the bytes read."""
     storages = {tensor.storage: key for key, tensor in tensors.items() if isinstance(tensor, StoredTensor)}
     damaged: list[tuple[str, BrokenFile]] = []
@@ -243,7 +251,10 @@ def _check(tensors: Mapping[str, Tensor]) -> int:
     with reading_ahead(storage.span for storage in storages if storage.span is not None):
         for storage, key in storages.items():
             try:
-                total += sum(map(len, storage.blocks()))
+                for block in storage.blocks():
+                    total += len(block)
+                    if progress is not None:
+                        progress(len(block))
             except BrokenFile as error:
                 damaged.append((key, error))
     if damaged:
