@@ -24,7 +24,6 @@ from .terminal import echo, say_done
 from .whole import NAMES, whole_options, work_of
 
 POSITIONAL = ("patterns", "pairs")  # arguments that stand behind IN and OUT, not behind a flag
-ALSO = {("resize_channels", "channels"): "--in-chans"}  # a second spelling of a flag
 
 
 class Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -55,8 +54,7 @@ def option_of(edit: Edit[...], argument: Argument) -> click.Parameter:
     name, kind, text = argument.name, argument.kind, argument.help
     if name in POSITIONAL:
         return click.Argument([name], nargs=-1, metavar="[OLD=NEW]..." if kind is PAIRS else "[PATTERN]...")
-    also = ALSO.get((edit.__name__, name))
-    flags = ["--" + name.replace("_", "-"), *([also] if also else []), name]
+    flags = ["--" + name.replace("_", "-"), name]
     if kind is TRUTH:
         return click.Option(flags, is_flag=True, help=text)
     if not argument.is_required and argument.default not in ((), ""):

@@ -408,7 +408,7 @@ def test_rows_classes_and_channels_are_options(place: Path, ckpt: Run) -> None:
     assert ckpt(*words, "5:6", "--fill", "mean", "--force").status == 2
     assert ckpt(*words, "six", "--fill", "mean", "--force").status == 2
     torch.save(nn.Conv2d(3, 4, 3).state_dict(), "colour.pth")
-    channels = ("fit", "colour.pth", "models.py:conv", "grey.pth", "--in-chans", "weight", "1", "--mode", "sum")
+    channels = ("fit", "colour.pth", "models.py:conv", "grey.pth", "--channels", "weight", "1", "--mode", "sum")
     assert ckpt(*channels).status == 0
     torch.testing.assert_close(
         torch.load("grey.pth")["weight"], torch.load("colour.pth")["weight"].sum(1, keepdim=True)
