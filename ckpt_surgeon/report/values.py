@@ -80,12 +80,12 @@ def _changed_table(changed: Sequence[Changed]) -> Lines:
             number(one.relative),
             bar(one.relative / greatest) if greatest and math.isfinite(one.relative) else "",
             f"{one.cosine:.6f}",
-            "" if one.why and one.kind == "all" else one.kind,
+            _kind(one),
             _both(one.nan),
             _both(one.inf),
             number(one.spectrum.stable) if one.spectrum else "",
             number(one.spectrum.effective) if one.spectrum else "",
-            one.why,
+            "" if one.kind == "cast" else one.why,
         )
         for one in changed
     ]
@@ -93,6 +93,13 @@ def _changed_table(changed: Sequence[Changed]) -> Lines:
     styles = ["bad" if one.nan[1] > one.nan[0] or one.inf[1] > one.inf[0] else "retyped" if one.kind == "cast" else ""
               for one in changed]  # fmt: skip
     return table([headers[place] for place in kept], [[row[place] for place in kept] for row in rows], styles=styles)
+
+
+def _kind(one: Changed) -> str:
+    """What the change is; of a cast, with both dtypes."""
+    if one.kind == "cast":
+        return f"cast ({one.why.removeprefix('dtype ')})"
+    return "" if one.why and one.kind == "all" else one.kind
 
 
 def _both(counts: tuple[int, int]) -> str:

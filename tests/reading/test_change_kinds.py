@@ -167,3 +167,11 @@ def test_options_of_values_are_refused_without_values_and_a_bad_order_is_named(t
         assert (ran.status, "go with --values" in ran.err) == (2, True)
     with pytest.raises(EditError, match="sort is rel, abs or cos, not 'size'"):
         ckpt_surgeon.compare("before.pth", "after.pth", sort="size")
+
+
+def test_a_cast_is_shown_with_both_dtypes_in_one_column(tmp_path: Path, ckpt: Run) -> None:
+    torch.save({"w": drawn(4, 4)}, tmp_path / "a.pth")
+    torch.save({"w": drawn(4, 4).bfloat16()}, tmp_path / "b.pth")
+    out = ckpt("diff", tmp_path / "a.pth", tmp_path / "b.pth", "--values").out
+    assert "cast (float32 and bfloat16)" in out
+    assert out.count("bfloat16") == 1
