@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from command_line import Run
-from pages import README, ROOT
+from pages import FIXTURES, README, ROOT
 from safetensors.torch import load_file, save_file
+from terminal_picture import COMMANDS, PICTURE, WIDTH
 
 ROW = re.compile(r"^\| [^|`]+(?:`[^`]*`)?[^|`]* \| `(ckpt [^`]+)` \|$", re.MULTILINE)
 TEXT = README.read_text(encoding="utf-8")
@@ -80,3 +83,34 @@ def test_every_row_of_the_table_does_what_it_says(ckpt: Run, tmp_path: Path, mon
 def test_the_make_targets_of_the_readme_exist(target: str) -> None:
     assert f"make {target}" in TEXT
     assert f"\n{target}:" in (ROOT / "Makefile").read_text("utf-8")
+
+
+def lines_of_the_picture() -> list[str]:
+    """The text of the SVG, line by line: rich clips each piece of a line by the line's own rectangle."""
+    lines: dict[int, str] = {}
+    piece = re.compile(r'<text [^>]*x="([\d.]+)"[^>]*clip-path="url\(#terminal-line-(\d+)\)">(.*?)</text>', re.DOTALL)
+    for x, number, text in piece.findall(PICTURE.read_text(encoding="utf-8")):
+        line = lines.get(int(number), "")
+        lines[int(number)] = line.ljust(round(float(x) / 12.2)) + html.unescape(text).replace("\xa0", " ")
+    return [lines.get(number, "").rstrip() for number in range(max(lines) + 1)]
+
+
+def test_the_picture_shows_what_the_commands_print(ckpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shutil.copytree(FIXTURES, tmp_path / "try"))
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    expected: list[str] = []
+    for command in COMMANDS:
+        ran = ckpt(*shlex.split(command)[1:])
+        expected += [f"$ {command}", *(ran.out + ran.err).splitlines(), ""]
+    shown = lines_of_the_picture()
+    assert shown == [line.rstrip() for line in expected[: len(shown)]], "python fixtures/terminal_picture.py"
+    assert expected[len(shown) :] in ([], [""])
+
+
+def test_the_picture_is_on_the_page_and_fetches_nothing() -> None:
+    assert f"]({PICTURE.relative_to(ROOT)})" in TEXT
+    drawn = PICTURE.read_text(encoding="utf-8")
+    assert "url(http" not in drawn
+    assert "@import" not in drawn
+    assert "<script" not in drawn
+    assert len(set(re.findall(r"fill: (#\w+)", drawn))) > 3  # in colour
