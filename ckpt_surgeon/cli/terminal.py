@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from shutil import get_terminal_size
 from typing import TextIO
@@ -20,13 +21,20 @@ def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
     Only the line ends of :class:`~ckpt_surgeon.text.Lines` are line ends; those of any other text came with a name.
     """
     shown = without_secrets(str.__str__(text) if isinstance(text, str) else str(text))
-    if not isinstance(text, Lines):
-        click.echo(visible(shown), err=err, nl=nl)
-        return
-    shown = visible_lines(shown)
-    if text.styles and has_colour(sys.stderr if err else sys.stdout):
-        shown = "\n".join(painted(line, text.styles.get(number)) for number, line in enumerate(shown.split("\n")))
-    click.echo(shown, err=err, nl=nl, color=True)
+    styles = text.styles if isinstance(text, Lines) and has_colour(sys.stderr if err else sys.stdout) else {}
+    click.echo(
+        _painted(visible_lines(shown) if isinstance(text, Lines) else visible(shown), styles),
+        err=err,
+        nl=nl,
+        color=True,
+    )
+
+
+def _painted(plain: str, styles: Mapping[int, str]) -> str:
+    """A text that is escaped already, its lines in their styles."""
+    if not styles:
+        return plain
+    return "\n".join(painted(line, styles.get(number)) for number, line in enumerate(plain.split("\n")))
 
 
 # -- colour and width

@@ -186,6 +186,7 @@ def commands(path: Path, model: str, out: Path) -> dict[str, list[list[object]]]
         "apply": [[f"no{EVIL}.toml", path, out]],
         "recipe": [["check", path], ["check", f"no{EVIL}.toml"]],
         "recover": [[path], [path.parent]],
+        "index": [[path], [path.parent]],
     }  # fmt: skip
     for name in set(cli.cli.list_commands(click.Context(cli.cli))) - set(runs):
         arguments = EDITS.get(name, ["*"])
@@ -245,7 +246,8 @@ def test_only_one_module_prints() -> None:
     ]
     assert sorted(calls) == [
         "__main__.py: print('ckpt: interrupted, nothing was replaced', file=sys.stderr)",
-        "terminal.py: click.echo(visible_lines(shown) if isinstance(text, Lines) else visible(shown), err=err, nl=nl)",
+        "terminal.py: click.echo(_painted(visible_lines(shown) if isinstance(text, Lines) else visible(shown), styles),"
+        " err=err, nl=nl, color=True)",
     ]
 
 
