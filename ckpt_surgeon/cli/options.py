@@ -62,6 +62,7 @@ class Output:
     threads: int | None
     quiet: bool
     ties: str | None = None
+    no_check: bool = False
 
     def refuse_existing(self) -> None:
         """Raise OutputExists before any work is done, where OUT is in the way of a single file."""
@@ -108,7 +109,9 @@ class Output:
                 asked = " ".join([*sys.argv[1:], job])
                 remarks = ranks.write(planned, job=asked, force=self.force, progress=tell, metadata=metadata)
             else:
-                remarks = write.write(planned, progress=tell, metadata=metadata, threads=self.threads)
+                remarks = write.write(
+                    planned, progress=tell, metadata=metadata, threads=self.threads, check=not self.no_check
+                )
         said = map(in_words_of_command, remarks)
         summary = outputs.summary(planned, change, said) if say and not self.quiet else ""
         if report or summary:
@@ -136,6 +139,7 @@ def output_options(*, several: bool = False) -> list[click.Option]:
         SELECTS if several else SELECT,
         click.Option(["--salvage"], is_flag=True, help="Take the tensors that are whole in a truncated file."),
         click.Option(["--allow-part"], is_flag=True, help="Take one rank's part of a model as if it were whole."),
+        click.Option(["--no-check"], is_flag=True, help="Do not compare checksums of what is copied as it is."),
         click.Option(["--dry-run", "-n"], is_flag=True, help="Print what would be written, write nothing."),
         click.Option(["--force", "-f"], is_flag=True, help="Replace an existing OUT; OUT may be IN."),
         click.Option(
@@ -158,7 +162,8 @@ def output_options(*, several: bool = False) -> list[click.Option]:
 def output(values: dict[str, object]) -> Output:
     """Take the values of :func:`output_options` out of a command's parameters."""
     taken = {
-        name: values.pop(name) for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet", "ties")
+        name: values.pop(name)
+        for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet", "ties", "no_check")
     }
     taken["out"] = file_path(str(taken["out"])) if isinstance(taken["out"], str) else taken["out"]
     return Output(**taken)  # type: ignore[arg-type]

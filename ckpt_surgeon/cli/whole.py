@@ -112,7 +112,7 @@ class Work:
                 say_done(report, text)
             return
         with progress(planned.nbytes, self.out.quiet) as tell:
-            remarks = write.write(planned, progress=tell)
+            remarks = write.write(planned, progress=tell, check=not self.out.no_check)
         text = (
             ""
             if quiet

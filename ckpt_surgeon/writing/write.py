@@ -21,6 +21,7 @@ from ..tensors.checkpoint import Checkpoint
 from ..tensors.combining import Kept, Row
 from ..tensors.stored import StoredTensor
 from . import adapter_settings
+from .checking import compared
 from .destinations import Destination, destination
 from .leftovers import left_behind
 from .plan import COPY, Places, Plan, Written, plan
@@ -86,6 +87,7 @@ def save(
     ties: str = COPY,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    check: bool = True,
 ) -> Plan:
     """Write a Checkpoint, a state_dict or a model to ``out``; the container is that of its extension.
 
@@ -108,7 +110,7 @@ def save(
         return run.save_to(out, force=force, progress=progress)
     checkpoint = checkpoint_of(state_dict, allow_part=allow_part)
     planned = plan(checkpoint, out, force=force, max_shard_size=max_shard_size, ties=ties)
-    write(planned, progress=progress, metadata=metadata)
+    write(planned, progress=progress, metadata=metadata, check=check)
     return replace(planned, written=True)
 
 
@@ -130,6 +132,7 @@ def convert(
     max_shard_size: int | None = None,
     allow_part: bool = False,
     ties: str = COPY,
+    check: bool = True,
 ) -> Plan:
     """Write any checkpoint in the container of ``out``'s extension; see :func:`save`.
 
@@ -139,7 +142,7 @@ def convert(
     'model'
     """
     checkpoint = checkpoint_of(source, select=select, allow_part=allow_part)
-    return save(checkpoint, out, force=force, max_shard_size=max_shard_size, ties=ties)
+    return save(checkpoint, out, force=force, max_shard_size=max_shard_size, ties=ties, check=check)
 
 
 def source_bytes(checkpoint: Checkpoint) -> int:
@@ -158,18 +161,20 @@ def write(
     progress: Progress | None = None,
     metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
+    check: bool = True,
 ) -> tuple[str, ...]:
     """Carry out a plan: all its files appear, complete and verified, or none does.
 
     ``progress`` is called with the number of bytes done since its last call; ``metadata`` is added to what a
     safetensors header carries; ``threads`` (default: one a core, at most :data:`THREADS`) write shards at the same
-    time.  Returns what turned out while values were computed and is worth saying.  Raises FileError when the disk is
-    full or refuses, BrokenFile when an input is damaged or changes, or the output does not read back as planned,
-    EditError for values that cannot be had as asked (a new inf), all of them at once.
+    time.  Checksums that inputs have are compared, of what the kernel copies too unless ``check`` is False (it takes
+    a core beside the copy).  Returns what turned out while values were computed and is worth saying.  Raises
+    FileError when the disk is full or refuses, BrokenFile when an input is damaged or changes, or the output does not
+    read back as planned, EditError for values that cannot be had as asked (a new inf), all of them at once.
     """
     steps = Steps(progress or (lambda _: None))
     where = destination(planned, steps.tell)
-    notes = carry_out(planned, where, steps=steps, metadata=metadata or {}, threads=threads)
+    notes = carry_out(planned, where, steps=steps, metadata=metadata or {}, threads=threads, check=check)
     return (*notes, *left_behind(planned.out))
 
 
@@ -181,6 +186,7 @@ def carry_out(
     steps: Steps | None = None,
     metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
+    check: bool = True,
 ) -> tuple[str, ...]:
     """Have the files of a plan made at a destination, together with the other processes of a group.
 
@@ -193,7 +199,9 @@ def carry_out(
     try:
         for path in sources:
             path.remember()
-        written = _made(planned, where, group.share(planned), steps, metadata or {}, threads)
+        numbers = group.share(planned)
+        with compared(planned, numbers if check else ()):
+            written = _made(planned, where, numbers, steps, metadata or {}, threads)
         places, notes = _joined(planned, group.gathered({str(number): one for number, one in written.items()}))
         for path in sources:
             path.check_unchanged()

@@ -167,9 +167,19 @@ def test_a_flipped_bit_is_told_where_values_are_read(key: str, tmp_path: Path) -
         comparing.same_bytes(ckpt_surgeon.open(path)[key], ckpt_surgeon.open(other)[key])
 
 
-def test_what_is_copied_keeps_its_checksum_so_that_damage_shows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_the_kernel_copies_is_compared_beside_it_and_damage_does_not_travel(suffix: str, tmp_path: Path) -> None:
+    path, out = damaged(tmp_path), tmp_path / f"out{suffix}"
+    before = set(tmp_path.iterdir())
+    with pytest.raises(BrokenFile, match="CRC"):
+        ckpt_surgeon.save(ckpt_surgeon.keep(ckpt_surgeon.open(path), ["w"]), out)
+    assert not out.exists()
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_what_is_copied_unchecked_keeps_its_checksum_so_that_damage_shows(tmp_path: Path) -> None:
     path = damaged(tmp_path)
-    ckpt_surgeon.save(ckpt_surgeon.keep(ckpt_surgeon.open(path), ["w"]), tmp_path / "out.pth")
+    ckpt_surgeon.save(ckpt_surgeon.keep(ckpt_surgeon.open(path), ["w"]), tmp_path / "out.pth", check=False)
     with pytest.raises(BrokenFile, match="CRC"):
         ckpt_surgeon.ls(tmp_path / "out.pth", check=True)
 
