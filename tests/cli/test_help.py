@@ -239,7 +239,7 @@ def test_the_example_of_a_help_text_runs(
             "lora_unet_mid_fc.lora_down.weight": torch.ones(2, 4),
             "lora_unet_mid_fc.lora_up.weight": torch.ones(3, 2),
         }
-        base |= {"merged.safetensors": model()}
+        base |= {"merged.safetensors": model()} if command == "diff" else {}
         for name, tensors in (base | {"adapter.safetensors": adapter(), "style.safetensors": style}).items():
             save_file(tensors, name)
     if command == "extract-lora":
