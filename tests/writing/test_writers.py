@@ -686,10 +686,14 @@ def test_ls_check_says_how_much_it_read(ckpt: Run, tmp_path: Path) -> None:
     assert "checked: 104 bytes read, no damage found" in ckpt("ls", path, "--check").out
 
 
-def test_damage_in_a_source_is_still_told_of_its_copy(ckpt: Run, tmp_path: Path) -> None:
+def test_damage_in_a_source_is_refused_and_still_told_of_a_copy_that_was_not_checked(ckpt: Run, tmp_path: Path) -> None:
     path = damaged({"weight": ramp(50_000), "bias": ramp(3)}, "weight", tmp_path)
     out = tmp_path / "out.pth"
-    assert ckpt("convert", path, out).status == 0
+    ran = ckpt("convert", path, out)
+    assert (ran.status, ran.out) == (2, "")
+    assert "is damaged" in ran.err
+    assert not out.exists()
+    assert ckpt("convert", path, out, "--no-check").status == 0
     assert "tensor 'weight': is damaged" in ckpt("ls", out, "--check").err
     with zipfile.ZipFile(out) as archive:
         assert archive.testzip() == "archive/data/0"
