@@ -175,8 +175,8 @@ def fit_width(width: int | None) -> None:
 
     >>> fit_width(30)
     >>> print(table(["key", "bytes"], [["encoder.layers.11.attention.output.weight", 4]]))
-    key                      bytes
-    encoder.l…tput.weight        4
+    key                    bytes
+    encoder.…put.weight        4
     >>> fit_width(None)
     """
     global _page_width

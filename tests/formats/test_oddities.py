@@ -68,6 +68,9 @@ def test_the_list_has_no_control_characters_and_the_json_all_keys(made: UnusualF
 @pytest.mark.parametrize(("family", "name"), [case for case in CASES if case.values[0] != "keys"])
 def test_it_becomes_a_file_that_torch_loads(made: UnusualFile, ckpt: Run, tmp_path: Path) -> None:
     options = ["--select", made.select] if made.select else []
+    if ckpt_surgeon.open(made.path, select=made.select or None).part:
+        assert ckpt("convert", made.path, tmp_path / "out.pth", *options).status == 2
+        options.append("--allow-part")
     ran = ckpt("convert", made.path, tmp_path / "out.pth", "--quiet", *options)
     assert (ran.status, ran.out, ran.err) == (0, "", "")
     assert_same(without_extra_states(torch.load(tmp_path / "out.pth")), made.state)
