@@ -125,6 +125,9 @@ class Alike:
             if result[key] is not self.first[key] else (key,)
             for key in self.keys
         }  # fmt: skip
+        states = [key for key, tensor in result.items() if isinstance(tensor, ExtraState)]
+        if states:
+            self.notes.append(f"extra states are those of the first input, as they are: {listed(states, 3)}")
         notes = [*self.notes, *(self._of_averages(result) if averages else [])]
         done = Change(whole, self.first.with_tensors(result, self.first.versions), origins)
         return of_first(done, self.inputs, notes)

@@ -7,6 +7,7 @@ dtype keeps (see :class:`~ckpt_surgeon.tensors.combining.Kept`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -261,8 +262,6 @@ def _without(state_dict: Checkpoint, left: Sequence[str]) -> Checkpoint:
 
 def _with_rest(change: Change[Checkpoint], state_dict: Checkpoint) -> Change[Checkpoint]:
     """A change of some tensors of a checkpoint, beside the others as they are, all in the checkpoint's order."""
-    from dataclasses import replace
-
     tensors = {key: change.result.get(key, tensor) for key, tensor in state_dict.items()}
     before = dict(state_dict) | dict(change.before)
     return replace(

@@ -193,6 +193,20 @@ def test_ties_that_all_inputs_have_survive() -> None:
     assert any("tied" in note for note in ckpt_surgeon.average.plan(tied(1), apart).notes)
 
 
+def test_extra_states_are_those_of_the_first_input_and_that_is_said() -> None:
+    class Scaled(torch.nn.Linear):
+        def __init__(self, amax: float) -> None:
+            super().__init__(2, 2)
+            self.amax = amax
+
+        def get_extra_state(self) -> dict[str, float]:
+            return {"amax": self.amax}
+
+    change = ckpt_surgeon.average.plan(Scaled(1.0).state_dict(), Scaled(2.0).state_dict())
+    assert change.result["_extra_state"] == {"amax": 1.0}
+    assert "extra states are those of the first input, as they are: '_extra_state'" in change.notes
+
+
 def test_codes_are_not_averaged() -> None:
     codes = {"fc.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "fc.weight_scale_inv": torch.ones(1, 1)}
     with pytest.raises(EditError, match="dequantize"):
