@@ -67,7 +67,12 @@ def together(make: Callable[[], Plan], size: int = 3) -> list[tuple[str, ...]]:
             raise
 
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(run, range(size)))
+        done = [pool.submit(run, rank) for rank in range(size)]
+    errors = [error for one in done if (error := one.exception()) is not None]
+    for error in errors:
+        if not isinstance(error, threading.BrokenBarrierError):  # one that waited for a process that gave up
+            raise error
+    return [one.result() for one in done]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
