@@ -49,9 +49,43 @@ class Completed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return [CompletionItem(begun + comma + value) for value in values[:AT_MOST]]
 
 
+class CompletedTarget(Completed):
+    """The type of a TARGET: a file, or a model of a library by its short spelling."""
+
+    def __init__(self, wrapped: click.ParamType) -> None:  # type: ignore[type-arg,unused-ignore]
+        super().__init__(wrapped, lambda ctx: ())
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        library, colon, begun = incomplete.partition(":")
+        try:
+            values = _models(library, begun) if colon else [one for one in _SHORT if one.startswith(incomplete)]
+        except Exception:
+            return []
+        files = [] if colon else [CompletionItem(incomplete, type="file")]
+        return [*map(CompletionItem, values[:AT_MOST]), *files]
+
+
+_SHORT = ("hf:", "timm:", "torchvision:")
+
+
+def _models(library: str, begun: str) -> list[str]:
+    """Short spellings of models that go on from here: names that a library has, or folders with a config.json."""
+    from ..models.hf_folder import folders
+    from ..models.short_spellings import names_of
+
+    if library == "hf":
+        return [f"hf:{path}" for path in folders(begun)]
+    if f"{library}:" not in _SHORT:
+        return []
+    return [f"{library}:{name}" for name in names_of(library) if name.startswith(begun)]
+
+
 def complete_values(command: click.Command) -> click.Command:
     """Let the parameters of a command complete their values, each by what its name says that it takes."""
     for param in command.params:
+        if param.name == "target" and isinstance(param, click.Argument):
+            param.type = CompletedTarget(param.type)
+            continue
         find = _find(param.name or "")
         if find is not None and not isinstance(param.type, Completed):
             param.type = Completed(param.type, find)

@@ -78,7 +78,7 @@ def align(
       ckpt align resnet50.pth 'models.py:Regrouped()' --source torchvision.models:resnet50
     """
     if source is not None and not (is_model(source) and is_model(target)):
-        raise click.UsageError("--source runs two models: give it and TARGET as package.module:factory")
+        raise click.UsageError("--source runs two models: give it and TARGET as package.module:factory or timm:NAME")
     if out is not None and not force and out.lexists():
         raise OutputExists(out)
     if not is_model(target):
@@ -283,7 +283,8 @@ fit = click.Command(
     help="""Fit a checkpoint to a model: find the renames, settle every shape, prove that it loads strictly, write it.
 
 Every missing, unused and mismatched key is settled by a stated policy, never silently; the outcome is a table.
-TARGET is a model as package.module:factory or path/file.py:factory; naming it runs that code of yours.
+TARGET is a model as package.module:factory or path/file.py:factory, timm:NAME, torchvision:NAME or hf:FOLDER; naming
+it runs that code.
 
 \b
 Example:

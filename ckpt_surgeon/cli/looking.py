@@ -90,9 +90,9 @@ def diff(
 ) -> None:
     """Compare a checkpoint's keys, shapes and dtypes with a model or another checkpoint; or two checkpoints' values.
 
-    TARGET is a checkpoint, or a model as package.module:factory or path/file.py:factory, with literal arguments.
-    Naming a model imports and runs that code of yours, on the meta device where it allows; a checkpoint runs
-    nothing.
+    TARGET is a checkpoint, or a model as package.module:factory or path/file.py:factory, with literal arguments; as
+    timm:NAME or torchvision:NAME; or as hf:FOLDER, for a folder with a config.json of transformers.  Naming a model
+    imports and runs that code, on the meta device where it allows; a checkpoint runs nothing.
 
     With --values, PATTERNs are globs on the keys that are compared; buffers are listed apart, and what kind of change
     the values show is named: cast, scaled, sparse, with --spectrum of a low rank, or all.
@@ -102,7 +102,7 @@ def diff(
 
     \b
     Example:
-      ckpt diff model.pth 'torchvision.models:resnet18(num_classes=10)'
+      ckpt diff model.pth 'torchvision:resnet18(num_classes=10)'
       ckpt diff old.safetensors new.safetensors --json
       ckpt diff before.pth after.pth --values --tolerance 1e-6
       ckpt diff base.safetensors merged.safetensors --values --adapter adapter.safetensors --alpha 16

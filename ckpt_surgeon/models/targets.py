@@ -1,14 +1,14 @@
 """What a model expects of a checkpoint: its keys in order, and the dtype and shape of each.
 
 A target is spelled ``package.module:factory`` or ``path/file.py:factory``, with literal arguments in parentheses
-where it needs some: ``torchvision.models:resnet18(num_classes=10)``.  Here, and only here, other people's code is
-imported and run, because the caller named it.  Models are built on torch's meta device wherever they allow it, so
-that a model too large for this machine costs nothing.
+where it needs some: ``torchvision.models:resnet18(num_classes=10)``.  Models of libraries have short spellings too
+(:mod:`.short_spellings`).  Here, and only here, other people's code is imported and run, because the caller named it.
+Models are built on torch's meta device wherever they allow it, so that a model too large for this machine costs
+nothing.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import importlib.util
@@ -16,8 +16,7 @@ import os
 import pkgutil
 import re
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from math import prod
@@ -32,6 +31,8 @@ from ..tensors.extra_state import SUFFIX as EXTRA_STATE_SUFFIX
 from ..tensors.extra_state import is_extra_state
 from ..tensors.records import ExtraState, Shaped
 from ..text import Shown
+from . import short_spellings
+from .spelling import DOTTED, NAME, SPELLING, Spelling, instead, parsed
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
     from ..reading.sources import Source
 
     Target: TypeAlias = Source | Mapping[str, Shaped]  # text may be a path, or the spelling of a model
-
-_NAME = r"[^\W\d]\w*"
-_DOTTED = rf"{_NAME}(?:\.{_NAME})*"
-_SPELLING = re.compile(rf"(?P<source>{_DOTTED}|.+\.py):(?P<path>{_DOTTED})(?P<call>\s*\(.*)?", re.DOTALL)
 
 _ENDINGS = {"pth", "pt", "pkl", "bin", "ckpt", "tar", "safetensors", "dcp", "zip"}  # of files, and no name of a model
 
@@ -67,28 +64,16 @@ class Expected(Shown):
         return 0 if self.dtype == EXTRA_STATE else prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class _Spelling:
-    """A target taken apart; ``called`` tells ``f()`` from ``f``."""
-
-    source: str
-    path: str
-    called: bool
-    args: tuple[object, ...] = ()
-    kwargs: Mapping[str, object] | None = None
-
-    @property
-    def file(self) -> Path | None:
-        return Path(self.source) if self.source.endswith(".py") else None
-
-
 def is_model(target: str) -> bool:
     """Whether this is spelled as a model; the path of something that exists never is.
 
     >>> is_model("torchvision.models:resnet18(num_classes=10)"), is_model("nets/unet.py:UNet"), is_model("unet.pth")
     (True, True, False)
+    >>> is_model("timm:resnet50"), is_model("hf:llama-3-8b"), is_model("hf://gpt2/model.safetensors")
+    (True, True, False)
     """
-    return _SPELLING.fullmatch(target) is not None and not os.path.exists(target)
+    is_spelled = SPELLING.fullmatch(target) is not None or short_spellings.is_short(target)
+    return is_spelled and not os.path.exists(target)
 
 
 def resolve(target: str | torch.nn.Module) -> dict[str, Expected]:
@@ -205,7 +190,7 @@ def refuse_misspelled(target: str) -> None:
     Traceback (most recent call last):
     ckpt_surgeon.errors.TargetError: torch.nn.Linear(3, 2): is no file; for the model, write torch.nn:Linear(3, 2)
     """
-    found = re.fullmatch(rf"(?P<source>{_DOTTED})\.(?P<path>{_NAME})(?P<call>\s*\(.*)?", target, re.DOTALL)
+    found = re.fullmatch(rf"(?P<source>{DOTTED})\.(?P<path>{NAME})(?P<call>\s*\(.*)?", target, re.DOTALL)
     if found is None or os.path.exists(target) or found["path"] in _ENDINGS:
         return
     top = found["source"].partition(".")[0]
@@ -242,57 +227,16 @@ def called(target: str, *, with_values: bool = True) -> object:
     """
     import torch  # noqa: F401 - while the path is still ours: a random.py beside the file must not become torch's
 
-    spelling = _parsed(target)
+    with _running(target, "building it"):
+        short = short_spellings.model_of(target)
+        if short is not None:
+            return short.factory(*short.args, **short.kwargs) if with_values else _built(*short)
+    spelling = parsed(target)
     with _importable(spelling.file):
         with _running(target, "importing it"):
             found = _found(target, _imported(target, spelling), spelling)
         with _running(target, "building it"):
             return _made(target, found, spelling, with_values)
-
-
-def _parsed(target: str) -> _Spelling:
-    match = _SPELLING.fullmatch(target)
-    if match is None:
-        problem = "is not spelled package.module:factory or path/file.py:factory, either with (arguments) or without"
-        raise TargetError(target, problem)
-    source, path, call = match["source"], match["path"], match["call"]
-    if call is None:
-        return _Spelling(source, path, called=False)
-    return _Spelling(source, path, True, *_arguments(target, call))
-
-
-def _arguments(target: str, call: str) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Read the arguments in ``call``, parentheses and all."""
-    text = f"f{call.strip()}"
-    try:
-        tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise TargetError(target, f"the arguments cannot be read: {text_of(error)}") from error
-    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
-        raise TargetError(target, "nothing may follow the arguments")
-    names = [keyword.arg for keyword in tree.keywords]
-    twice = {name for name in names if name is not None and names.count(name) > 1}
-    if twice:
-        raise TargetError(target, f"the argument {listed(sorted(twice))} is given twice")
-    args = tuple(_literal(target, text, argument) for argument in tree.args)
-    return args, {str(keyword.arg): _literal(target, text, keyword) for keyword in tree.keywords}
-
-
-def _literal(target: str, text: str, argument: ast.expr | ast.keyword) -> object:
-    """The value of one argument."""
-    node = argument.value if isinstance(argument, ast.keyword) else argument
-    try:
-        if isinstance(argument, ast.keyword) and argument.arg is None:
-            raise ValueError("** is not a literal")
-        value: object = ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        spelled = textwrap.shorten(str(ast.get_source_segment(text, argument)), 80, placeholder="…")
-        allowed = (
-            "only literals are allowed: numbers, strings, True, False, None, and lists, tuples, dicts, sets of them"
-        )
-        problem = f"the argument {spelled} is not a literal; {allowed}; for more, write a factory in a file of your own"
-        raise TargetError(target, problem) from error
-    return value
 
 
 @contextmanager
@@ -339,7 +283,7 @@ def _is_directly_in(folder: str, name: str) -> bool:
     return any(place.parent == Path(folder) and place.name.partition(".")[0] == name for place in places)
 
 
-def _imported(target: str, spelling: _Spelling) -> ModuleType:
+def _imported(target: str, spelling: Spelling) -> ModuleType:
     try:
         if spelling.file:
             return _imported_file(target, spelling.file)
@@ -358,7 +302,7 @@ def _imported_file(target: str, file: Path) -> ModuleType:
     path = file.resolve()
     if not path.is_file():
         there = sorted(found.name for found in path.parent.glob("*.py"))
-        raise TargetError(target, f"there is no file {file}{_instead(path.name, there)}")
+        raise TargetError(target, f"there is no file {file}{instead(path.name, there)}")
     name = re.sub(r"\W", "_", str(path))
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -381,14 +325,14 @@ def _missing_module(source: str, error: ModuleNotFoundError) -> str:
     package, _, name = missing.rpartition(".")
     if package:
         there = [module.name for module in pkgutil.iter_modules(getattr(sys.modules.get(package), "__path__", []))]
-        return f"there is no module {name!r} in {package}{_instead(name, there)}"
+        return f"there is no module {name!r} in {package}{instead(name, there)}"
     close = difflib.get_close_matches(name, [module.name for module in pkgutil.iter_modules()], n=1)
     if close:
         return f"there is no module {name!r}; did you mean {close[0]!r}?"
     return f"there is no module {name!r}; pip install {name}, or go to the folder that holds it"
 
 
-def _found(target: str, module: ModuleType, spelling: _Spelling) -> object:
+def _found(target: str, module: ModuleType, spelling: Spelling) -> object:
     """Follow the dots after the colon."""
     value: object = module
     place = spelling.source
@@ -400,7 +344,7 @@ def _found(target: str, module: ModuleType, spelling: _Spelling) -> object:
             if isinstance(value, ModuleType) and (deeper := _submodule_with(value, name)):
                 raise TargetError(target, problem, remedy=f"it is in {deeper}: write {deeper}:{name}") from error
             there = [other for other in dir(value) if not other.startswith("_")]
-            raise TargetError(target, problem + _instead(name, there)) from error
+            raise TargetError(target, problem + instead(name, there)) from error
         place = name
     return value
 
@@ -415,20 +359,7 @@ def _submodule_with(package: ModuleType, name: str) -> str:
     return ""
 
 
-def _instead(name: str, there: Iterable[str]) -> str:
-    """What to write instead of a name that is not there.
-
-    >>> _instead("resnet81", ["resnet18", "vgg16"]), _instead("bert", ["resnet18", "vgg16"]), _instead("bert", [])
-    ("; did you mean 'resnet18'?", "; there are 'resnet18', 'vgg16'", '')
-    """
-    names = list(there)
-    close = difflib.get_close_matches(name, names)
-    if close:
-        return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f"; there are {listed(names)}" if names else ""
-
-
-def _made(target: str, found: object, spelling: _Spelling, with_values: bool) -> object:
+def _made(target: str, found: object, spelling: Spelling, with_values: bool) -> object:
     """Call what was found, unless it is what is wanted already."""
     import torch
 
@@ -444,7 +375,7 @@ def _made(target: str, found: object, spelling: _Spelling, with_values: bool) ->
     return _built(found, spelling.args, spelling.kwargs or {})
 
 
-def _refuse_without_config(target: str, found: object, spelling: _Spelling) -> None:
+def _refuse_without_config(target: str, found: object, spelling: Spelling) -> None:
     """Raise TargetError for a class of transformers that is called without the config that it needs."""
     config = getattr(found, "config_class", None)
     if not isinstance(found, type) or not isinstance(config, type) or spelling.args or spelling.kwargs:
