@@ -286,10 +286,25 @@ def _html_row(tag: str, cells: Iterable[object]) -> str:
     return f"<tr>{''.join(f'<{tag}>{escape(visible(str(cell)))}</{tag}>' for cell in cells)}</tr>"
 
 
-def as_json(value: object) -> Lines:
-    """A value as machines read it, in ASCII; a number that JSON has not (NaN, inf) is null."""
+SCHEMA_VERSION = 1  # of every document; it grows when a field goes or changes its meaning, not when one is added
+
+
+def as_json(name: str, fields: Mapping[str, object]) -> Lines:
+    """A document of one of the schemas of docs/json.md, as machines read it, in ASCII.
+
+    A number that JSON does not have (NaN, inf) is null.
+
+    >>> print(as_json("hash", {"whole": "5d6c", "tensors": {}}))
+    {
+      "schema": "ckpt_surgeon.hash",
+      "version": 1,
+      "whole": "5d6c",
+      "tensors": {}
+    }
+    """
     import orjson
 
+    value = {"schema": f"ckpt_surgeon.{name}", "version": SCHEMA_VERSION, **fields}
     try:
         made = orjson.dumps(value, option=orjson.OPT_INDENT_2)
     except TypeError:  # integers of more than 64 bits, text that is no Unicode

@@ -13,7 +13,6 @@ from ..files.paths import FilePath, file_path
 from ..reading.listing import ORDERS, Listing
 from ..reading.listing import ls as list_checkpoint
 from ..report import listings
-from ..text import as_json as json_of
 from ..text import document
 from .options import FILE_PATH, SELECT, progress
 from .terminal import echo
@@ -118,8 +117,7 @@ def _show_trees(found: Sequence[Listing], depth: int, sort: str, *, as_json: boo
 
     trees = [sizes(listing, depth=depth, sort=sort) for listing in found]
     if as_json:
-        made = [sizes_json(tree) for tree in trees]
-        echo(json_of(made[0] if len(made) == 1 else made))
+        echo(sizes_json(trees))
         return
     echo(document(line for tree in trees for line in (["", sizes_text(tree)] if tree is not trees[0] else
                                                       [sizes_text(tree)])))  # fmt: skip

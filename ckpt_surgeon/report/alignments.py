@@ -67,6 +67,7 @@ def _indented(text: str) -> list[str]:
 def alignment_json(found: Alignment) -> str:
     """What ``ckpt align --json`` prints."""
     return as_json(
+        "align",
         {
             "proposals": [_proposal_json(proposal) for proposal in found.proposals],
             "possible": [_proposal_json(proposal) for proposal in found.possible],
@@ -78,7 +79,7 @@ def alignment_json(found: Alignment) -> str:
             "missing": list(found.missing),
             "notes": list(found.notes),
         }
-        | ({"made": [_made_json(made) for made in found.made]} if found.made else {})
+        | ({"made": [_made_json(made) for made in found.made]} if found.made else {}),
     )
 
 
@@ -164,4 +165,4 @@ def fit_json(found: Fit) -> str:
         | ({"possible": _proposal_json(outcome.possible)} if outcome.possible is not None else {})
         for outcome in found.outcomes
     ]
-    return as_json({"matched": found.matched, "outcomes": outcomes, "recipe": found.recipe.dumps()})
+    return as_json("fit", {"matched": found.matched, "outcomes": outcomes, "recipe": found.recipe.dumps()})

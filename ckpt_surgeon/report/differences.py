@@ -81,6 +81,7 @@ def _changes(changes: Sequence[Mismatch], ours: str, theirs: str, limit: int | N
 def diff_json(found: Diff, command_line: str = "") -> str:
     """What ``ckpt diff --json`` prints."""
     return as_json(
+        "diff",
         {
             "loadable": found.loadable,
             "matched": list(found.matched),
@@ -99,7 +100,7 @@ def diff_json(found: Diff, command_line: str = "") -> str:
             "matched_parameters": found.matched_numel,
             "target_parameters": found.target_numel,
             "hint": {"text": found.hint.said, "command": command_line} if found.hint else None,
-        }
+        },
     )
 
 
@@ -111,4 +112,4 @@ def hashes_text(found: Hashes) -> str:
 
 def hashes_json(found: Hashes) -> str:
     """What ``ckpt hash --json`` prints."""
-    return as_json({"whole": found.whole, "tensors": dict(found.tensors)})
+    return as_json("hash", {"whole": found.whole, "tensors": dict(found.tensors)})

@@ -183,12 +183,12 @@ def shape(tensor: Tensor) -> str:
 
 def listing_json(listing: Listing) -> Lines:
     """What ``ckpt ls --json`` prints."""
-    return as_json(_listed(listing))
+    return as_json("ls", _listed(listing))
 
 
 def listings_json(found: Sequence[Listing]) -> Lines:
-    """What ``ckpt ls --json`` prints of several files: a list."""
-    return as_json([_listed(listing) for listing in found])
+    """What ``ckpt ls --json`` prints of several files."""
+    return as_json("listings", {"files": [_listed(listing) for listing in found]})
 
 
 def _listed(listing: Listing) -> dict[str, object]:
@@ -228,6 +228,7 @@ def _listed(listing: Listing) -> dict[str, object]:
         "metadata": dict(listing.metadata),
         "notes": list(listing.notes),
         "belonging": summary(listing.tensors),
+        "checked": listing.checked,
         "tensors": tensors,
     }
 
@@ -253,5 +254,6 @@ def scan_json(found: Scan) -> str:
     """What ``ckpt scan --json`` prints."""
     names = [{"name": one.name, "data": one.is_data, "verdict": one.verdict} for one in found.names]
     return as_json(
-        {"path": str(found.path), "container": found.container, "plainly_data": not found.suspects, "names": names}
+        "scan",
+        {"path": str(found.path), "container": found.container, "plainly_data": not found.suspects, "names": names},
     )

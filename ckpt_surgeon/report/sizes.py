@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..text import Lines, bar, document, html, long_table, percent, size, table
+from ..text import Lines, as_json, bar, document, html, long_table, percent, size, table
 
 if TYPE_CHECKING:
     from ..reading.sizes import Amount, ModuleSize, Sizes
@@ -48,8 +49,12 @@ def sizes_html(found: Sizes) -> str:
     return html(HEADERS, map(_row, found.modules), found.title)
 
 
-def sizes_json(found: Sizes) -> dict[str, object]:
-    """What ``ckpt ls --tree --json`` prints of a file."""
+def sizes_json(found: Sequence[Sizes]) -> Lines:
+    """What ``ckpt ls --tree --json`` prints of one file or several."""
+    return as_json("sizes", {"files": [_sizes(one) for one in found]})
+
+
+def _sizes(found: Sizes) -> dict[str, object]:
     return {
         "title": found.title,
         "modules": [

@@ -98,7 +98,7 @@ def trainable_json(found: Trainable) -> str:
         }
         for module in found.modules
     ]
-    return as_json({"trainable": found.trainable, "frozen": found.frozen, "modules": modules})
+    return as_json("freeze-plan", {"trainable": found.trainable, "frozen": found.frozen, "modules": modules})
 
 
 # -- groups
@@ -147,7 +147,7 @@ def groups_json(found: ParamGroups) -> str:
         }
         for group in found.summary
     ]
-    return as_json({"groups": groups, "frozen": found.frozen})
+    return as_json("groups", {"groups": groups, "frozen": found.frozen})
 
 
 # -- initialised

@@ -92,6 +92,7 @@ def _ids(parameters: Iterable[Parameter]) -> str:
 def training_json(found: Training) -> str:
     """What ``ckpt ls --training --json`` prints."""
     return as_json(
+        "training",
         {
             "path": str(found.path),
             "weights": found.weights if found.has_weights else None,
@@ -113,7 +114,7 @@ def training_json(found: Training) -> str:
                 for optimizer in found.optimizers
             ],
             "parts": [{"path": part.path, "kind": part.kind, "value": part.value} for part in found.parts],
-        }
+        },
     )
 
 
@@ -167,7 +168,7 @@ def resume_html(found: ResumeCheck) -> str:
 def resume_json(found: ResumeCheck) -> str:
     """What ``ckpt resume-check --json`` prints."""
     keys = {name: list(getattr(found, name)) for name, _ in _OUTCOMES}
-    return as_json({"steps": found.steps, "same_run": found.is_same_run, "holds": found.holds, **keys})
+    return as_json("resume-check", {"steps": found.steps, "same_run": found.is_same_run, "holds": found.holds, **keys})
 
 
 # -- written whole

@@ -208,6 +208,7 @@ def _layer_table(changed: Sequence[Changed], identical: Iterable[str], sort: str
 def values_json(found: ValueDiff) -> Lines:
     """What ``ckpt diff --values --json`` prints; numbers that JSON does not have are null."""
     return as_json(
+        "values",
         {
             "same": found.same,
             "identical": list(found.identical),

@@ -67,9 +67,10 @@ def test_a_word_is_a_pattern_where_no_such_file_exists(small: Path, ckpt: Run, m
     assert keys_in(ckpt("ls", small, "a.weight").out) == ["fc.weight", "fc.bias", "a.weight", "other"]
 
 
-def test_several_files_are_a_list_in_json_and_one_is_an_object(file: Path, small: Path, ckpt: Run) -> None:
-    both = json.loads(ckpt("ls", file, small, "--json").out)
-    assert both == [json.loads(ckpt("ls", each, "--json").out) for each in (file, small)]
+def test_several_files_are_a_list_of_what_one_is_in_json(file: Path, small: Path, ckpt: Run) -> None:
+    both = json.loads(ckpt("ls", file, small, "--json").out)["files"]
+    alone = [json.loads(ckpt("ls", each, "--json").out) for each in (file, small)]
+    assert [{"schema": "ckpt_surgeon.ls", "version": 1, **each} for each in both] == alone
 
 
 # -- order
@@ -151,10 +152,11 @@ def test_the_tree_is_printed_indented_with_shares_and_the_dtypes_of_all(file: Pa
 
 
 def test_the_tree_in_json_has_the_same_numbers(file: Path, small: Path, ckpt: Run) -> None:
-    [whole, fc, *_] = json.loads(ckpt("ls", small, "--tree", "--depth", "1", "--json").out)["modules"]
+    [sizes] = json.loads(ckpt("ls", small, "--tree", "--depth", "1", "--json").out)["files"]
+    whole, fc, *_ = sizes["modules"]
     assert (whole["parameters"], whole["bytes"], fc["path"], fc["bytes"]) == (16, 64, "fc", 60)
     assert fc["dtypes"] == {"float32": {"tensors": 2, "parameters": 15, "bytes": 60}}
-    assert len(json.loads(ckpt("ls", small, file, "--tree", "--json").out)) == 2
+    assert len(json.loads(ckpt("ls", small, file, "--tree", "--json").out)["files"]) == 2
 
 
 def test_an_empty_state_dict_has_a_tree(tmp_path: Path) -> None:
