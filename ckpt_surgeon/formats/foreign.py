@@ -35,10 +35,10 @@ _LFS = b"version https://git-lfs"
 # Folders that other tools leave, by the names in them: how many of those there must be, what it is, what to do.
 _LAYOUTS: tuple[tuple[re.Pattern[str], int, str, str], ...] = (
     (
-        re.compile(r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt|global_step\d+|zero_to_fp32\.py"),
+        re.compile(r"global_step\d+|zero_to_fp32\.py"),
         1,
-        "is a DeepSpeed ZeRO checkpoint, in which each process has a part of the weights",
-        "join them with DeepSpeed's own script, beside global_step…: python zero_to_fp32.py . OUT",
+        "is a folder of DeepSpeed ZeRO checkpoints, and none is in it",
+        "name the folder of one step, global_step…",
     ),
     (
         re.compile(r"latest_checkpointed_iteration\.txt|iter_\d{7}"),

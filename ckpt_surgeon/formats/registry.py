@@ -14,7 +14,7 @@ from ..files.local import LocalPath
 from ..files.paths import FilePath
 from ..files.sinks import Sink
 from ..tensors.records import Tensor
-from . import foreign, plain_pickle, safetensors, shard_set, sharded, torch_legacy, torch_tar
+from . import engines, foreign, plain_pickle, safetensors, shard_set, sharded, torch_legacy, torch_tar
 from .contents import Contents, Index
 from .dcp import consolidated, megatron_core
 from .dcp import metadata as dcp
@@ -133,7 +133,7 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
         if path.is_dir():
             if (here := path.local) is not None:
                 return _read_folder(here, salvage=salvage)
-            return read_named(_found_there(path), salvage=salvage)
+            return engines.read(path, read_shard, salvage=salvage) or read_named(_found_there(path), salvage=salvage)
         if path.name == dcp.METADATA:
             return read_distributed(path, salvage=salvage)
         head = _head(path)
@@ -175,7 +175,9 @@ def read_distributed(path: FilePath, *, salvage: bool = False) -> Contents:
 def located(path: LocalPath) -> LocalPath:
     """The file that a path means: itself, or that in a folder.  Raises NotACheckpoint for a folder without one."""
     try:
-        return _found(path) if path.is_dir() and not consolidated.holds(path) else path
+        if not path.is_dir() or consolidated.holds(path) or engines.holds(path):
+            return path
+        return _step_or_found(path)
     except OSError as error:
         raise path.failure(error) from error
 
@@ -214,7 +216,11 @@ def _index(path: LocalPath, head: bytes) -> Index | None:
 def _read_folder(folder: LocalPath, *, salvage: bool) -> Contents:
     if consolidated.holds(folder):
         return consolidated.read(folder)
-    found = _found(folder)
+    if (joined := engines.read(folder, read_shard, salvage=salvage)) is not None:
+        return joined
+    found = _step_or_found(folder)
+    if found.is_dir():
+        return _read_folder(found, salvage=salvage)
     contents = read_named(found, salvage=salvage)
     sets = [] if found.name.endswith(sharded.SUFFIX) or is_shard(found.name) else sets_in(folder, folder.names())
     if sets and found.name != dcp.METADATA:
@@ -226,6 +232,16 @@ def _read_folder(folder: LocalPath, *, salvage: bool) -> Contents:
     if not pieces.is_dir() or not consolidated.holds(pieces):
         return contents
     return replace(contents, notes=(*contents.notes, f"{pieces} has the same tensors in pieces, not read"))
+
+
+def _step_or_found(folder: LocalPath) -> LocalPath:
+    """The file of a folder that says what is in it, or the folder of the step that a folder of steps means."""
+    try:
+        return _found(folder)
+    except NotACheckpoint:
+        if (step := engines.step(folder)) is None or step.local is None:
+            raise
+        return step.local
 
 
 def _found(folder: LocalPath) -> LocalPath:

@@ -28,7 +28,7 @@ _MEGATRON = re.compile(r"mp_rank_\d+(?:_\d+)*")
 _REMEDIES = {
     PACKED: "save the model as it was before it was quantised, or take what there is with ",
     LACKING: "load it with torch and save its state_dict(), or take what there is with ",
-    "": "join the ranks with the tool that saved them, or take this one with ",
+    "": "open the folder with the files of all ranks, which joins them, or take this one with ",
 }
 _PARALLEL = (
     ("tensor_model_parallel_size", "tensor-parallel"),

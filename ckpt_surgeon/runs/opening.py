@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from ..errors import listed
 from ..files.paths import AnyPath, FilePath, file_path
+from ..formats import engines
 from ..formats.dcp.metadata import METADATA
 from ..formats.dcp.whole import read_whole_folder
 from ..formats.pickle.graph import Pair
 from ..formats.pickle.values import Value
+from ..formats.tree_whole import whole_of
 from ..formats.zip.whole import Whole, read_whole
 from ..reading.opening import open as open_checkpoint
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.records import Tensor
+from .follow import NO_PROOF, SAME_RUN
 from .layouts import remarks
 from .nodes import dicts_in
 from .optimizer_nodes import optimizers_in
@@ -42,23 +46,29 @@ def open_run_file(
     """
     path = file_path(source)
     chosen = open_checkpoint(path, select=select)
-    whole = _whole_at(path)
+    whole, lost = _whole_at(path, chosen)
     where, node = _weights_at(whole, chosen)
     weights, nodes, unwritable = _records(whole, node, chosen)
     twins = () if unwritable else tuple(_twins(whole, where, weights))
     optimizers = tuple(unpacked(state, weights) for state in optimizers_in(whole, whole.root))
     return Run(
         whole, weights, where, nodes, optimizers, twins, tuple(stated), in_model_order, unwritable=unwritable,
-        notes=remarks(whole.root),
+        notes=(*remarks(whole.root), *lost), proof=NO_PROOF if lost else SAME_RUN,
     )  # fmt: skip
 
 
-def _whole_at(path: FilePath) -> Whole:
-    """The graph of a file of torch.save, or of a distributed checkpoint."""
+def _whole_at(path: FilePath, chosen: Checkpoint) -> tuple[Whole, tuple[str, ...]]:
+    """The graph of a file of torch.save, a distributed checkpoint or an engine's folder, and notes on what it lacks."""
     local = path.local
     if local is not None and (local.name == METADATA or (local.is_dir() and (local / METADATA).lexists())):
-        return read_whole_folder(local)
-    return read_whole(path)
+        return read_whole_folder(local), ()
+    if chosen.path is not None and chosen.path.is_dir() and engines.holds(chosen.path):
+        whole, left = whole_of(chosen.path, chosen.root)
+        lost = (
+            "put together out of the files of all ranks: how they were cut, and the engine's loss scaler, are not kept"
+        )
+        return whole, (lost, *((f"objects, not kept: {listed(left, 3)}",) if left else ()))
+    return read_whole(path), ()
 
 
 def _weights_at(whole: Whole, chosen: Checkpoint) -> tuple[TreePath, Value]:

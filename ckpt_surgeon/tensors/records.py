@@ -173,11 +173,22 @@ def findings(tensors: Iterable[Tensor]) -> Iterator[Finding]:
 
 def sequence_of(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors whose bytes, one after the other, are a tensor's: itself, or those that it is joined of."""
-    if isinstance(tensor, ComputedTensor) and tensor.in_sequence:
-        for part in tensor.inputs:
+    made = producer(tensor) if isinstance(tensor, ComputedTensor) or _is_all_of_its_storage(tensor) else None
+    if made is not None and made.in_sequence:
+        for part in made.inputs:
             yield from sequence_of(part)
     else:
         yield tensor
+
+
+def _is_all_of_its_storage(tensor: Tensor) -> bool:
+    """Whether a tensor's bytes are those of its storage, in their order."""
+    return (
+        isinstance(tensor, StoredTensor)
+        and tensor.nbytes == tensor.storage.nbytes
+        and tensor.is_contiguous
+        and not (tensor.conjugate or tensor.negative)
+    )
 
 
 def spans_of(tensors: Iterable[Tensor]) -> Iterator[ByteSpan]:

@@ -76,7 +76,7 @@ for _name, _names, _words in (
     ("empty", (), ("directory without a checkpoint",)),
     ("of other files", ("config.json", "vocab.txt"), ("directory without a checkpoint",)),
     ("of several", ("a.pth", "b.pth"), ("directory with 2 checkpoints", "'a.pth', 'b.pth'", "name one")),
-    ("of DeepSpeed's", ("zero_to_fp32.py", "latest"), ("DeepSpeed ZeRO", "python zero_to_fp32.py")),
+    ("of DeepSpeed's", ("zero_to_fp32.py", "latest"), ("DeepSpeed ZeRO", "name the folder of one step")),
 ):
     broken("directory", _name, partial(_folder, names=_names), *_words, error=NotACheckpoint)
 

@@ -1,0 +1,60 @@
+"""Folders in which a training engine left one checkpoint in many files: the reader of each kind, by the names inside.
+
+A reader gets what reads one file; it puts the parts together as a tree, whose tensors stay where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from ..files.paths import FilePath
+from .contents import Contents
+from .deepspeed import files as deepspeed
+from .deepspeed import universal, zero
+from .sharded import Reader
+
+
+class FolderReader(Protocol):
+    """Reads a folder, of which it gets the names."""
+
+    def __call__(
+        self, folder: FilePath, names: Sequence[str], read_file: Reader, *, salvage: bool = False
+    ) -> Contents: ...
+
+
+class Engine(NamedTuple):
+    """One kind of folder: whether a folder with these names is one, and what reads it."""
+
+    holds: Callable[[Iterable[str]], bool]
+    read: FolderReader
+
+
+ENGINES: tuple[Engine, ...] = (
+    Engine(universal.holds, universal.read),
+    Engine(deepspeed.holds, zero.read),
+)
+
+# What leads from a folder of steps to that of one, which is then read as if it had been named.
+STEPS: tuple[Callable[[FilePath, Sequence[str]], FilePath | None], ...] = (deepspeed.step_folder,)
+
+
+def holds(folder: FilePath) -> bool:
+    """Whether a folder is one of these kinds."""
+    names = folder.names()
+    return any(engine.holds(names) for engine in ENGINES)
+
+
+def read(folder: FilePath, read_file: Reader, *, salvage: bool = False) -> Contents | None:
+    """What a folder of one of these kinds holds; None for any other folder.  Raises BrokenFile, NotACheckpoint."""
+    names = folder.names()
+    for engine in ENGINES:
+        if engine.holds(names):
+            return engine.read(folder, names, read_file, salvage=salvage)
+    return None
+
+
+def step(folder: FilePath) -> FilePath | None:
+    """The folder of one step that a folder of steps means; None where it is none.  Raises NotACheckpoint."""
+    names = folder.names()
+    return next((found for lead in STEPS if (found := lead(folder, names)) is not None), None)
