@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..files.paths import FilePath
+from . import rank_files
 from .contents import Contents
 from .deepspeed import files as deepspeed
 from .deepspeed import universal, zero
@@ -33,6 +34,7 @@ class Engine(NamedTuple):
 ENGINES: tuple[Engine, ...] = (
     Engine(universal.holds, universal.read),
     Engine(deepspeed.holds, zero.read),
+    Engine(rank_files.holds, rank_files.read),
 )
 
 # What leads from a folder of steps to that of one, which is then read as if it had been named.

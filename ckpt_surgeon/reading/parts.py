@@ -14,6 +14,7 @@ from math import prod
 
 from ..errors import Argument, FileError, Phrase
 from ..files.paths import FilePath
+from ..formats import engines
 from ..formats.contents import Contents
 from ..formats.pickle.values import Value
 from ..tensors.checkpoint import Checkpoint
@@ -28,7 +29,7 @@ _MEGATRON = re.compile(r"mp_rank_\d+(?:_\d+)*")
 _REMEDIES = {
     PACKED: "save the model as it was before it was quantised, or take what there is with ",
     LACKING: "load it with torch and save its state_dict(), or take what there is with ",
-    "": "open the folder with the files of all ranks, which joins them, or take this one with ",
+    "": "join the ranks with the tool that saved them, or take this one with ",
 }
 _PARALLEL = (
     ("tensor_model_parallel_size", "tensor-parallel"),
@@ -51,8 +52,18 @@ def refuse_part(checkpoint: Checkpoint) -> None:
     refuse_training_state(checkpoint)
     if checkpoint.part:
         kinds = (kind for kind in _REMEDIES if checkpoint.part.startswith(kind))
-        remedy = Phrase(_REMEDIES[next(kinds, "")], Argument("allow_part", True))
+        way = _REMEDIES[next(kinds, "")]
+        if checkpoint.path is not None and _has_companions(checkpoint.path):
+            way = (
+                f"open the folder, {checkpoint.path.parent}, which joins the files of all ranks, or take this one with "
+            )
+        remedy = Phrase(way, Argument("allow_part", True))
         raise FileError(checkpoint.path or "the checkpoint", f"is no whole model: it is {checkpoint.part}", remedy)
+
+
+def _has_companions(path: FilePath) -> bool:
+    """Whether a file lies in a folder that is read as one checkpoint."""
+    return path.has_listing and not path.is_dir() and engines.holds(path.parent)
 
 
 def as_whole(checkpoint: Checkpoint) -> Checkpoint:
@@ -75,9 +86,10 @@ def _dtensors(tensors: Mapping[str, Tensor]) -> str:
     parts = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, OpaqueTensor) and tensor.local}
     for key, tensor in parts.items():
         rank, _, placements = tensor.part.partition(": ")
+        kind = "ShardedTensors" if "ShardedTensor" in tensor.kind else "DTensors"
         here = list(tensor.local.shape) if tensor.local is not None else []
         first = f"{key!r} has {here} of {list(tensor.shape)}, {placements}"
-        return f"{rank}, in which {len(parts):,} of {len(tensors):,} tensors are sharded DTensors ({first})"
+        return f"{rank}, in which {len(parts):,} of {len(tensors):,} tensors are sharded {kind} ({first})"
     return ""
 
 

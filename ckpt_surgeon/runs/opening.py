@@ -64,9 +64,8 @@ def _whole_at(path: FilePath, chosen: Checkpoint) -> tuple[Whole, tuple[str, ...
         return read_whole_folder(local), ()
     if chosen.path is not None and chosen.path.is_dir() and engines.holds(chosen.path):
         whole, left = whole_of(chosen.path, chosen.root)
-        lost = (
-            "put together out of the files of all ranks: how they were cut, and the engine's loss scaler, are not kept"
-        )
+        scaler = ", nor is the engine's loss scaler" if "DeepSpeed" in chosen.container else ""
+        lost = f"put together out of the files of all ranks; how they were cut is not kept{scaler}"
         return whole, (lost, *((f"objects, not kept: {listed(left, 3)}",) if left else ()))
     return read_whole(path), ()
 

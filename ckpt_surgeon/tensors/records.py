@@ -81,7 +81,8 @@ class OpaqueTensor(Loadable):
     """A tensor that is more than elements in a storage: named and counted, never copied.
 
     ``kind`` says what it is ("sparse_coo", "quantized", "meta", a subclass's name).  Where the file has one rank's part
-    of a tensor, ``shape`` is that of the whole, ``local`` has the elements that are there, and ``part`` says which.
+    of a tensor, ``shape`` is that of the whole, ``local`` has the elements that are there, and ``part`` says which;
+    ``offsets`` are where those begin in the whole, if that is known and they are a box of it.
     """
 
     kind: str
@@ -90,6 +91,7 @@ class OpaqueTensor(Loadable):
     device: str = "cpu"
     local: StoredTensor | None = None
     part: str = ""
+    offsets: tuple[int, ...] | None = None
 
     span = None
     crc32 = None

@@ -780,7 +780,6 @@ def test_what_only_torch_can_unpack_is_named(folder: Path, ckpt: Run) -> None:
         (["mp_rank_00_000/", "mp_rank_00_001/"], ["Megatron-LM"]),
         (["iter_0001000/", "latest_checkpointed_iteration.txt"], ["Megatron-LM"]),
         (["rank0.pt", "rank1.pt"], ["a file of each process"]),
-        (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], ["a file of each process"]),
         (["__0_0.distcp", "__1_0.distcp"], ["without its .metadata", "ls -a"]),
         (["__0.metadata", "__0_0.distcp", "__1.metadata", "__1_0.distcp"], ["each for itself"]),
     ],

@@ -101,7 +101,7 @@ def test_the_whole_run_is_written_with_the_optimizer_by_name(name: str, ckpt: Ru
     out = tmp_path / "run.pth"
     ran = ckpt("convert", "--whole", MADE / name, out)
     assert ran.status == 0
-    assert "loss scaler, are not kept" in ran.out + ran.err
+    assert "nor is the engine's loss scaler" in ran.out + ran.err
     assert "bit for bit" not in ran.out + ran.err
     run = torch.load(out)
     assert run["epoch"] == 3

@@ -48,7 +48,46 @@ def local_or_part(made: OpaqueTensor, state: Value) -> StoredTensor | OpaqueTens
     if not isinstance(local, StoredTensor):
         return made
     where = f"{_rank(mesh)} of {_mesh(sizes)}: {', '.join(map(_placement, placements))}"
-    return OpaqueTensor(made.kind, made.dtype, made.shape, made.device, local, where)
+    offsets = _offsets(made.shape, local.shape, sizes, _coordinate(mesh), placements)
+    return OpaqueTensor(made.kind, made.dtype, made.shape, made.device, local, where, offsets)
+
+
+def _offsets(
+    shape: tuple[int, ...], there: tuple[int, ...], sizes: tuple[int, ...], place: tuple[int, ...],
+    placements: tuple[Value, ...] | list[Value],
+) -> tuple[int, ...] | None:  # fmt: skip
+    """Where the elements of one process begin in the whole; None where they are no box of it or nobody says it.
+
+    A dimension is cut as ``torch.chunk`` does it, by one dimension of the mesh after the other; ``_StridedShard``
+    stands for a cut that comes after those to its right (FSDP of what is tensor-parallel).
+    """
+    if len(sizes) != len(placements) or len(place) != len(sizes):
+        return None
+    starts, lengths = [0] * len(shape), list(shape)
+    strided = [number for number, one in enumerate(placements) if _is(one, "_StridedShard")]
+    for number in [*(n for n in range(len(placements)) if n not in strided), *reversed(strided)]:
+        placement = placements[number]
+        if _is(placement, "Replicate"):
+            continue
+        dim = _slots(_settings(placement)).get("dim")
+        if not _is(placement, "Shard", "_StridedShard") or type(dim) is not int or not 0 <= dim < len(shape):
+            return None
+        share = -(-lengths[dim] // sizes[number])
+        begin = min(place[number] * share, lengths[dim])
+        starts[dim], lengths[dim] = starts[dim] + begin, min(share, lengths[dim] - begin)
+    return tuple(starts) if tuple(lengths) == there else None
+
+
+def _settings(placement: Value) -> Value:
+    return placement.state if isinstance(placement, Object) else None
+
+
+def _coordinate(state: Value) -> tuple[int, ...]:
+    """Where a process stands in its mesh; () where that is not said."""
+    place = _slots(state).get("_coordinate_on_dim")
+    if isinstance(place, (tuple, list)) and len(place) <= MANY and all(type(one) is int for one in place):
+        return tuple(place)
+    return ()
 
 
 def _slots(state: Value) -> Mapping[Value, Value]:

@@ -16,6 +16,7 @@ from ...tensors.storage import Storage
 from ...tensors.stored import DIMENSIONS, ELEMENTS, StoredTensor
 from .dtensor import is_dtensor, local_or_part
 from .numpy_objects import NumpyArray
+from .sharded_tensor import is_sharded_tensor, local_shard
 from .values import Class, Constructor, Global, Object, Ordered, Value, hashable, set_pairs, spelled
 
 _INTEGERS = frozenset({int})
@@ -254,6 +255,8 @@ def rebuild_from_type(function: Value, cls: Value, args: Value, state: Value = N
     _check_attributes(state)
     constructor = CONSTRUCTORS.get((function.module, function.name))
     made = constructor(*args) if constructor else _named_for_its_class(cls, args)
+    if isinstance(made, OpaqueTensor) and is_sharded_tensor(cls):
+        return local_shard(made, state)
     return local_or_part(made, state) if isinstance(made, OpaqueTensor) and is_dtensor(cls) else made
 
 
