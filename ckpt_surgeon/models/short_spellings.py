@@ -49,7 +49,7 @@ def model_of(target: str) -> Factory | None:
 
     >>> model_of("torchvision:resnet18(num_classes=7)").kwargs["num_classes"]
     7
-    >>> model_of("torchvision:resnet81")
+    >>> model_of("torchvision:resnet81")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ckpt_surgeon.errors.TargetError: torchvision:resnet81: torchvision has no model 'resnet81'; did you mean ...
     """
