@@ -140,7 +140,7 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
     whole = {option: values.pop(option) for option in NAMES}
     refused = [
         option
-        for option in ("force", "salvage", "allow_part", "max_shard_size", "threads", "ties", "no_check")
+        for option in ("force", "salvage", "allow_part", "max_shard_size", "threads", "ties", "no_check", "with_files")
         if values.pop(option)
     ]
     refused += [option for option in ("without", "reset", "run", "optimizer_keys") if whole[option]]
@@ -206,13 +206,15 @@ def _convert() -> click.Command:
 
     text = """Write any checkpoint as .pth, .safetensors or .dcp, by OUT's extension; only the weights, all on the cpu.
 
-    A .dcp is a folder for torch.distributed.checkpoint.
+    A .dcp is a folder for torch.distributed.checkpoint.  Into any other folder (OUT is one, or ends with a slash) goes
+    model.safetensors, as Hugging Face's hub has it.
 
     \b
     Example:
       ckpt convert training.ckpt model.safetensors
       ckpt convert model.safetensors model.pth
       ckpt convert big.pth big.safetensors --max-shard-size 5GB
+      ckpt convert model.safetensors hub_model/
       ckpt convert last.ckpt slim.ckpt --whole --without optimizer
     """
     return click.Command(

@@ -63,11 +63,16 @@ class Output:
     quiet: bool
     ties: str | None = None
     no_check: bool = False
+    with_files: bool = False
 
     def refuse_existing(self) -> None:
         """Raise OutputExists before any work is done, where OUT is in the way of a single file."""
-        if not (self.force or self.dry_run or self.max_shard_size) and torchrun.count() == 1 and self.out.lexists():
-            raise OutputExists(self.out)
+        from ..writing.model_folder import weights_in
+
+        if self.force or self.dry_run or self.max_shard_size or torchrun.count() > 1:
+            return
+        if (out := weights_in(self.out)).lexists():
+            raise OutputExists(out)
 
     def write(
         self,
@@ -95,6 +100,7 @@ class Output:
             force=self.force or self.dry_run or shared,
             max_shard_size=self.max_shard_size,
             ties=self.ties or COPY,
+            with_files=self.with_files,
         )
         if self.dry_run:
             if report:
@@ -146,6 +152,11 @@ def output_options(*, several: bool = False) -> list[click.Option]:
             ["--max-shard-size"], type=Size(), metavar="SIZE", help="Write shards of SIZE (5GB) and an index."
         ),
         click.Option(
+            ["--with-files"],
+            is_flag=True,
+            help="Copy config, tokenizer … from beside IN's weights, where OUT is a folder.",
+        ),
+        click.Option(
             ["--ties"],
             type=click.Choice(("copy", "alias")),
             help="Keys of one tensor in .safetensors: the bytes under each, or notes as the hub's.  [default: copy]",
@@ -163,7 +174,7 @@ def output(values: dict[str, object]) -> Output:
     """Take the values of :func:`output_options` out of a command's parameters."""
     taken = {
         name: values.pop(name)
-        for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet", "ties", "no_check")
+        for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet", "ties", "no_check", "with_files")
     }
     taken["out"] = file_path(str(taken["out"])) if isinstance(taken["out"], str) else taken["out"]
     return Output(**taken)  # type: ignore[arg-type]

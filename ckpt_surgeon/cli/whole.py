@@ -141,7 +141,8 @@ def work_of(values: dict[str, object]) -> Work:
             raise click.UsageError(f"--{given[0].replace('_', '-')} goes with --whole")
         opened = open_checkpoint(where, select=select, salvage=bool(salvage), allow_part=allow_part)
         return Work(out, opened, others=others)
-    for name, value in (("--salvage", salvage), ("--max-shard-size", out.max_shard_size), ("--ties", out.ties)):
+    for name, value in (("--salvage", salvage), ("--max-shard-size", out.max_shard_size), ("--ties", out.ties),
+                        ("--with-files", out.with_files)):  # fmt: skip
         if value:
             raise click.UsageError(f"--whole and {name} exclude each other")
     stated = _stated(cast("str | None", taken["run"]))

@@ -45,7 +45,9 @@ class LocalPath(_Path):
     LocalPath('run/clean.pth')
     """
 
-    __slots__ = ("_version",)
+    __slots__ = ("_slash", "_version")
+
+    _slash: bool
 
     @property
     def local(self) -> LocalPath:
@@ -54,6 +56,21 @@ class LocalPath(_Path):
     @property
     def remote(self) -> None:
         return None
+
+    @classmethod
+    def written(cls, text: str) -> LocalPath:
+        """The path of a text, which remembers a slash at its end.
+
+        >>> LocalPath.written("llama/").has_slash, LocalPath.written("llama").has_slash
+        (True, False)
+        """
+        path = cls(text)
+        path._slash = text.endswith(tuple(filter(None, (os.sep, os.altsep))))
+        return path
+
+    @property
+    def has_slash(self) -> bool:
+        return getattr(self, "_slash", False)
 
     @property
     def size(self) -> int:

@@ -54,6 +54,11 @@ class FilePath(Hashable, Protocol):
         """The path where the file is at a URL, and so can be fetched ahead and sent."""
         ...
 
+    @property
+    def has_slash(self) -> bool:
+        """Whether it was written with a slash at its end, and so names a folder."""
+        ...
+
     # -- what is there
 
     @property
@@ -172,13 +177,14 @@ def file_path(path: AnyPath) -> FilePath:
     if isinstance(path, (str, Path)) and "\0" in str(path):
         raise CheckpointError(f"{str(path)!r} names no file: it has a zero character", remedy="check the path")
     if isinstance(path, Path):
-        return LocalPath(path)
+        has_slash = isinstance(path, LocalPath) and path.has_slash
+        return LocalPath.written(f"{path}{os.sep}") if has_slash else LocalPath(path)
     if isinstance(path, RemotePath):
         return path.afresh()
     if isinstance(path, str):
         if path.startswith(("file://", "local://")):
-            return LocalPath(path.partition("://")[2])
-        return RemotePath(path) if is_url(path) else LocalPath(path)
+            return LocalPath.written(path.partition("://")[2])
+        return RemotePath(path) if is_url(path) else LocalPath.written(path)
     if not is_path(path):
         what = f"an open file ({type(path).__name__})" if hasattr(path, "read") else f"a {type(path).__name__}"
         raise CheckpointError(f"{what} names no file", remedy="give its path or URL as a str or a Path")

@@ -116,6 +116,10 @@ class RemotePath:
         return self._cut[1]
 
     @property
+    def has_slash(self) -> bool:
+        return self.url.endswith("/")
+
+    @property
     def suffix(self) -> str:
         return PurePosixPath(self.name).suffix
 

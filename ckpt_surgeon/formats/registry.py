@@ -316,4 +316,4 @@ def writer_for(path: FilePath) -> Writer | FolderWriter:
     except KeyError:
         known = ", ".join(writers())
         what = "has an extension that names no container to write" if path.suffix else "has no extension"
-        raise NotACheckpoint(path, what, f"the container is chosen by it: {known}") from None
+        raise NotACheckpoint(path, what, f"the container is chosen by it: {known}; {path.name}/ is a folder") from None

@@ -123,7 +123,7 @@ def load_html(report: LoadReport) -> str:
 
 def plan_html(plan: Plan, line: str) -> str:
     """The files of an output; ``line`` is what the command line says of it."""
-    rows = ((file.path, f"{len(file.tensors):,}", f"{plan.writer.size_of(file.tensors):,}") for file in plan.files)
+    rows = ((file.path, f"{len(file.tensors):,}", f"{plan.writer.size_of(file.tensors):,}") for file in plan.shards)
     return cut(["file", "tensors", "bytes"], rows, line)
 
 

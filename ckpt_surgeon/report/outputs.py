@@ -25,7 +25,8 @@ def plan_text(plan: Plan, change: Change[Checkpoint], *, notes: Iterable[str] = 
     lines: list[str] = [_change_table(change), ""]
     lines += [styled(f"note: {note}", "note") for note in (*change.notes, *notes)]
     lines += [f"beside, left out: {visible(left.path)}: {left.what}" for left in plan.checkpoint.left_out]
-    lines += [f"would write {file.path}: {plural(len(file.tensors), 'tensor')}" for file in plan.files]
+    lines += [f"would write {file.path}: {plural(len(file.tensors), 'tensor')}" for file in plan.shards]
+    lines += [f"would write {file.path}: a copy of {file.copy_of}" for file in plan.files if file.copy_of is not None]
     if plan.index is not None:
         lines.append(f"would write {plan.index}")
     before = source_bytes(change.before)
@@ -38,7 +39,7 @@ def plan_line(plan: Plan) -> str:
     checkpoint = plan.checkpoint
     if plan.written:
         return summary(plan, Change(checkpoint, checkpoint, {key: (key,) for key in checkpoint}), ())
-    shards = f", {plural(len(plan.files), 'shard')}" if len(plan.files) > 1 else ""
+    shards = f", {plural(len(plan.shards), 'shard')}" if len(plan.shards) > 1 else ""
     what = f"{plural(len(checkpoint), 'tensor')}{shards}, about {size(plan.nbytes)}"
     return f"would write {plan.out if plan.is_folder else plan.index or plan.out}: {what}"
 
@@ -114,13 +115,15 @@ def summary(plan: Plan, change: Change[Checkpoint], remarks: Iterable[str]) -> s
         what.append(f"{change.edited:,} with other values or shape")
     if change.dropped:
         what.append(f"{len(change.dropped):,} dropped")
-    if len(plan.files) > 1:
-        what.append(plural(len(plan.files), "shard"))
+    if len(plan.shards) > 1:
+        what.append(plural(len(plan.shards), "shard"))
+    if copies := len(plan.files) - len(plan.shards):
+        what.append(f"{plural(copies, 'file')} copied beside")
     before, after = source_bytes(change.before), _written_bytes(plan)
     made = plan.out if plan.is_folder else plan.index or plan.out
     lines: list[str] = [f"wrote {made}: {', '.join(what)}, {size(before)} → {size(after)}"]
     lines += map(noted, (*plan.checkpoint.notes, *change.notes, *remarks))
-    if plan.index is None and sharded.index_name(plan.out).lexists():
+    if plan.index is None and plan.model_folder is None and sharded.index_name(plan.out).lexists():
         beside = sharded.index_name(plan.out).name
         lines.append(f"note: {beside} is still beside it; whoever opens the folder reads the shards that it lists")
     left = plan.checkpoint.left_out
@@ -146,7 +149,7 @@ def in_place_text(plan: InPlace) -> str:
 
 
 def _written_bytes(plan: Plan) -> int:
-    return swap.nbytes(plan.out) if plan.is_folder else sum(swap.nbytes(file.path) for file in plan.files)
+    return swap.nbytes(plan.out) if plan.is_folder else sum(swap.nbytes(file.path) for file in plan.shards)
 
 
 def in_place_plan_text(plan: InPlace) -> str:

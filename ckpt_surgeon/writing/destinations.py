@@ -75,6 +75,7 @@ class LocalOutput:
         self._made: dict[LocalPath, LocalPath] = {}  # final names by temporary ones: files, or the folder
         self._folder = temporary(_final(out), self._token) if planned.is_folder else None
         self._out = out
+        self._new: LocalPath | None = None  # a folder that is made for the output, and goes when nothing comes of it
 
     def write_file(self, number: int, fill: Fill) -> Written:
         made = self._begin(_local(self._planned.files[number].path))
@@ -118,6 +119,9 @@ class LocalOutput:
             with suppress(OSError):
                 swap.remove(made)
         self._hold.release()
+        if self._new is not None:
+            with suppress(OSError):  # somebody else may have put something there
+                self._new.rmdir()
 
     def failure(self, error: OSError) -> FileError:
         return local_failure(self._out, error, {str(made): final for made, final in self._made.items()})
@@ -125,6 +129,7 @@ class LocalOutput:
     def _begin(self, path: LocalPath) -> LocalPath:
         """The temporary name for a file; that of the folder that it goes into is made with it."""
         if self._folder is None:
+            self._make_folder(path.parent)
             final = _final(path)
             made = temporary(final, self._token)
             with self._lock:
@@ -136,6 +141,15 @@ class LocalOutput:
                 os.mkdir(self._folder)
                 self._hold.take(self._folder)
         return self._folder / path.name
+
+    def _make_folder(self, folder: LocalPath) -> None:
+        """Make the folder that a model is written into, unless it is there."""
+        if self._planned.model_folder is None:
+            return
+        with self._lock:
+            if not folder.is_dir():
+                folder.mkdir()
+                self._new = folder
 
     def _hold_once(self, made: LocalPath) -> None:
         with self._lock:

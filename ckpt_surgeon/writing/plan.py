@@ -13,6 +13,7 @@ from ..files import swap
 from ..files.local import LocalPath
 from ..files.paths import AnyPath, FilePath, file_path
 from ..files.sinks import Progress, Sink
+from ..files.spans import ByteSpan
 from ..formats import registry, safetensors, sharded
 from ..formats.aliases import aliases_in, aliases_of
 from ..formats.registry import FolderWriter, Layout, Writer
@@ -25,6 +26,7 @@ from ..tensors.opaque import named_opaque, ways_on
 from ..tensors.records import Finding, Tensor, findings, producer
 from ..tensors.stored import StoredTensor
 from ..text import Shown
+from . import model_folder
 
 # How keys that are one tensor are written into a container that cannot share it.
 COPY, ALIAS = TIES = ("copy", "alias")
@@ -52,6 +54,7 @@ class PlannedFile(Shown):
     path: FilePath
     tensors: Mapping[str, Tensor]
     selected: str = "."
+    copy_of: FilePath | None = None  # a file without tensors that is copied as it is
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -70,6 +73,7 @@ class Plan(Shown):
     layout: Layout | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)  # keys that a note stands for, and those that are written
     written: bool = False  # whether it was carried out
+    model_folder: FilePath | None = None  # the folder that was named, in which model.safetensors is written
 
     @property
     def is_folder(self) -> bool:
@@ -77,9 +81,14 @@ class Plan(Shown):
         return self.layout is not None
 
     @property
+    def shards(self) -> list[PlannedFile]:
+        """The files that have tensors."""
+        return [file for file in self.files if file.copy_of is None]
+
+    @property
     def sizes(self) -> list[int]:
         """About how many bytes each file will have."""
-        return [self.writer.size_of(file.tensors) for file in self.files]
+        return [file.copy_of.size if file.copy_of else self.writer.size_of(file.tensors) for file in self.files]
 
     @property
     def nbytes(self) -> int:
@@ -93,18 +102,22 @@ class Plan(Shown):
 
     def stale(self) -> list[FilePath]:
         """What an earlier output of this name left that a new index does not list: shards, or one whole file."""
-        if self.index is None or self.is_folder:
+        if self.is_folder or (self.index is None and self.model_folder is None):
             return []
         kept, folder = {file.path.name for file in self.files}, self.out.parent
+        if self.model_folder is not None and folder.local is not None and not folder.is_dir():
+            return []
         shards = [name for name in folder.names() if sharded.is_shard_of(self.out, name)]
-        whole = [self.out] if self.out.lexists() else []
-        return [*whole, *(folder / name for name in shards if name not in kept)]
+        other = self.out if self.index is not None else sharded.index_name(self.out)
+        return [*([other] if other.lexists() else []), *(folder / name for name in shards if name not in kept)]
 
     def fill(self, number: int, sink: Sink, tell: Progress, metadata: Mapping[str, str]) -> Written:
         """Write the contents of one file; what turned out while values were computed is known then."""
         file = self.files[number]
         places: Places = ()
-        if self.layout is not None:
+        if file.copy_of is not None:
+            sink.copy(ByteSpan(file.copy_of, 0, file.copy_of.size))
+        elif self.layout is not None:
             places = self.layout.write(number, sink, tell)
         else:
             writer = cast(Writer, self.writer)
@@ -127,7 +140,7 @@ class Plan(Shown):
     def _versions_for(self, file: PlannedFile) -> Mapping[str, Mapping[str, object]] | None:
         """A shard carries the versions of its own modules."""
         versions = self.checkpoint.versions
-        if versions is None or len(self.files) == 1:
+        if versions is None or len(self.shards) == 1:
             return versions
         modules = {key.rpartition(".")[0] for key in file.tensors}
         return {module: version for module, version in versions.items() if module in modules or not module}
@@ -136,7 +149,7 @@ class Plan(Shown):
         """The bytes of the index; ``places`` are those of each file."""
         if self.layout is not None:
             return self.layout.metadata(places)
-        weight_map = {key: file.path.name for file in self.files for key in file.tensors}
+        weight_map = {key: file.path.name for file in self.shards for key in file.tensors}
         ordered = {key: weight_map[key] for key in self.checkpoint if key in weight_map}
         return sharded.index_bytes(ordered, sum(self.checkpoint[key].nbytes for key in ordered), self.aliases)
 
@@ -145,7 +158,7 @@ class Plan(Shown):
 
         ``made`` says where a file lies that will have a path.  Raises BrokenFile, which tells the output's fate.
         """
-        whole = [PlannedFile(self.out, self.checkpoint.tensors)] if self.is_folder else self.files
+        whole = [PlannedFile(self.out, self.checkpoint.tensors)] if self.is_folder else self.shards
         for file in whole:
             written = select_state_dict(registry.read(made(file.path)), file.selected)
             tensors = file.tensors
@@ -160,7 +173,8 @@ class Plan(Shown):
 
     def sources(self) -> list[FilePath]:
         """The files that the tensors' bytes come from."""
-        by_identity: dict[int, FilePath] = {}  # each as it was when it was opened
+        copied = [file.copy_of for file in self.files if file.copy_of is not None]
+        by_identity: dict[int, FilePath] = {id(path): path for path in copied}  # each as it was when it was opened
         seen: set[int] = set()
         for tensor in self.checkpoint.values():
             if type(tensor) is StoredTensor and tensor.storage.source is None:
@@ -197,17 +211,22 @@ def plan(
     max_shard_size: int | None = None,
     ties: str = COPY,
     writer: Writer | FolderWriter | None = None,
+    with_files: bool = False,
 ) -> Plan:
     """Plan the files of an output; nothing is touched.
 
     The container is that of ``out``'s extension, unless a ``writer`` is given; ``max_shard_size`` (bytes) splits it
     into shards with an index.  Keys that are one tensor share it in torch's containers; a safetensors file has its
     bytes under each key (``ties`` "copy"), or under one, and notes on the others as in the hub's files ("alias").
+    Where ``out`` is a folder, or ends with a slash, ``model.safetensors`` goes into it as the hub has it;
+    ``with_files`` copies the files beside the input's weights that hold no tensors (config, tokenizer).
     Raises OutputExists (without ``force``), FileError (what is there cannot or should not be replaced),
     NotACheckpoint (unknown extension), FileError (one rank's part of a model),
     EditError (tensors that the container cannot hold, or none at all).
     """
-    out = file_path(out)
+    named = file_path(out)
+    folder = named if model_folder.is_model_folder(named) else None
+    out = model_folder.weights_in(named)
     chosen, writer = writer, writer or registry.writer_for(out)
     refuse_part(checkpoint)
     if chosen is None and (opaque := named_opaque(checkpoint)):
@@ -219,14 +238,30 @@ def plan(
         raise EditError([f"{out}: no tensor is left to write"])
     if isinstance(writer, FolderWriter) and out.local is None:
         raise FileError(out, "would be a folder at a URL, which cannot be written", "write .safetensors or .pth")
-    out.check_writable()
+    if folder is not None:
+        model_folder.refuse_other(folder)
+    if folder is None or out.local is None or out.parent.is_dir():
+        out.check_writable()
+    else:
+        folder.check_writable()  # the folder that it is made in
     writer.check(checkpoint.tensors)
-    planned = _planned(checkpoint, out, writer, max_shard_size, ties)
+    planned = replace(_planned(checkpoint, out, writer, max_shard_size, ties), model_folder=folder)
+    planned = _with_files(planned) if with_files else planned
     if (local := out.local) is not None:
         _check_replaceable(planned, local)
     if not force and (there := planned.in_the_way()):
         raise OutputExists(there[0])
     return planned
+
+
+def _with_files(planned: Plan) -> Plan:
+    """The plan with copies of the files that lie beside the input's weights."""
+    if planned.model_folder is None:
+        problem = Phrase(f"{planned.out} is no folder: ", Argument("with_files", True), " copies files into one")
+        raise EditError([problem], remedy=f"name a folder, with a slash at its end: {planned.out.stem}/")
+    found = model_folder.copied(planned.checkpoint.path)
+    copies = [PlannedFile(planned.out.parent / path.name, {}, copy_of=path) for path in found]
+    return replace(planned, files=(*planned.files, *copies))
 
 
 def _check_ties(ties: str, out: FilePath, writer: Writer | FolderWriter) -> None:

@@ -29,7 +29,7 @@ from .destinations import Destination, Fill, destination, local_failure
 from .group import Group, joined
 from .leftovers import JOB, READY, clear_parts, left_behind, parts_folder
 from .plan import Plan, Written, sources_of
-from .write import Steps, carry_out
+from .write import Steps, beside, carry_out
 
 if TYPE_CHECKING:
     pass
@@ -67,8 +67,8 @@ def write(
             where = _NamingRank(destination(planned, steps.tell), planned, group)
         group.wait()
         notes = carry_out(planned, where, group=group, steps=steps, metadata=metadata)
-    notes = (*notes, *left_behind(planned.out))
-    if len(planned.files) == 1 and not planned.max_shard_size:
+    notes = (*notes, *beside(planned), *left_behind(planned.out))
+    if len(planned.shards) == 1 and not planned.max_shard_size:
         return (*notes, "one file is written by one process; --max-shard-size shares the work out")
     return notes
 
@@ -103,7 +103,7 @@ class Parts:
             _refuse_sources(self._planned)
             if self._folder.exists() and not goes_on:
                 clear_parts(self._folder)
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(exist_ok=True, parents=self._planned.model_folder is not None)
             name.write_text(self._digest, "utf-8")
             self._hold.take(name)
         except OSError as error:

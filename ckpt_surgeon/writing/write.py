@@ -20,7 +20,7 @@ from ..reading.sources import checkpoint_of
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.combining import Kept, Row
 from ..tensors.stored import StoredTensor
-from . import adapter_settings
+from . import adapter_settings, model_folder
 from .checking import compared
 from .destinations import Destination, destination
 from .leftovers import left_behind
@@ -88,6 +88,7 @@ def save(
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     check: bool = True,
+    with_files: bool = False,
 ) -> Plan:
     """Write a Checkpoint, a state_dict or a model to ``out``; the container is that of its extension.
 
@@ -103,13 +104,13 @@ def save(
     {'fc.bias': tensor([1., 1., 1.])}
     """
     if isinstance(state_dict, Saveable):
-        if max_shard_size or metadata or ties != COPY:
-            problem = "a whole training checkpoint is written as it was: without shards, metadata or alias notes"
+        if max_shard_size or metadata or ties != COPY or with_files:
+            problem = "a whole training checkpoint is written as it was: without shards, files, metadata or alias notes"
             raise EditError([problem])
         run = _as_whole(state_dict) if allow_part else state_dict
         return run.save_to(out, force=force, progress=progress)
     checkpoint = checkpoint_of(state_dict, allow_part=allow_part)
-    planned = plan(checkpoint, out, force=force, max_shard_size=max_shard_size, ties=ties)
+    planned = plan(checkpoint, out, force=force, max_shard_size=max_shard_size, ties=ties, with_files=with_files)
     write(planned, progress=progress, metadata=metadata, check=check)
     return replace(planned, written=True)
 
@@ -133,6 +134,7 @@ def convert(
     allow_part: bool = False,
     ties: str = COPY,
     check: bool = True,
+    with_files: bool = False,
 ) -> Plan:
     """Write any checkpoint in the container of ``out``'s extension; see :func:`save`.
 
@@ -142,7 +144,15 @@ def convert(
     'model'
     """
     checkpoint = checkpoint_of(source, select=select, allow_part=allow_part)
-    return save(checkpoint, out, force=force, max_shard_size=max_shard_size, ties=ties, check=check)
+    return save(
+        checkpoint,
+        out,
+        force=force,
+        max_shard_size=max_shard_size,
+        ties=ties,
+        check=check,
+        with_files=with_files,
+    )
 
 
 def source_bytes(checkpoint: Checkpoint) -> int:
@@ -175,7 +185,16 @@ def write(
     steps = Steps(progress or (lambda _: None))
     where = destination(planned, steps.tell)
     notes = carry_out(planned, where, steps=steps, metadata=metadata or {}, threads=threads, check=check)
-    return (*notes, *left_behind(planned.out))
+    return (*notes, *beside(planned), *left_behind(planned.out))
+
+
+def beside(planned: Plan) -> list[str]:
+    """What is worth saying of the files beside an output that is a folder for a model."""
+    if planned.model_folder is None:
+        return []
+    written = [file.path.name for file in planned.files]
+    checkpoint = planned.checkpoint
+    return model_folder.remarks(planned.model_folder, checkpoint.path, written, checkpoint.tensors)
 
 
 def carry_out(
