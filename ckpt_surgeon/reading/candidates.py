@@ -83,7 +83,7 @@ def candidates(contents: Contents) -> list[Candidate]:
     root = contents.root
     if isinstance(root, TENSORS):
         return [Candidate("", {"tensor": root})]
-    bound = Bound(contents.path)
+    bound = Bound(contents.path, root)
     search = _Search(holders(root))
     return [flattened(contents, bound, path, node, trail) for path, node, trail in search.found(root, "", ())]
 

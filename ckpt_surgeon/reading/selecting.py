@@ -99,7 +99,7 @@ def _at(contents: Contents, path: str) -> Candidate:
     node, trail = found
     if isinstance(node, TENSORS):
         return Candidate(path, {"tensor": node}, trail=trail)
-    candidate = flattened(contents, Bound(contents.path), path, node, trail)
+    candidate = flattened(contents, Bound(contents.path, contents.root), path, node, trail)
     if not candidate.tensors and not candidate.lacking:
         candidate = everything_below(contents, path, node, trail)  # of an optimizer, which is asked for
     if not without_extra_states(candidate.tensors) and not candidate.lacking:

@@ -30,7 +30,7 @@ def training_state(contents: Contents) -> Candidate | None:
 
 def everything_below(contents: Contents, path: str, node: Value, trail: Trail) -> Candidate:
     """Every tensor below a node by its dotted path, training state or not."""
-    return Candidate(path, dict(_tensors(node, Bound(contents.path))), trail=trail)
+    return Candidate(path, dict(_tensors(node, Bound(contents.path, contents.root))), trail=trail)
 
 
 def training_part(candidate: Candidate) -> str:

@@ -22,15 +22,17 @@ TENSORS = (StoredTensor, ComputedTensor, OpaqueTensor)
 CONTAINERS = (dict, list, tuple, Object)
 DEPTH = 40  # how deep dicts may nest before they are taken for an accident
 ENTRIES = 2_000_000  # how many entries a walk may meet; no pickle that is read has so many that are different
+SHARED = 64  # how often a walk may meet an entry on average: what has several names is met under each
+FEW = 10_000  # entries that a walk may meet in any file
 CHARACTERS = 1 << 28  # how long all keys together may be
 
 
 class Bound:
-    """What walks through one file may still spend."""
+    """What walks through one file may still spend: a multiple of the entries that are there below its root."""
 
-    def __init__(self, path: FilePath) -> None:
+    def __init__(self, path: FilePath, root: Value) -> None:
         self._path = path
-        self._entries = ENTRIES
+        self._entries = min(FEW + SHARED * _entries_below(root, ENTRIES // SHARED), ENTRIES)
         self._characters = CHARACTERS
 
     def spend(self, entries: int, characters: int) -> None:
@@ -137,6 +139,21 @@ class Weights:
                 ahead.extend(_contents(node))
         self._seen |= seen
         return tensors, nbytes
+
+
+def _entries_below(root: Value, most: int) -> int:
+    """How many entries the containers below a node have, each container counted once; about ``most`` if more."""
+    count = 0
+    seen: set[int] = set()
+    ahead = [root]
+    while ahead and count < most:
+        node = ahead.pop()
+        if isinstance(node, CONTAINERS) and id(node) not in seen:
+            seen.add(id(node))
+            contents = list(_contents(node))
+            count += len(contents)
+            ahead.extend(contents)
+    return count
 
 
 def holders(root: Value) -> set[int]:
