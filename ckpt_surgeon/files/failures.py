@@ -27,7 +27,8 @@ def refused(path: Location, error: Exception, doing: str = "read", *, secrets: S
     if not {"NoCredentialsError", "PartialCredentialsError"}.isdisjoint(kinds):
         return FileError(path, f"cannot be {doing}: there are no credentials for it", "set them up, or anon=True")
     if any(isinstance(one, TimeoutError) for one in _chain(error)):
-        return FileError(path, f"cannot be {doing}: its server does not answer in time", "try again later")
+        waiting = "try again later, or set CKPT_TIMEOUT to more seconds"
+        return FileError(path, f"cannot be {doing}: its server does not answer in time", waiting)
     if any(kind.startswith(_UNREACHABLE) for kind in kinds):
         return FileError(path, f"cannot be {doing}: its server cannot be reached", "check the address")
     if "Protocol not known" in str(error):

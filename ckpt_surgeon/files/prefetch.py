@@ -15,7 +15,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import Future
+
+    from .patience import Threads
 
 Range: TypeAlias = tuple[int, int]  # start and stop (exclusive) of bytes
 
@@ -145,11 +147,11 @@ _ANNOUNCED: ContextVar[dict[Fetchable, _Ahead] | None] = ContextVar("announced",
 
 
 @cache
-def requests() -> ThreadPoolExecutor:
+def requests() -> Threads:
     """The threads that wait for servers."""
-    from concurrent.futures import ThreadPoolExecutor
+    from .patience import Threads
 
-    return ThreadPoolExecutor(CONCURRENT, thread_name_prefix="ckpt-fetch")
+    return Threads("ckpt-fetch", CONCURRENT)
 
 
 @contextmanager

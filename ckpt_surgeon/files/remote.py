@@ -23,7 +23,9 @@ from ..errors import BrokenFile, FileError
 from ..safe_text import secrets_of, url_without_secrets
 from .failures import is_missing, may_pass, refused
 from .fetched import RangeReader, fetched_mapping
+from .patience import seconds, seconds_for, within
 from .prefetch import Range, blocks, requests
+from .web import DOWNLOAD, Unranged, Version, fetch_range
 
 if TYPE_CHECKING:
     import fsspec
@@ -35,12 +37,12 @@ HEAD = 4096  # bytes that tell a file's kind
 WHOLE = 128 << 10  # a file up to this size is fetched with the first request
 UNRANGED = 16 << 20  # a file up to this size is fetched whole where the server has no ranges
 PAUSES = (0.2, 1.0)  # seconds before an HTTP request is made again; other file systems repeat their requests themselves
-SILENCE = 60  # seconds without a byte after which a web server is given up
+LISTING = 10  # times as long as one answer may take, a listing may: file systems ask for it page by page
 
 _URL = r"(?:[A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+://"  # patterns are compiled when they are needed: few runs do
 _WEB = ("http", "https")
 _INSTALLED_BY_EXTRA = ("fsspec", "s3fs", "aiohttp", "huggingface_hub")
-_SIZED = ("http", "https", "hf")  # file systems whose open() takes a size and then need not ask for it
+_SIZED = ("hf",)  # file systems whose open() takes a size and then need not ask for it
 _VERSIONS = ("ETag", "etag", "blob_id", "generation", "md5Hash", "Last-Modified", "LastModified", "mtime", "created")
 
 
@@ -56,15 +58,17 @@ def is_url(text: str) -> bool:
 class _Known:
     """What has been learned of a remote file, or is kept of it."""
 
-    __slots__ = ("anew", "extents", "fs", "info", "lock", "path")
+    __slots__ = ("anew", "extents", "fs", "info", "lock", "path", "version", "whole")
 
     def __init__(self, *, anew: bool) -> None:
         self.anew = anew  # whether what the file system remembers from earlier may be old
         self.fs: fsspec.AbstractFileSystem | None = None
         self.path = ""  # as the file system spells it
         self.info: Mapping[str, object] | None = None
+        self.version: Version | None = None  # what a web server's first answer with bytes of it said
         self.extents: list[tuple[int, bytes]] = []  # bytes that were fetched, by their start
         self.lock = Lock()
+        self.whole = Lock()  # is held while a file without ranges is fetched
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -195,7 +199,7 @@ class RemotePath:
         """What is asked of fsspec's HTTP: patience with slow lines, none with dead ones, and addresses left alone."""
         from aiohttp import ClientTimeout
 
-        timeout = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        timeout = ClientTimeout(total=None, sock_connect=seconds(), sock_read=seconds())
         is_spelled = {"encoded": True} if "%" in self.url else {}  # a signature holds for what was signed
         return {"client_kwargs": {"timeout": timeout}, **is_spelled}
 
@@ -220,14 +224,14 @@ class RemotePath:
 
     def _forget_listing(self) -> None:
         fs, path = self._connected()
-        self._asked(lambda: fs.invalidate_cache(path))
+        self._asked(lambda: fs.invalidate_cache(path), limit=None)
 
     @property
     def size(self) -> int:
         """Bytes of the file.  Raises FileError when it is not there or its server does not say."""
         found = self._info().get("size")
         if not isinstance(found, int):
-            raise FileError(self, "comes from a server that does not say its size", "download the file first")
+            raise FileError(self, "comes from a server that does not say its size", DOWNLOAD)
         return found
 
     def remember(self) -> None:
@@ -273,7 +277,7 @@ class RemotePath:
         fs, path = self._connected()
         self._forget_listing()
         try:
-            found = self._asked(lambda: fs.ls(path, detail=False))
+            found = self._asked(lambda: fs.ls(path, detail=False), limit=LISTING * seconds())
         except FileError as error:
             if is_missing(error.__cause__):
                 return []
@@ -346,12 +350,13 @@ class RemotePath:
 
     def write_text(self, text: str, encoding: str = "utf-8") -> None:
         fs, path = self._connected()
-        self._asked(lambda: fs.pipe_file(path, text.encode(encoding)), "written")
+        raw = text.encode(encoding)
+        self._asked(lambda: fs.pipe_file(path, raw), "written", limit=seconds_for(len(raw)))
 
     def put(self, made: Path) -> None:
         """Send a local file here.  Raises FileError."""
         fs, path = self._connected()
-        self._asked(lambda: fs.put_file(str(made), path), "written")
+        self._asked(lambda: fs.put_file(str(made), path), "written", limit=seconds_for(made.stat().st_size))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the file.  Raises FileError."""
@@ -386,36 +391,49 @@ class RemotePath:
         if start >= stop:
             raise BrokenFile(self, f"ends at byte {self.size:,}, before the data that it announces")
         try:
-            raw = self._asked(lambda: self._answer(start, stop))
-        except FileError as error:
-            if "range requests" not in str(error.__cause__):
-                raise
+            raw = self._from_web(start, stop) if self.protocol in _WEB else self._from_other(start, stop)
+        except Unranged:
             return self._unranged(start, stop)
         if len(raw) != stop - start:
             less = f"{len(raw):,} bytes came where {stop - start:,} were asked for"
             raise BrokenFile(self, f"became shorter while it was read ({less})", "do it again")
         return raw
 
-    def _answer(self, start: int, stop: int) -> bytes:
-        """Exactly these bytes: by ``cat_file`` where the file system has one of its own, else by a plain open."""
+    def _from_web(self, start: int, stop: int) -> bytes:
+        """Exactly these bytes, of the same version as all before."""
+        fs, path = self._connected()
+        size = self.size
+        raw, version = self._asked(lambda: fetch_range(fs, path, self, (start, stop), size), limit=None)
+        with self._known.lock:
+            first = self._known.version = self._known.version or version
+        if odd := first.differs(version):
+            raise BrokenFile(self, f"changed while it was read ({odd})", "do it again")
+        return raw
+
+    def _from_other(self, start: int, stop: int) -> bytes:
+        """These bytes, by ``cat_file`` where the file system has one of its own, else by a plain open."""
         import fsspec
 
         fs, path = self._connected()
         plain = type(fs).cat_file is fsspec.AbstractFileSystem.cat_file and not fs.async_impl
-        if not plain and self.protocol not in _WEB:  # HTTP's would load a whole file from a server without ranges
-            return bytes(fs.cat_file(path, start=start, end=stop))
         known = {"size": self.size} if self.protocol in _SIZED else {}
-        with fs.open(path, "rb", cache_type="none", **known) as file:
-            file.seek(start)
-            return bytes(file.read(stop - start))
+
+        def ask() -> bytes:
+            if not plain:
+                return bytes(fs.cat_file(path, start=start, end=stop))
+            with fs.open(path, "rb", cache_type="none", **known) as file:
+                file.seek(start)
+                return bytes(file.read(stop - start))
+
+        return self._asked(ask, limit=seconds_for(stop - start))
 
     def _unranged(self, start: int, stop: int) -> bytes:
         """What to do where the server sends files whole only."""
         if self.size > UNRANGED:
-            raise FileError(self, "comes from a server that does not serve ranges", "download the file first")
-        with self._known.lock:
+            raise FileError(self, "comes from a server that does not serve ranges", DOWNLOAD)
+        with self._known.whole:
             if not self._has(0, self.size):
-                self._known.extents[:] = [(0, self._request(0, self.size))]
+                self._known.extents[:] = [(0, self._from_web(0, self.size))]
         return self._kept(start, stop) or b""
 
     # -- failures
@@ -430,13 +448,16 @@ class RemotePath:
         """What fsspec, or a library under it, raised."""
         return refused(self, error, doing, secrets=secrets_of(self.url, self.options))
 
-    def _asked(self, ask: Callable[[], T], doing: str = "read") -> T:
-        """Ask the file system, again where that may help.  Raises FileError."""
+    def _asked(self, ask: Callable[[], T], doing: str = "read", *, limit: float | None = 0) -> T:
+        """Ask the file system, again where that may help.  Raises FileError.
+
+        ``limit`` is the most seconds that it may take: 0 for those of a short answer, None where it has its own.
+        """
         pauses = PAUSES if self.protocol in _WEB else ()
         for pause in (*pauses, None):
             try:
-                return ask()
-            except FileError:
+                return ask() if limit is None else within(limit or seconds(), ask)
+            except (FileError, Unranged):
                 raise
             except Exception as error:
                 if pause is None or not may_pass(error):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import FileError
 from .failures import refused
+from .patience import seconds_for, within
 from .remote import RemotePath
 from .sinks import streamed
 from .spans import Block, ByteSpan
@@ -40,6 +41,7 @@ class RemoteSink:
         self._tell = tell
         self.position = 0
         part = part_size(nbytes)
+        self._limit = seconds_for(part)
         self._file = self._done(lambda: path.fs.open(path.url, "wb", autocommit=False, block_size=part))
 
     def literal(self, raw: Block) -> None:
@@ -72,7 +74,7 @@ class RemoteSink:
 
     def _done(self, do: Callable[[], object]) -> fsspec.spec.AbstractBufferedFile:
         try:
-            return do()
+            return within(self._limit, do)
         except FileError:
             raise
         except Exception as error:

@@ -23,7 +23,7 @@ from ..files.prefetch import reading_ahead
 from ..files.sinks import Sink
 from ..files.spans import ByteSpan
 from ..tensors.dtypes import BY_CODE, DType
-from ..tensors.records import ExtraState, OpaqueTensor, Tensor, sequence_of, spans_of
+from ..tensors.records import ExtraState, OpaqueTensor, Tensor, sequence_of, spans_of, unseen_span
 from ..tensors.storage import Storage
 from ..tensors.stored import DIMENSIONS, ELEMENTS, StoredTensor
 from ..tensors.strides import row_major
@@ -353,7 +353,7 @@ def _runs(tensors: Iterator[Tensor]) -> Iterator[ByteSpan | Tensor]:
     """
     run: ByteSpan | None = None
     for tensor in (part for whole in tensors for part in sequence_of(whole)):
-        span = tensor.span
+        span = unseen_span(tensor)
         if span is not None and run is not None and (span.path, span.start) == (run.path, run.stop):
             run = ByteSpan(run.path, run.start, span.stop)
             continue

@@ -193,6 +193,17 @@ def _is_all_of_its_storage(tensor: Tensor) -> bool:
     )
 
 
+def unseen_span(tensor: Tensor) -> ByteSpan | None:
+    """The span that may be copied without a look at its bytes, where a tensor is one.
+
+    What comes from a server and has a checksum is read instead, which compares it: it passes through memory anyway.
+    """
+    span = tensor.span
+    if span is None or span.path.remote is None or not isinstance(tensor, StoredTensor):
+        return span
+    return span if tensor.storage.crc32 is None else None
+
+
 def spans_of(tensors: Iterable[Tensor]) -> Iterator[ByteSpan]:
     """The spans of files that are read when these tensors are read one after another."""
     for tensor in tensors:

@@ -17,6 +17,7 @@ from ..files.spans import BLOCK, Block, ByteSpan
 from ..text import Shown
 
 CHECKED = 1 << 30  # bytes of a storage whose checksum is compared before any part of it is used
+FETCHED = 16 << 20  # the same, of one at a URL, whose every byte has to come
 SHARE = 4  # a part of at least one in so many has its storage's checksum compared, however large that is
 
 
@@ -54,7 +55,8 @@ class Storage(Shown):
         """
         if self.crc32 is None or self._checked or self.deflated:
             return
-        if used is None or self.nbytes <= max(CHECKED, used * SHARE):
+        few = CHECKED if self.span is None or self.span.path.remote is None else FETCHED
+        if used is None or self.nbytes <= max(few, used * SHARE):
             for _ in self.blocks():
                 pass
 

@@ -197,7 +197,7 @@ class _Loader:
             if whole is None:
                 unplaced = _read(tensor.storage, part)
             elif (local := whole.path.local) is None:
-                unplaced = _untyped(whole.fetched())
+                unplaced = _fetched(tensor.storage)
             else:
                 unplaced = self._mapped(local, whole.start, whole.stop, part)
             storage = self._storages[tensor.storage] = self._restore(unplaced, tensor.storage.device)
@@ -257,6 +257,16 @@ def _read(storage: Storage, part: int) -> torch.UntypedStorage:
     """A storage that cannot be mapped as it is: packed, in memory, or in the other byte order."""
     raw = b"".join(storage.blocks())
     return _untyped(swapped(raw, part) if storage.big_endian else raw)
+
+
+def _fetched(storage: Storage) -> torch.UntypedStorage:
+    """A storage at a URL, compared with its checksum as it comes."""
+    raw = bytearray(storage.nbytes)
+    at = 0
+    for block in storage.blocks():
+        raw[at : at + len(block)] = block
+        at += len(block)
+    return _untyped(raw)
 
 
 def _untyped(raw: bytes | bytearray) -> torch.UntypedStorage:

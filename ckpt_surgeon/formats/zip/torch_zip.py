@@ -20,7 +20,7 @@ from ...files.prefetch import reading_ahead
 from ...files.sinks import Sink
 from ...tensors.dtypes import DType
 from ...tensors.extra_state import Device, tensors_in, unknown_in
-from ...tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Tensor, spans_of
+from ...tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Tensor, spans_of, unseen_span
 from ...tensors.storage import Storage
 from ...tensors.stored import StoredTensor
 from ...tensors.strides import row_major
@@ -335,7 +335,10 @@ def write_record(sink: Sink, directory: Directory, name: str, tensor: Tensor) ->
     span, crc32 = tensor.span, tensor.crc32
     if span is not None and crc32 is not None:
         sink.literal(directory.local(name, tensor.nbytes, crc32, sink.position, source_start=span.start))
-        sink.copy(span)
+        if unseen_span(tensor) is not None:
+            sink.copy(span)
+        else:
+            sink.stream(tensor.blocks(), tensor.nbytes)
         return
     sink.literal(directory.local(name, tensor.nbytes, 0, sink.position, described=not sink.can_patch))
     made = sink.stream(tensor.blocks(), tensor.nbytes)
