@@ -247,9 +247,9 @@ class BrokenFile(FileError):
 class OutputExists(FileError):
     """The output exists and replacing it was not allowed."""
 
-    def __init__(self, path: str | Location) -> None:
-        remedy = Phrase("use ", Argument("force", True), " to replace it")
-        super().__init__(path, "exists already, nothing was written", remedy)
+    def __init__(self, path: str | Location, remedy: str = "") -> None:
+        ways: str | Phrase = remedy or Phrase("use ", Argument("force", True), " to replace it")
+        super().__init__(path, "exists already, nothing was written", ways)
 
 
 class NoRoom(FileError):

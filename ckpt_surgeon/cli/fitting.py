@@ -10,6 +10,7 @@ from ..edits.kernels import INFLATE_MODES, KERNEL_MODES
 from ..edits.recipe import Recipe, Step, step
 from ..edits.resize import ANTIALIAS, CHANNEL_MODES, FILLS
 from ..errors import FileError, OutputExists
+from ..files import small
 from ..files.paths import FilePath, file_path
 from ..models.adapting import norm_eps
 from ..models.align import CERTAINTIES
@@ -89,10 +90,7 @@ def align(
     echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
     if out is not None:
         recipe = alignment_recipe(found, ours)
-        try:
-            out.write_text(commented(recipe, found), "utf-8")
-        except OSError as error:
-            raise FileError(out, f"cannot be written ({error.strerror})", "write elsewhere") from error
+        small.write_text(out, commented(recipe, found))
         if not as_json:
             what = f"{plural(len(recipe.steps), 'edit')}; run: {command('apply', out, checkpoint, 'OUT')}"
             echo(document(["", f"wrote {out}: {what}"]))

@@ -37,6 +37,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
+from ..files import small
 from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
 from ..text import Shown
@@ -336,8 +337,8 @@ class Recipe(Shown):
         return named + "\n".join(_table(one) for one in self.steps)
 
     def save(self, path: AnyPath) -> None:
-        """Write the recipe to a TOML file."""
-        file_path(path).write_text(self.dumps(), "utf-8")
+        """Write the recipe to a TOML file, whole or not at all.  Raises FileError."""
+        small.write_text(file_path(path), self.dumps())
 
     @classmethod
     def loads(cls, text: str, *, path: str | FilePath = "recipe") -> Recipe:

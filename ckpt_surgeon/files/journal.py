@@ -78,7 +78,9 @@ def apply(path: Path, patches: Sequence[Patch]) -> None:
             raise FileError(path, "has changed since it was read, nothing was written", "try again")
         _write_journal(journal_path(path), _Journal(os.fstat(descriptor).st_size, tuple(patches)))
         _write(descriptor, [(patch.offset, patch.new) for patch in patches])
-        _remove(journal_path(path))
+        _unlink(journal_path(path))
+        with suppress(OSError):  # the change is on the disk; a journal that comes back says the same
+            sync_directory(journal_path(path).parent)
 
 
 def recover(path: str | Path, *, roll_back: bool = False) -> Recovery | None:
@@ -162,10 +164,11 @@ def _lock(descriptor: int, path: Path) -> None:
 
 def _refused(path: Path, error: OSError, purpose: str) -> FileError:
     where = "" if error.filename in (None, path, str(path)) else "its folder "
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return FileError(path, f"{where}may not be written{purpose} ({error.strerror})", "change the permissions")
     begun = os.path.lexists(journal_path(path))
     remedy = "ckpt recover finishes what was begun" if begun else "nothing was changed"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        ways = "change the permissions; " + remedy if begun else "change the permissions"
+        return FileError(path, f"{where}may not be written{purpose} ({error.strerror})", ways)
     return FileError(path, f"{where}could not be written{purpose} ({error.strerror})", remedy)
 
 
@@ -206,7 +209,8 @@ def _write_journal(journal: Path, content: _Journal) -> None:
             os.close(descriptor)
         os.replace(made, journal)
     except BaseException:
-        os.unlink(made)
+        with suppress(OSError):
+            os.unlink(made)
         raise
     sync_directory(journal.parent)
 
@@ -260,10 +264,14 @@ def _is_whole(file: BinaryIO, nbytes: int) -> bool:
 
 
 def _remove(journal: Path) -> None:
+    _unlink(journal)
+    sync_directory(journal.parent)
+
+
+def _unlink(journal: Path) -> None:
     for path in (journal, _temporary(journal)):
         if os.path.lexists(path):
             os.unlink(path)
-    sync_directory(journal.parent)
 
 
 def sync_directory(folder: Path) -> None:

@@ -111,7 +111,7 @@ class FileSink:
 
     def patch(self, position: int, raw: bytes) -> None:
         self._flush()
-        os.pwrite(self._descriptor, raw, position)
+        self._write(memoryview(raw), position)
 
     def copy(self, span: ByteSpan) -> None:
         local = span.path.local
@@ -130,7 +130,7 @@ class FileSink:
             return
         self._flush()
         at = span.start
-        with _reading(local):
+        with _reading(local, source):
             while at < span.stop:
                 done = self._copy_some(source, at, min(span.stop - at, CHUNK))
                 if done == 0:
@@ -172,21 +172,36 @@ class FileSink:
         self._put(memoryview(pending))
 
     def _put(self, view: memoryview) -> None:
+        self._write(view, self._flushed)
+        self._flushed += len(view)
+
+    def _write(self, view: memoryview, position: int) -> None:
         done = 0
         while done < len(view):
-            done += os.pwrite(self._descriptor, view[done:], self._flushed + done)
-        self._flushed += len(view)
+            done += os.pwrite(self._descriptor, view[done:], position + done)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path, descriptor: int) -> Iterator[None]:
     """Tell an input that fails from an output that does."""
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EIO:
+        if error.errno == errno.EIO and not _is_readable(descriptor):
             raise BrokenFile(path, "cannot be read (input/output error)") from error
         raise
+
+
+def _is_readable(descriptor: int) -> bool:
+    """Whether all of a file can be read; it is asked once a copy has failed."""
+    try:
+        position, block = 0, b"-"
+        while block:
+            block = os.pread(descriptor, BLOCK, position)
+            position += len(block)
+    except OSError:
+        return False
+    return True
 
 
 class MemorySink:

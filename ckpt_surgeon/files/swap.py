@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -80,60 +78,11 @@ def _copied_attributes(old: Path, new: Path) -> bool:
     return is_whole
 
 
-def put_all(
-    made: Mapping[LocalPath, LocalPath], stale: Sequence[LocalPath], old_name: Callable[[LocalPath], LocalPath]
-) -> None:
-    """Rename files (final name by temporary name) to their final names, in order, and remove ``stale`` ones.
-
-    Whatever fails on the way is taken back: until the last one has its name, the old ones are kept as ``old_name``.
-    """
-    if len(made) == 1 and not stale:
-        for temporary, final in made.items():
-            put(temporary, final)
-        return
-    kept: dict[LocalPath, LocalPath] = {}
-    placed: list[LocalPath] = []
-    try:
-        last = list(made.values())[-1]
-        if os.path.lexists(last):  # an old index goes first: half of a new output is never taken for the whole
-            kept[last] = old_name(last)
-            os.rename(last, kept[last])
-        for temporary, final in made.items():
-            if os.path.lexists(final):
-                kept[final] = old_name(final)
-                _keep(final, kept[final])
-            os.replace(temporary, final)
-            placed.append(final)
-        for path in stale:
-            if os.path.lexists(path):
-                kept[path] = old_name(path)
-                os.rename(path, kept[path])
-    except BaseException:
-        for path in placed:
-            if path not in kept:
-                path.unlink(missing_ok=True)
-        for path, old in kept.items():
-            with suppress(FileNotFoundError):
-                put_back(old, path)
-        raise
-    for old in kept.values():
-        with suppress(OSError):
-            old.unlink()
-
-
 def put_back(old: Path, path: Path) -> None:
     """Give a file its name again."""
     os.rename(old, path)
     if os.path.lexists(old):  # both were names of one file, which a rename leaves alone
         os.unlink(old)
-
-
-def _keep(path: Path, old: Path) -> None:
-    """Give a file a second name; where there are no hard links, it has a copy."""
-    try:
-        os.link(path, old, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(path, old)
 
 
 def put(made: Path, final: Path) -> None:

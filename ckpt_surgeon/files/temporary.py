@@ -1,7 +1,8 @@
 """Temporary files beside an output: their names, whether their run is still alive, and what a killed run left behind.
 
 A file that is being written is called ``.NAME.TOKEN.tmp`` and an old one that is being replaced ``.NAME.TOKEN.old``;
-a run has one token of eight hexadecimal digits.  A run that is alive holds a lock on the first of its files.
+``.NAME.TOKEN.moves`` is a list of :mod:`ckpt_surgeon.files.moves`.  A run has one token of eight hexadecimal digits,
+and while it is alive it holds a lock on the first of its files.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from .local import LocalPath
-from .swap import put_back, remove
 
-MADE, OLD = ".tmp", ".old"
+MADE, OLD, MOVES = ".tmp", ".old", ".moves"
 NAME_LIMIT = 255  # bytes that a name may have in most file systems
-_NAME = re.compile(r"\.(.+)\.([0-9a-f]{8})(\.tmp|\.old)", re.DOTALL)
+_NAME = re.compile(r"\.(.+)\.([0-9a-f]{8})(\.tmp|\.old|\.moves)", re.DOTALL)
 
 
 def new_token() -> str:
@@ -34,9 +35,27 @@ def temporary(final: LocalPath, token: str, suffix: str = MADE) -> LocalPath:
     return final.with_name(f".{short(final.name)}.{token}{suffix}")
 
 
+class Parsed(NamedTuple):
+    """What a temporary name is made of; the name of the file that is meant may have been cut."""
+
+    name: str
+    token: str
+    suffix: str
+
+
+def parsed(name: str) -> Parsed | None:
+    """Take a temporary name apart; None for any other name.
+
+    >>> parsed(".model.pth.01234567.tmp"), parsed("model.pth")
+    (Parsed(name='model.pth', token='01234567', suffix='.tmp'), None)
+    """
+    found = _NAME.fullmatch(name)
+    return None if found is None else Parsed(*found.groups())
+
+
 def short(name: str) -> str:
     """A name cut so far that it still fits in a temporary one."""
-    room = NAME_LIMIT - len(f"..{'0' * 8}{MADE}")
+    room = NAME_LIMIT - len(f"..{'0' * 8}{MOVES}")
     return os.fsencode(name)[:room].decode("utf-8", "ignore") if len(os.fsencode(name)) > room else name
 
 
@@ -94,9 +113,8 @@ def leftovers(folder: Path, belongs: Callable[[str], bool]) -> dict[str, list[Lo
     except OSError:
         return {}
     for name in names:
-        told = _NAME.fullmatch(name)
-        if told is not None and (belongs(told[1])):
-            found.setdefault(told[2], []).append(LocalPath(folder) / name)
+        if (parts := parsed(name)) is not None and belongs(parts.name):
+            found.setdefault(parts.token, []).append(LocalPath(folder) / name)
     return {token: paths for token, paths in found.items() if not _is_alive(paths)}
 
 
@@ -121,29 +139,3 @@ def _opened(paths: Iterable[Path]) -> Iterator[list[int]]:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-def clear(found: dict[str, list[LocalPath]]) -> list[LocalPath]:
-    """Remove what killed runs left behind; returns what was removed.
-
-    Where a run was killed while it replaced files (new ones still have their temporary names), the old ones come back.
-    """
-    gone: list[LocalPath] = []
-    for paths in found.values():
-        unfinished = any(path.suffix == MADE for path in paths)
-        for path in paths:
-            told = _NAME.fullmatch(path.name)
-            final = path.with_name(told[1]) if told else path
-            if path.suffix == OLD and (unfinished or not os.path.lexists(final)):
-                with suppress(OSError):
-                    _put_back(path, final)
-                continue
-            remove(path)
-            gone.append(path)
-    return gone
-
-
-def _put_back(old: LocalPath, final: LocalPath) -> None:
-    if old.is_dir() and os.path.lexists(final):
-        return  # the new folder is there, and both are whole
-    put_back(old, final)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from ..errors import Argument, BrokenFile, Phrase
 from ..files.paths import FilePath, prefetch_heads
+from ..files.temporary import MOVES, is_name_of, parsed
 from ..text import command
 from .contents import Contents
 from .pickle.values import Ordered, Value, spelled
@@ -53,7 +54,8 @@ def read(shards: ShardSet, read_shard: Reader, *, salvage: bool = False) -> Cont
 
 
 def gather(shards: ShardSet, read_shard: Reader, *, salvage: bool = False) -> Gathered:
-    """What the shards of a set hold, each for itself.  Raises BrokenFile where some are missing."""
+    """What the shards of a set hold, each for itself.  Raises BrokenFile where some are missing or replaced."""
+    _refuse_half_replaced(shards)
     if shards.missing and not salvage:
         problem = f"is one of {shards.count:,} shards, of which {_numbers(shards.missing)} missing"
         remedy = Phrase("fetch them, or take what is there with ", Argument("salvage", True))
@@ -64,6 +66,18 @@ def gather(shards: ShardSet, read_shard: Reader, *, salvage: bool = False) -> Ga
     for name, place in places.items():
         gathered.add(name, read_shard(place, salvage=salvage))
     return gathered
+
+
+def _refuse_half_replaced(shards: ShardSet) -> None:
+    """Old and new shards are side by side where a run that replaces them was killed, or is at it."""
+    if not shards.folder.has_listing or shards.folder.local is None:
+        return
+    index = index_name(shards.whole).local
+    for name in shards.folder.names():
+        parts = parsed(name)
+        if parts is not None and parts.suffix == MOVES and index is not None and is_name_of(index, parts.name):
+            problem = "is of an output that was just being replaced: shards of two versions lie side by side"
+            raise BrokenFile(shards.first, problem, f"the old one comes back with {command('recover', shards.whole)}")
 
 
 def joined(shards: ShardSet, gathered: Gathered) -> Ordered:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..edits.lora.settings import PEFT_CONFIG
 from ..errors import OutputExists
 from ..files.paths import FilePath
+from .destinations import Destination
+from .leftovers import ADAPTER
 from .plan import Plan
-
-NAME = "adapter_model"
 
 
 def check(planned: Plan) -> None:
@@ -19,14 +19,14 @@ def check(planned: Plan) -> None:
         raise OutputExists(beside)
 
 
-def write(planned: Plan) -> None:
-    """Write the settings that an adapter carries beside it."""
+def write(planned: Plan, where: Destination) -> None:
+    """Have a destination write the settings that an adapter carries beside it."""
     if (beside := _beside(planned)) is not None:
-        beside.write_text(planned.checkpoint.metadata[PEFT_CONFIG], "utf-8")
+        where.write_settings(beside, planned.checkpoint.metadata[PEFT_CONFIG].encode())
 
 
 def _beside(planned: Plan) -> FilePath | None:
     """Where the settings go; None for an output that has none, or is not called as PEFT calls adapters."""
-    if PEFT_CONFIG not in planned.checkpoint.metadata or planned.out.stem != NAME or planned.is_folder:
+    if PEFT_CONFIG not in planned.checkpoint.metadata or planned.out.stem != ADAPTER or planned.is_folder:
         return None
     return planned.out.parent / PEFT_CONFIG

@@ -15,13 +15,14 @@ from threading import Lock
 from typing import Protocol
 
 from ..errors import FileError
-from ..files import journal, swap
+from ..files import journal, moves, swap
 from ..files.local import LocalPath
 from ..files.paths import FilePath
 from ..files.remote import RemotePath
 from ..files.sinks import FileSink, Progress, Sink
-from ..files.temporary import MADE, OLD, Hold, new_token, temporary
+from ..files.temporary import MADE, Hold, new_token, temporary
 from ..files.uploads import RemoteSink
+from .leftovers import take_back_moves
 from .plan import Plan, Written
 
 Fill = Callable[[Sink], Written]
@@ -32,6 +33,10 @@ class Destination(Protocol):
 
     def write_file(self, number: int, fill: Fill) -> Written:
         """Make the file of this number in the plan; it is complete then, and not visible."""
+        ...
+
+    def write_settings(self, path: FilePath, raw: bytes) -> None:
+        """Make a small file that belongs beside the files; it is not visible."""
         ...
 
     def write_index(self, raw: bytes) -> None:
@@ -89,9 +94,16 @@ class LocalOutput:
             os.close(descriptor)
         return written
 
+    def write_settings(self, path: FilePath, raw: bytes) -> None:
+        made = self._begin(_local(path))
+        self._write_small(made, raw)
+        self._made = {made: self._made.pop(made), **self._made}  # the weights get their names last
+
     def write_index(self, raw: bytes) -> None:
         assert self._planned.index is not None
-        made = self._begin(_local(self._planned.index))
+        self._write_small(self._begin(_local(self._planned.index)), raw)
+
+    def _write_small(self, made: LocalPath, raw: bytes) -> None:
         with open(made, "xb") as file:
             file.write(raw)
             file.flush()
@@ -106,7 +118,8 @@ class LocalOutput:
             lost = swap.keep_attributes(final, made)
             notes += [f"{final}: its {what} could not be kept" for what in lost]
         stale = [_local(path) for path in self._planned.stale()]
-        swap.put_all(self._made, stale, lambda path: temporary(path, self._token, OLD))
+        take_back_moves(_final(self._out))
+        moves.put_all(self._made, stale, self._token, self._out)
         self._hold.release()  # a journal is removed under a lock of its own on the same file
         for final in self._made.values():
             with suppress(OSError, FileError):  # from here on the new output is there, whatever happens
@@ -191,11 +204,14 @@ class Streamed:
         sink.close()
         return written
 
-    def write_index(self, raw: bytes) -> None:
-        assert self._planned.index is not None
-        sink = self._sink(self._planned.index, 0)
+    def write_settings(self, path: FilePath, raw: bytes) -> None:
+        sink = self._sink(path, 0)
         sink.literal(raw)
         sink.close()
+
+    def write_index(self, raw: bytes) -> None:
+        assert self._planned.index is not None
+        self.write_settings(self._planned.index, raw)
 
     def _sink(self, path: FilePath, nbytes: int) -> RemoteSink:
         remote = _remote(path)
@@ -241,9 +257,12 @@ class Sent:
         with open(made, "x+b", buffering=0) as file, FileSink(file.fileno(), self._tell) as sink:
             return fill(sink)
 
+    def write_settings(self, path: FilePath, raw: bytes) -> None:
+        self._begin(path).write_bytes(raw)
+
     def write_index(self, raw: bytes) -> None:
         assert self._planned.index is not None
-        self._begin(self._planned.index).write_bytes(raw)
+        self.write_settings(self._planned.index, raw)
 
     def _begin(self, path: FilePath) -> LocalPath:
         made = self._made[_remote(path)] = LocalPath(self._folder.name) / path.name

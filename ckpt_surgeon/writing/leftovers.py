@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from ..edits.lora.settings import PEFT_CONFIG
 from ..files.local import LocalPath
+from ..files.moves import clear, take_back
 from ..files.paths import AnyPath, FilePath, file_path
 from ..files.swap import nbytes, remove
-from ..files.temporary import clear, is_held, is_name_of, leftovers, short
+from ..files.temporary import MOVES, is_held, is_name_of, leftovers, short
 from ..formats import sharded
 from ..text import size
 
 JOB = "job"  # in the folder of finished files: what is being made, and who is alive has its lock
+ADAPTER = "adapter_model"  # the stem of an output that has its settings beside it
 READY = "ready"  # in it, a folder that will be the output
 
 
@@ -49,6 +52,27 @@ def clear_leftovers(path: AnyPath) -> list[LocalPath]:
     return gone
 
 
+def was_interrupted(out: FilePath) -> bool:
+    """Whether a run was killed while it put the files of an output in their places.
+
+    >>> was_interrupted(LocalPath("never-written.pth"))
+    False
+    """
+    paths = _found(out.local).values() if out.local is not None else ()
+    return any(path.suffix == MOVES for group in paths for path in group)
+
+
+def take_back_moves(out: LocalPath) -> None:
+    """Bring back the old files of an output that a killed run was replacing; what that run made stays beside them.
+
+    >>> take_back_moves(LocalPath("never-written.pth"))
+    """
+    for paths in _found(out).values():
+        for path in paths:
+            if path.suffix == MOVES:
+                take_back(path)
+
+
 def clear_parts(folder: LocalPath) -> None:
     """Remove the folder of the files that processes of a torchrun have finished, with what is in it."""
     remove(folder / READY)
@@ -67,8 +91,9 @@ def parts_folder(out: LocalPath) -> LocalPath:
 def _found(out: LocalPath) -> dict[str, list[LocalPath]]:
     index = sharded.index_name(out)
     assert isinstance(index, LocalPath)
+    beside = [out.with_name(PEFT_CONFIG)] if out.stem == ADAPTER else []
 
     def belongs(name: str) -> bool:
-        return is_name_of(out, name) or is_name_of(index, name) or sharded.is_shard_of(out, name)
+        return any(is_name_of(path, name) for path in (out, index, *beside)) or sharded.is_shard_of(out, name)
 
     return leftovers(out.parent, belongs)

@@ -25,8 +25,9 @@ from ..tensors.extra_state import without_extra_states
 from ..tensors.opaque import named_opaque, ways_on
 from ..tensors.records import Finding, Tensor, findings, producer
 from ..tensors.stored import StoredTensor
-from ..text import Shown
+from ..text import Shown, command
 from . import model_folder
+from .leftovers import was_interrupted
 
 # How keys that are one tensor are written into a container that cannot share it.
 COPY, ALIAS = TIES = ("copy", "alias")
@@ -250,7 +251,8 @@ def plan(
     if (local := out.local) is not None:
         _check_replaceable(planned, local)
     if not force and (there := planned.in_the_way()):
-        raise OutputExists(there[0])
+        began = f"it is of a run that was killed; first: {command('recover', out)}" if was_interrupted(out) else ""
+        raise OutputExists(there[0], began)
     return planned
 
 

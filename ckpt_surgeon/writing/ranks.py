@@ -19,15 +19,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, FileError, OutputExists, RankFailed, listed
-from ..files import journal, swap
+from ..files import journal, moves, swap
 from ..files.journal import sync_directory
 from ..files.local import LocalPath
 from ..files.paths import FilePath
 from ..files.sinks import FileSink, Progress
-from ..files.temporary import OLD, Hold, is_held, new_token, temporary
+from ..files.temporary import Hold, is_held, new_token
 from .destinations import Destination, Fill, destination, local_failure
 from .group import Group, joined
-from .leftovers import JOB, READY, clear_parts, left_behind, parts_folder
+from .leftovers import JOB, READY, clear_parts, left_behind, parts_folder, take_back_moves
 from .plan import Plan, Written, sources_of
 from .write import Steps, beside, carry_out
 
@@ -86,6 +86,7 @@ class Parts:
         self._group = group
         self._tell = tell
         self._hold = Hold()
+        self._beside: dict[LocalPath, LocalPath] = {}
         self._folder = parts_folder(out)
         self._ready = self._folder / READY  # a folder that will be the output
 
@@ -96,6 +97,7 @@ class Parts:
             goes_on = name.exists() and name.read_text("utf-8") == self._digest
             if name.exists() and is_held(name):
                 raise FileError(self._out, "is being written by another torchrun right now", "wait for it")
+            take_back_moves(self._out)
             placed = [file.path for file in self._planned.files if goes_on and self._found(file.path) == file.path]
             there = [path for path in self._planned.in_the_way() if path not in placed]
             if there and not force:
@@ -143,6 +145,10 @@ class Parts:
         sync_directory(final.parent)
         return written
 
+    def write_settings(self, path: FilePath, raw: bytes) -> None:
+        self._beside[self._folder / path.name] = _local(path)
+        _write_down(self._folder / path.name, raw)
+
     def write_index(self, raw: bytes) -> None:
         self._group.announce(f"the index of {self._out.name}")
         made = self._folder / "index"
@@ -155,21 +161,21 @@ class Parts:
         made = {_local(file.path): self._found(file.path) for file in self._planned.files}
         if lost := [path.name for path, found in made.items() if found is None]:
             raise FileError(self._out, f"{listed(lost)} is not there as it was made", "run the same command again")
-        moves = {found: path for path, found in made.items() if found is not None and found != path}
+        places = {found: path for path, found in made.items() if found is not None and found != path}
+        places = {**self._beside, **places}
         if self._planned.index is not None:
-            moves[self._folder / "index"] = _local(self._planned.index)
+            places[self._folder / "index"] = _local(self._planned.index)
         if self._planned.is_folder:
-            moves = self._gathered(moves)
+            places = self._gathered(places)
         try:
-            self._planned.verify(lambda path: next((at for at, final in moves.items() if final == path), path))
+            self._planned.verify(lambda path: next((at for at, final in places.items() if final == path), path))
         except CheckpointError:
             clear_parts(self._folder)
             raise
-        notes = [f"{final}: its {lost} could not be kept" for at, final in moves.items()
+        notes = [f"{final}: its {lost} could not be kept" for at, final in places.items()
                  for lost in swap.keep_attributes(final, at)]  # fmt: skip
-        token = new_token()
-        swap.put_all(moves, [_local(path) for path in self._planned.stale()], lambda path: temporary(path, token, OLD))
-        for final in moves.values():
+        moves.put_all(places, [_local(path) for path in self._planned.stale()], new_token(), self._out)
+        for final in places.values():
             with suppress(OSError, FileError):
                 journal.discard(final)
                 sync_directory(final.parent)
@@ -177,10 +183,10 @@ class Parts:
         self._hold.release()
         return tuple(notes)
 
-    def _gathered(self, moves: Mapping[LocalPath, LocalPath]) -> dict[LocalPath, LocalPath]:
+    def _gathered(self, places: Mapping[LocalPath, LocalPath]) -> dict[LocalPath, LocalPath]:
         """Move the files of an output that is a folder into one."""
         self._ready.mkdir(exist_ok=True)
-        for made, final in moves.items():
+        for made, final in places.items():
             os.replace(made, self._ready / final.name)
         sync_directory(self._ready)
         return {self._ready: self._out}
@@ -209,6 +215,7 @@ class _NamingRank:
         self._inner = inner
         self._planned = planned
         self._group = group
+        self.write_settings = inner.write_settings
         self.write_index = inner.write_index
         self.commit = inner.commit
         self.abandon = inner.abandon

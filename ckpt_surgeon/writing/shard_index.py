@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..errors import FileError, OutputExists
-from ..files import swap
-from ..files.local import LocalPath
+from ..files import small
 from ..files.paths import AnyPath, FilePath, file_path
-from ..files.temporary import new_token, temporary
 from ..formats import registry, shard_set, sharded
 from ..formats.shard_names import ShardSet, set_in, sets_in
 from ..tensors.extra_state import is_extra_state
@@ -45,7 +42,7 @@ def write_index(path: AnyPath, *, force: bool = False) -> Path:
         )
     homes = {str(key): name for name, held in gathered.roots.items() for key in held}
     total = sum({tensor.tie: tensor.nbytes for tensor in tensors.values()}.values())
-    _put(index, sharded.index_bytes({key: homes[key] for key in sorted(listed)}, total))
+    small.write_bytes(index, sharded.index_bytes({key: homes[key] for key in sorted(listed)}, total))
     return Path(index)
 
 
@@ -77,17 +74,3 @@ def _found(path: FilePath) -> ShardSet:
         firsts = ", ".join(str(one.first) for one in sets[:4])
         raise FileError(path, f"has {len(sets):,} sets of shards", f"name a shard of one: {firsts}")
     return found
-
-
-def _put(index: LocalPath, raw: bytes) -> None:
-    """Put an index in its place, whole or not at all."""
-    swap.check_replaceable(index)
-    made = temporary(index, new_token())
-    try:
-        made.write_bytes(raw)
-        swap.keep_attributes(index, made)
-        os.replace(made, index)
-    except OSError as error:
-        raise index.failure(error, "written") from error
-    finally:
-        made.unlink(missing_ok=True)

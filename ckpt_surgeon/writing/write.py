@@ -224,14 +224,15 @@ def carry_out(
         places, notes = _joined(planned, group.gathered({str(number): one for number, one in written.items()}))
         for path in sources:
             path.check_unchanged()
-        if planned.index is not None and group.rank == 0:
-            where.write_index(planned.index_bytes(places))
+        if group.rank == 0:
+            adapter_settings.write(planned, where)
+            if planned.index is not None:
+                where.write_index(planned.index_bytes(places))
         if group.rank != 0:
             where.commit(is_last=False)
         group.wait()
         if group.rank == 0:
             notes += where.commit()
-            adapter_settings.write(planned)
         group.wait()
     except OSError as error:
         where.abandon()

@@ -16,6 +16,7 @@ import ckpt_surgeon
 from ckpt_surgeon import BrokenFile, CheckpointError, FileError, OutputExists
 from ckpt_surgeon.files import temporary
 from ckpt_surgeon.files.local import LocalPath
+from ckpt_surgeon.files.paths import FilePath
 from ckpt_surgeon.files.sinks import FileSink
 from ckpt_surgeon.writing.destinations import Fill
 from ckpt_surgeon.writing.leftovers import clear_leftovers
@@ -52,6 +53,10 @@ class Fake:
             FileSink(file.fileno(), lambda _: None) as sink,
         ):
             return fill(sink)
+
+    def write_settings(self, path: FilePath, raw: bytes) -> None:
+        self.call("write_settings")
+        (self.folder / path.name).write_bytes(raw)
 
     def write_index(self, raw: bytes) -> None:
         self.call("write_index")
