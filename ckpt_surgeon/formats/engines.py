@@ -13,6 +13,7 @@ from . import rank_files
 from .contents import Contents
 from .deepspeed import files as deepspeed
 from .deepspeed import universal, zero
+from .megatron import ranks as megatron
 from .sharded import Reader
 
 
@@ -35,10 +36,11 @@ ENGINES: tuple[Engine, ...] = (
     Engine(universal.holds, universal.read),
     Engine(deepspeed.holds, zero.read),
     Engine(rank_files.holds, rank_files.read),
+    Engine(megatron.holds, megatron.read),
 )
 
 # What leads from a folder of steps to that of one, which is then read as if it had been named.
-STEPS: tuple[Callable[[FilePath, Sequence[str]], FilePath | None], ...] = (deepspeed.step_folder,)
+STEPS: tuple[Callable[[FilePath, Sequence[str]], FilePath | None], ...] = (deepspeed.step_folder, megatron.step_folder)
 
 
 def holds(folder: FilePath) -> bool:
@@ -60,3 +62,11 @@ def step(folder: FilePath) -> FilePath | None:
     """The folder of one step that a folder of steps means; None where it is none.  Raises NotACheckpoint."""
     names = folder.names()
     return next((found for lead in STEPS if (found := lead(folder, names)) is not None), None)
+
+
+def folder_of(path: FilePath) -> FilePath | None:
+    """The folder that is read as one checkpoint and has this file as one of its parts; None where there is none."""
+    if not path.has_listing or path.is_dir():
+        return None
+    folder = path.parent.parent if megatron.holds([path.parent.name]) else path.parent
+    return folder if holds(folder) else None

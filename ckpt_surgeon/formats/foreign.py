@@ -47,12 +47,6 @@ _LAYOUTS: tuple[tuple[re.Pattern[str], int, str, str], ...] = (
         "name the folder of one iteration, iter_…",
     ),
     (
-        re.compile(r"mp_rank_\d+(_\d+)*"),
-        1,
-        "is a Megatron-LM checkpoint, in which each mp_rank_… has a part of the weights",
-        "join them with Megatron's tools/checkpoint/convert.py, or name the file of one rank",
-    ),
-    (
         re.compile(r"__\d+\.metadata"),
         1,
         "is a distributed checkpoint whose processes wrote their metadata each for itself",

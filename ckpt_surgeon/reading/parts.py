@@ -26,6 +26,7 @@ from .whole_modules import LACKING, PACKED
 _ZERO = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_.*")
 _FSDP = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.\w+")
 _MEGATRON = re.compile(r"mp_rank_\d+(?:_\d+)*")
+_JOINED = ("torch distributed", "DeepSpeed", "one file a rank", "Megatron-LM")  # containers of all ranks' parts
 _REMEDIES = {
     PACKED: "save the model as it was before it was quantised, or take what there is with ",
     LACKING: "load it with torch and save its state_dict(), or take what there is with ",
@@ -42,7 +43,7 @@ def part_of(contents: Contents, tensors: Mapping[str, Tensor]) -> str:
     """What part of a model a file has, with its rank; "" for a file that, as far as is known, has a whole one."""
     if sharded := _dtensors(tensors):
         return sharded
-    if not isinstance(contents.root, dict) or "torch distributed" in contents.container:  # which has all ranks' parts
+    if not isinstance(contents.root, dict) or any(word in contents.container for word in _JOINED):
         return ""
     return _zero(contents.path, contents.root, tensors) or _megatron(contents.path, contents.root) or _fsdp(contents)
 
@@ -53,17 +54,10 @@ def refuse_part(checkpoint: Checkpoint) -> None:
     if checkpoint.part:
         kinds = (kind for kind in _REMEDIES if checkpoint.part.startswith(kind))
         way = _REMEDIES[next(kinds, "")]
-        if checkpoint.path is not None and _has_companions(checkpoint.path):
-            way = (
-                f"open the folder, {checkpoint.path.parent}, which joins the files of all ranks, or take this one with "
-            )
+        if checkpoint.path is not None and (folder := engines.folder_of(checkpoint.path)) is not None:
+            way = f"open the folder, {folder}, which joins the files of all ranks, or take this one with "
         remedy = Phrase(way, Argument("allow_part", True))
         raise FileError(checkpoint.path or "the checkpoint", f"is no whole model: it is {checkpoint.part}", remedy)
-
-
-def _has_companions(path: FilePath) -> bool:
-    """Whether a file lies in a folder that is read as one checkpoint."""
-    return path.has_listing and not path.is_dir() and engines.holds(path.parent)
 
 
 def as_whole(checkpoint: Checkpoint) -> Checkpoint:

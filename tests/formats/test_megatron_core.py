@@ -76,8 +76,9 @@ def test_a_folder_whose_weights_are_not_torchs_is_no_checkpoint_of_its_common_fi
         ckpt_surgeon.open(folder)
 
 
-def test_a_folder_of_iterations_says_that_one_is_to_be_named(ckpt: Run, tmp_path: Path) -> None:
+def test_a_folder_of_iterations_is_the_last_one_or_asks_for_one(ckpt: Run, tmp_path: Path) -> None:
     megatron_core(tmp_path / "iter_0000003")
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     refused = ckpt("ls", tmp_path)
     assert (refused.status, "name the folder of one iteration" in refused.err) == (2, True)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    assert_same(dict(ckpt_surgeon.load(ckpt_surgeon.open(tmp_path))), weights(), order=False)

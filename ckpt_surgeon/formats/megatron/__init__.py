@@ -1,0 +1,1 @@
+"""Megatron-LM's classic folders: a folder for each rank of tensor and pipeline parallelism."""
