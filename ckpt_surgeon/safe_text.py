@@ -24,6 +24,13 @@ _NAMED = (
     r"(?i)\b((?:x-amz-[\w-]+|x-goog-[\w-]+|signature|sig|sas|(?:access_?|auth_?|api_?|secret_?)?(?:token|key)"
     r"|password|passwd|secret|authorization)['\"]?\s*(?:[=:]|%3d)\s*['\"]?(?:bearer |basic )?)[^\s&'\",;)}]+"
 )
+_IN_PATH = (
+    r"(?i)\b((?:x-amz-[\w-]+|signature|sig|(?:access_?|auth_?)?token|(?:api|access|secret)_?key|password|secret)=)"
+    r"[^/?#&;]+"
+)
+_USER = r"(?<![\w/:.-])[^\s/@:'\"<>=]+:[^\s/@'\"<>]+@(?=[A-Za-z\d\[])"  # of an address without a scheme, as of a proxy
+_NAMED_HOST = r"(?i)(?:(?:[a-z0-9-]+\.)*[a-z][a-z0-9-]*|\d+\.\d+\.\d+\.\d+|\[[0-9a-f:.]+\])(?::\d+)?"
+_NAMED_FILE = r"(?i)[^/]+\.(?:pth|pt|bin|ckpt|safetensors|tar|zip|pkl|th|json|toml|ya?ml|txt|model)"
 _PLAIN_OPTIONS = {
     *("endpoint_url", "endpoint", "host", "port", "protocol", "target_protocol", "region_name", "region", "project"),
     *("revision", "repo_type", "version_aware", "cache_storage", "requester_pays", "signature_version", "mode"),
@@ -97,20 +104,28 @@ def _cleaned(scheme: str, rest: str) -> str:
     rest = rest.removesuffix("::") if link else rest
     authority = re.split(r"[/?#]|%(?:25)*(?:3f|23|2f)", rest, maxsplit=1, flags=re.I)[0]
     ats = list(re.finditer(_AT, rest))
-    if ats and _may_be_user(scheme, authority):
-        rest = ("…@" if len(ats) > 1 or ats[0].start() > len(authority) else "") + rest[ats[-1].end() :]
-    return scheme + re.sub(_TAIL, lambda mark: f"{mark[1] or mark[2]}…", rest) + link
+    if ats and _may_be_user(scheme, authority, rest[ats[-1].end() :]):
+        is_open = len(ats) > 1 or ats[0].start() > len(authority) or rest.startswith("…@")
+        rest = "…@" * is_open + rest[ats[-1].end() :]
+    return scheme + re.sub(_TAIL, lambda mark: f"{mark[1] or mark[2]}…", re.sub(_IN_PATH, r"\1…", rest)) + link
 
 
-def _may_be_user(scheme: str, authority: str) -> bool:
-    """Whether a URL with an ``@`` in it may have a user or a password, judged by what stands before its first slash."""
+def _may_be_user(scheme: str, authority: str, after: str) -> bool:
+    """Whether a URL with an ``@`` in it may have a user or a password.
+
+    That is judged by what stands before its first slash, and by whether ``after`` its last ``@`` a host may follow.
+    """
     has_colon = re.search(_COLON, authority) is not None
     takes_user = re.match(_WITH_USER, scheme) is not None
     if re.search(_AT, authority):
         return has_colon or takes_user
     if re.fullmatch(_HOST, authority):
         return False
-    return has_colon or (takes_user and "." not in authority)
+    if has_colon or not takes_user:
+        return has_colon
+    host = re.split(r"[/?#]|%(?:25)*(?:3f|23|2f)", after, maxsplit=1, flags=re.I)[0]
+    is_host = re.fullmatch(_NAMED_HOST, host) is not None and re.fullmatch(_NAMED_FILE, after) is None
+    return is_host or "." not in authority
 
 
 def secrets_of(url: str, options: Mapping[str, object]) -> list[str]:
@@ -152,4 +167,4 @@ def without_these(text: str, secrets: Iterable[str]) -> str:
     for spelled in (spell(secret) for secret in secrets for spell in spellings):
         if len(spelled) >= SHORTEST:
             text = text.replace(spelled, "…")
-    return re.sub(_NAMED, r"\1…", without_secrets(text))
+    return re.sub(_USER, "…@", re.sub(_NAMED, r"\1…", without_secrets(text)))

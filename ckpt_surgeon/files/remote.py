@@ -192,7 +192,7 @@ class RemotePath:
                     INSTALL if package in _INSTALLED_BY_EXTRA else f"pip install {package}",
                 ) from error
             except Exception as error:
-                raise self.failure(error) from error
+                raise self.failure(error) from None  # a traceback would show the URL as it is
         return known.fs, known.path
 
     def _web_options(self) -> Mapping[str, object]:
@@ -268,7 +268,7 @@ class RemotePath:
         try:
             return self._info().get("type") != "directory"
         except FileError as error:
-            if is_missing(error.__cause__):
+            if is_missing(error.__context__):
                 return False
             raise
 
@@ -279,7 +279,7 @@ class RemotePath:
         try:
             found = self._asked(lambda: fs.ls(path, detail=False), limit=LISTING * seconds())
         except FileError as error:
-            if is_missing(error.__cause__):
+            if is_missing(error.__context__):
                 return []
             raise
         return sorted({str(name).rstrip("/").rpartition("/")[2] for name in found})
@@ -364,7 +364,7 @@ class RemotePath:
         try:
             self._asked(lambda: fs.rm_file(path), "removed")
         except FileError as error:
-            if not (missing_ok and is_missing(error.__cause__)):
+            if not (missing_ok and is_missing(error.__context__)):
                 raise
 
     def _has(self, start: int, stop: int) -> bool:
@@ -461,7 +461,7 @@ class RemotePath:
                 raise
             except Exception as error:
                 if pause is None or not may_pass(error):
-                    raise self.failure(error, doing) from error
+                    raise self.failure(error, doing) from None
                 time.sleep(pause)
         raise AssertionError
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import FileError
+from ..safe_text import secrets_of
 from .failures import refused
 from .patience import seconds_for, within
 from .remote import RemotePath
@@ -78,4 +79,6 @@ class RemoteSink:
         except FileError:
             raise
         except Exception as error:
-            raise refused(self._path, error, "written") from error
+            raise refused(
+                self._path, error, "written", secrets=secrets_of(self._path.url, self._path.options)
+            ) from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import EditError, listed
+from ..errors import BrokenFile, EditError, listed
 from ..files.prefetch import reading_ahead
+from ..files.spans import ByteSpan
 from ..reading.loading import check_storages, load
 from ..reading.sources import checkpoint_of
 from ..tensors.extra_state import is_extra_state
@@ -50,7 +52,8 @@ def load_into(
     copying into them; without it, that is done exactly for a model on the meta device.  Wrapped (DataParallel, DDP) and
     compiled models are loaded inside.  ``check`` compares the checksums that the container has before anything is
     loaded; without it, that is done exactly where values are copied.  A file that changes meanwhile is an error.
-    Raises what ``fit`` raises, and then nothing in the model has changed.
+    Raises what ``fit`` raises, and then nothing in the model has changed; only where a local file changes just while
+    its bytes are copied, the model has got some of both versions, and the error (BrokenFile) says so.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"module.weight": torch.ones(2, 3), "module.bias": torch.ones(2)}, "layer.pth")
@@ -79,9 +82,25 @@ def load_into(
     assigning = bool(on_meta) if assign is None else assign
     if check or (check is None and not assigning):
         check_storages(found.result)
-    with reading_ahead(spans_of(found.result.values())):  # what is mapped is read while it is copied
-        _put(inner, load(found.result, map_location=map_location), assign=assigning)
+    values = load(found.result, map_location=map_location)  # fails where a file is another one by now
+    with _changes_told(), reading_ahead(_mapped_spans(found.result)):
+        _put(inner, values, assign=assigning)
     return LoadReport(found, assigning)
+
+
+def _mapped_spans(tensors: Mapping[str, Tensor]) -> list[ByteSpan]:
+    """The bytes that are read while they are copied into the model: what came from a server is in memory."""
+    return [span for span in spans_of(tensors.values()) if span.path.local is not None]
+
+
+@contextmanager
+def _changes_told() -> Iterator[None]:
+    """Say of a file that changed while its bytes were copied what became of the model."""
+    try:
+        yield
+    except BrokenFile as error:
+        problem = f"{error.problem}; the model's tensors were overwritten, with bytes of both"
+        raise BrokenFile(error.path, problem, "load it again before the model is used") from error
 
 
 def _refuse_two_values(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -267,6 +267,15 @@ SPELLINGS = [
     "http://user%3As3cr3t%40{host}/a.pth",
     "http://user:s3%2Fcr3t@{host}/a.pth",
     "http://user:s3cr3t%40cr3t@{host}/a.pth",
+    "http://s3.cr3t/s3cr3t@{host}/a.pth",
+    "http://s3.cr3t/s3.cr3t%2Fs3cr3t@{host}/a.pth",
+    "http://s3.cr3t%2Fs3cr3t@{host}/a.pth",
+    "http://us.er:s3/cr3t@{host}/a.pth",
+    "http://:s3cr3t@{host}/a.pth",
+    "http://s3cr3t:@{host}/a.pth",
+    "http://{host}/a.pth#access_token=s3cr3t",
+    "http://{host}/token=s3cr3t/a.pth",
+    "http://{host}/a.pth&X-Amz-Signature=s3cr3t",
     "http://{host}/a.pth#s3cr3t",
     "http://{host}/a.pth%23s3cr3t",
     "http://{host}/a.pth;sig=s3cr3t",
@@ -350,6 +359,7 @@ def test_a_url_in_the_metadata_of_a_file_is_shown_without_its_parameters(ckpt: R
 @pytest.mark.parametrize(
     "text",
     ["https://cdn.jsdelivr.net/npm/net@1.0/a.pth", "hf://org/net@main/a.pth", "http://localhost:8000/a@b.pth",
+     "https://host.org/runs/model@step100.pth", "https://host.org/net@1.0/a.pth?…", "https://…@host/a.pth",
      "abfs://container@account.dfs.core.windows.net/a.pth", "s3://bucket/epoch:3@best.pth", "C:/models/a?b",
      "a key: b@c", "note: see docs/a.md; do b"],
 )  # fmt: skip

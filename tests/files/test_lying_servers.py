@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_a_login_page_from_the_beginning_is_named(raw: bytes, ckpt: Run) -> None
         ran = ckpt("ls", site.url)
     assert (ran.status, ran.out) == (2, "")
     assert "is an HTML page; the download met a login or quota page" in ran.err
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_a_traceback_shows_no_parameters_of_a_url(status: int, raw: bytes) -> None:
+    def refuse(answer: lies.Answer, raw: bytes, start: int, stop: int) -> None:
+        answer.status = status
+
+    signed = "?X-Amz-Signature=" + "s3cr3t"
+    with lying(raw, refuse) as site, pytest.raises(FileError) as refused:
+        ckpt_surgeon.open(site.url + signed)
+    assert "s3cr3t" not in "".join(traceback.format_exception(refused.value)).replace('"s3cr3t"', "")
 
 
 # -- damage on the way

@@ -72,6 +72,35 @@ def _another(path: Path) -> None:
     os.replace(saved(path.with_name("other.pth")), path)
 
 
+@pytest.mark.parametrize("change", [_rewritten, _longer, _another])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_file_that_changes_while_it_is_copied_into_a_model_is_told_with_what_became_of_the_model(
+    assign: bool, change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "model.pth")
+    model = torch.nn.Linear(64, 64)
+    original = torch.nn.Module.load_state_dict
+    monkeypatch.setattr(
+        torch.nn.Module, "load_state_dict", lambda *args, **kwargs: (change(path), original(*args, **kwargs))[1]
+    )
+    with pytest.raises(BrokenFile, match=r"changed while it was read .*the model's tensors were overwritten.*load it"):
+        ckpt_surgeon.load_into(model, path, assign=assign)
+    assert torch.equal(model.weight, torch.ones(64, 64))
+
+
+def test_a_file_that_changes_while_it_is_checked_leaves_the_model_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "model.pth")
+    model = torch.nn.Linear(64, 64)
+    before = model.weight.clone()
+    original = Storage.blocks
+    monkeypatch.setattr(Storage, "blocks", lambda self: (_longer(path), original(self))[1])
+    with pytest.raises(BrokenFile, match=r"changed while it was read \([^;]*\); do it again$"):
+        ckpt_surgeon.load_into(model, path)
+    assert torch.equal(model.weight, before)
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "hash": ckpt_surgeon.hash,
     "compare": lambda path: ckpt_surgeon.compare(path, {"weight": torch.zeros(64, 64), "bias": torch.ones(64)}),
