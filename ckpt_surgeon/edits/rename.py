@@ -8,18 +8,16 @@ layers.{n}=blocks.{n+1}     an integer component, and arithmetic (+, -, *, // wi
 from __future__ import annotations
 
 import re
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 
 from ..errors import EditError
+from . import search_limits
+from .search_limits import endless_search, time_limit
 
 Pair = tuple[str, str]
 
 _INDEX = re.compile(r"\{([A-Za-z]\w*)\}")
 _SUM = re.compile(r"\{([A-Za-z]\w*)\s*(?:(\+|-|\*|//)\s*([0-9]{1,18}))?\}")
-SECONDS = 10.0  # that one regular expression may take for all keys together
 _NOTHING = re.compile("")
 _NUMBER = re.compile("[0-9]{1,18}")  # digits; Python refuses to compute with thousands of them
 
@@ -91,8 +89,13 @@ class Rules:
         """The new name of each key.  Raises EditError naming all keys that cannot have one."""
         new: dict[str, str] = {}
         problems: list[str] = []
+        limit = search_limits.SECONDS * len(self._patterns) if self._regex else 0.0
+        keys = list(keys) if limit else keys
         try:
-            with time_limit(SECONDS * max(len(self._patterns), 1) if self._regex else 0):
+            if limit and (found := endless_search([one.pattern for one in self._patterns.values()], keys, limit)):
+                self._searching = (list(self._patterns)[found[0]], found[1])
+                raise TimeoutError
+            with time_limit(limit):
                 for key in keys:
                     try:
                         new[key] = self.new_name(key)
@@ -105,7 +108,7 @@ class Rules:
         return new
 
     def _endless(self) -> EditError:
-        """The error for rules whose search takes longer than SECONDS for each of them."""
+        """The error for rules whose search takes longer than it may."""
         index, key = self._searching
         problem = f"rename {index + 1} ({self._pairs[index][0]!r}) searches without end in the key {key[:80]!r}"
         return EditError([problem], remedy="write it without one repetition inside of another")
@@ -153,30 +156,6 @@ class Rules:
         if not pieces:
             raise _to_nothing(key)
         return ".".join(pieces)
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in a block that takes longer (0: without a limit): re looks for signals while it searches.
-
-    Only the main thread hears of signals, and not on Windows; elsewhere there is no limit.  A timer that runs
-    already, the caller's own, is left alone.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    if not seconds or not is_main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _to_nothing(key: str) -> EditError:

@@ -18,7 +18,7 @@ from tables import assert_same, ramp, rewritten, save_zip
 
 import ckpt_surgeon
 from ckpt_surgeon import BrokenFile, CheckpointError
-from ckpt_surgeon.edits import rename
+from ckpt_surgeon.edits import search_limits
 from ckpt_surgeon.report import listings
 
 MEMORY = 200_000  # KiB that none of these adds
@@ -130,7 +130,7 @@ def test_a_packed_record_far_larger_than_its_tensor_costs_no_memory(tmp_path: Pa
 
 
 def test_a_regular_expression_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rename, "SECONDS", 0.3)
+    monkeypatch.setattr(search_limits, "SECONDS", 0.3)
     path = save_zip({"a" * 60: ramp(1)}, tmp_path)
     began = time.monotonic()
     with pytest.raises(CheckpointError, match="searches without end"):

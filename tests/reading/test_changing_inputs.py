@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,9 +81,12 @@ def test_a_file_that_changes_while_it_is_copied_into_a_model_is_told_with_what_b
     path = saved(tmp_path / "model.pth")
     model = torch.nn.Linear(64, 64)
     original = torch.nn.Module.load_state_dict
-    monkeypatch.setattr(
-        torch.nn.Module, "load_state_dict", lambda *args, **kwargs: (change(path), original(*args, **kwargs))[1]
-    )
+
+    def changing(self: torch.nn.Module, *args: Any, **kwargs: Any) -> object:
+        change(path)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", changing)
     with pytest.raises(BrokenFile, match=r"changed while it was read .*the model's tensors were overwritten.*load it"):
         ckpt_surgeon.load_into(model, path, assign=assign)
     assert torch.equal(model.weight, torch.ones(64, 64))
@@ -95,7 +99,12 @@ def test_a_file_that_changes_while_it_is_checked_leaves_the_model_alone(
     model = torch.nn.Linear(64, 64)
     before = model.weight.clone()
     original = Storage.blocks
-    monkeypatch.setattr(Storage, "blocks", lambda self: (_longer(path), original(self))[1])
+
+    def blocks(self: Storage) -> Iterator[bytes]:
+        _longer(path)
+        return original(self)
+
+    monkeypatch.setattr(Storage, "blocks", blocks)
     with pytest.raises(BrokenFile, match=r"changed while it was read \([^;]*\); do it again$"):
         ckpt_surgeon.load_into(model, path)
     assert torch.equal(model.weight, before)

@@ -19,7 +19,7 @@ from ..alike import HowRounded, OutDType, Seed, dtype_of, rounding_of
 from ..arguments import Input, Patterns
 from ..change import Change, Inline, listed_patterns, matching
 from ..inputs import FIRST, label, numbered, parted, qualified, union
-from ..rename import SECONDS, time_limit
+from ..search_limits import SECONDS, endless_search, time_limit
 from ..value_edit import of_first, value_edit
 from .formulas import Addition, addition, bias_of, rows_of
 from .layers import Adapter, Layer, parsed
@@ -129,6 +129,8 @@ class _Merged:
         problems = list(places.problems)
         whole_ones = self._replace(name, found, places, settings, problems)
         try:
+            if endless_search(settings.patterns, found.layers, SECONDS):
+                raise TimeoutError
             with time_limit(SECONDS):  # of the regular expressions in a configuration
                 _Layers(self, name, found, settings, places, scale).add(problems)
         except TimeoutError:

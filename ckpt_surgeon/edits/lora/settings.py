@@ -73,6 +73,13 @@ class Settings:
                 said = rows
         return [int(row) for row in said] if isinstance(said, list) else []
 
+    @property
+    def patterns(self) -> list[str]:
+        """The regular expressions of the configuration that modules are matched with."""
+        tables = (self.says(name) for name in ("rank_pattern", "alpha_pattern", "trainable_token_indices"))
+        names = (str(name) for table in tables if isinstance(table, Mapping) for name in table)
+        return [_expression(name) for name in names if not name.endswith("..*") and not _PLAIN_PATTERN.fullmatch(name)]
+
     def _number(self, name: str, module: str) -> float:
         """``r`` or ``alpha`` of a layer, by its pattern (``peft.utils.other.get_pattern_key``)."""
         patterns = self.says("rank_pattern" if name == "r" else "alpha_pattern")
@@ -156,9 +163,14 @@ def _answers(pattern: str, module: str) -> bool:
             return module == plain[1:]
         return module == plain or module.endswith(f".{plain}")
     try:
-        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+        return re.match(_expression(pattern), module) is not None
     except re.error as error:
         raise EditError([f"{pattern!r} in the adapter's configuration is no regular expression ({error})"]) from None
+
+
+def _expression(pattern: str) -> str:
+    """The regular expression of a pattern of PEFT's."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def alpha_argument() -> Phrase:
