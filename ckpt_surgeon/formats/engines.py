@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..files.paths import FilePath
-from . import rank_files
+from . import accelerate, rank_files, speechbrain
 from .contents import Contents
 from .deepspeed import files as deepspeed
 from .deepspeed import universal, zero
@@ -37,10 +37,19 @@ ENGINES: tuple[Engine, ...] = (
     Engine(deepspeed.holds, zero.read),
     Engine(rank_files.holds, rank_files.read),
     Engine(megatron.holds, megatron.read),
+    Engine(speechbrain.holds, speechbrain.read),
 )
 
 # What leads from a folder of steps to that of one, which is then read as if it had been named.
-STEPS: tuple[Callable[[FilePath, Sequence[str]], FilePath | None], ...] = (deepspeed.step_folder, megatron.step_folder)
+STEPS: tuple[Callable[[FilePath, Sequence[str]], FilePath | None], ...] = (
+    deepspeed.step_folder,
+    megatron.step_folder,
+    speechbrain.step_folder,
+)
+
+
+# What leads on before any file in the folder is taken for the checkpoint: a scheduler's file may be the only one there.
+FIRST: tuple[Callable[[FilePath, Sequence[str]], FilePath | None], ...] = (accelerate.model_folder,)
 
 
 def holds(folder: FilePath) -> bool:
@@ -60,8 +69,22 @@ def read(folder: FilePath, read_file: Reader, *, salvage: bool = False) -> Conte
 
 def step(folder: FilePath) -> FilePath | None:
     """The folder of one step that a folder of steps means; None where it is none.  Raises NotACheckpoint."""
+    return _led(STEPS, folder)
+
+
+def inner(folder: FilePath) -> FilePath | None:
+    """The folder inside that has the weights, whatever files are beside it; None where there is none.
+
+    Raises NotACheckpoint where there are several.
+    """
+    return _led(FIRST, folder)
+
+
+def _led(
+    leads: Sequence[Callable[[FilePath, Sequence[str]], FilePath | None]], folder: FilePath
+) -> FilePath | None:  # fmt: skip
     names = folder.names()
-    return next((found for lead in STEPS if (found := lead(folder, names)) is not None), None)
+    return next((found for lead in leads if (found := lead(folder, names)) is not None), None)
 
 
 def folder_of(path: FilePath) -> FilePath | None:

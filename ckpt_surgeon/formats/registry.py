@@ -21,7 +21,7 @@ from .dcp import metadata as dcp
 from .pickle.values import Value
 from .shard_names import is_shard, sets_in
 from .zip import archive as zip_archive
-from .zip import torch_export, torch_package, torch_zip, torchscript
+from .zip import stable_baselines, torch_export, torch_package, torch_zip, torchscript
 
 
 class Writer(Protocol):
@@ -114,7 +114,7 @@ class ZipKind(Protocol):
 
 
 # What a zip may be, told by its members.
-ZIPS: tuple[ZipKind, ...] = (torch_export, torch_package, torchscript, torch_zip)
+ZIPS: tuple[ZipKind, ...] = (torch_export, torch_package, torchscript, torch_zip, stable_baselines)
 
 
 def writers() -> dict[str, Writer | FolderWriter]:
@@ -236,12 +236,19 @@ def _read_folder(folder: LocalPath, *, salvage: bool) -> Contents:
 
 def _step_or_found(folder: LocalPath) -> LocalPath:
     """The file of a folder that says what is in it, or the folder of the step that a folder of steps means."""
+    if (inner := engines.inner(folder)) is not None and inner.local is not None and not _has_weights(folder):
+        return inner.local
     try:
         return _found(folder)
     except NotACheckpoint:
         if (step := engines.step(folder)) is None or step.local is None:
             raise
         return step.local
+
+
+def _has_weights(folder: LocalPath) -> bool:
+    """Whether a folder has weights of its own, under a name that everybody gives them."""
+    return any(name.removesuffix(sharded.SUFFIX) in sharded.PREFERRED for name in folder.names())
 
 
 def _found(folder: LocalPath) -> LocalPath:

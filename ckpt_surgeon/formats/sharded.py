@@ -31,7 +31,7 @@ from .shard_names import set_in
 
 SUFFIX = ".index.json"
 LIMIT = 1 << 28  # bytes that an index may have
-_PREFERRED = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
+PREFERRED = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 TENSORS = (StoredTensor, OpaqueTensor)
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
@@ -54,7 +54,7 @@ def find(folder: FilePath) -> FilePath:
     """
     names = folder.names()
     indexes = [name for name in names if name.endswith(SUFFIX)]
-    for preferred in _PREFERRED:
+    for preferred in PREFERRED:
         if preferred + SUFFIX in indexes:
             return folder / (preferred + SUFFIX)
         if preferred in names and not indexes:

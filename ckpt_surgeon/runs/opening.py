@@ -64,10 +64,17 @@ def _whole_at(path: FilePath, chosen: Checkpoint) -> tuple[Whole, tuple[str, ...
         return read_whole_folder(local), ()
     if chosen.path is not None and chosen.path.is_dir() and engines.holds(chosen.path):
         whole, left = whole_of(chosen.path, chosen.root)
-        scaler = ", nor is the engine's loss scaler" if "DeepSpeed" in chosen.container else ""
-        lost = f"put together out of the files of all ranks; how they were cut is not kept{scaler}"
+        lost = _lost_in(chosen.container)
         return whole, (lost, *((f"objects, not kept: {listed(left, 3)}",) if left else ()))
     return read_whole(path), ()
+
+
+def _lost_in(container: str) -> str:
+    """What of a folder is not in the one file that it becomes."""
+    if container.startswith("SpeechBrain"):
+        return "put together out of the files of a folder, which the library reads each for itself"
+    scaler = ", nor is the engine's loss scaler" if container.startswith("DeepSpeed") else ""
+    return f"put together out of the files of all ranks; how they were cut is not kept{scaler}"
 
 
 def _weights_at(whole: Whole, chosen: Checkpoint) -> tuple[TreePath, Value]:
