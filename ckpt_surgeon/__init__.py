@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from .edits.lora.merging import merge_lora
     from .edits.norms import fold_norm, norm_to_conv
     from .edits.quantised import dequantize
+    from .edits.quantize import quantize
     from .edits.recipe import Recipe, Step, step
     from .edits.resize import map_classes, resize_bias_table, resize_channels, resize_grid, resize_rows
+    from .edits.rotary import rotary
     from .edits.values import cast, pad, reshape, scale, slice_, transpose
     from .errors import (
         BrokenFile,
@@ -184,6 +186,7 @@ __all__ = [
     "pairs_by_running",
     "param_groups",
     "plan_in_place",
+    "quantize",
     "recover",
     "rename",
     "rename_in_place",
@@ -195,6 +198,7 @@ __all__ = [
     "resize_rows",
     "resolve",
     "resume_check",
+    "rotary",
     "save",
     "scale",
     "scan",
@@ -230,6 +234,8 @@ _HOMES = {
     "edits.kernels": "inflate resize_kernel",
     "edits.norms": "fold_norm norm_to_conv",
     "edits.quantised": "dequantize",
+    "edits.quantize": "quantize",
+    "edits.rotary": "rotary",
     "edits.join": "graft join",
     "edits.keys": "add_prefix drop keep rename select strip_prefix",
     "edits.lora.extracting": "extract_lora",

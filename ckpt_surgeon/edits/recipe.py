@@ -48,7 +48,7 @@ from .rename import parse_pairs
 
 # In this order, in which edits are listed.
 # isort: off
-from . import keys, values, combine, fold, norms, quantised, resize, kernels, join, averages, deltas
+from . import keys, values, combine, fold, norms, quantised, quantize, rotary, resize, kernels, join, averages, deltas
 from .lora import extracting as lora_extracting, merging as lora_merging
 # isort: on
 
@@ -61,6 +61,8 @@ REGISTERED = (
     fold,
     norms,
     quantised,
+    quantize,
+    rotary,
     resize,
     kernels,
     join,

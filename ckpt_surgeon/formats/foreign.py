@@ -8,7 +8,6 @@ from ..errors import FileError, NotACheckpoint, listed
 from ..files.paths import FilePath
 
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
-    (b"GGUF", "is a GGUF file (llama.cpp)", "convert it with llama.cpp's or transformers' own tools"),
     (b"lmgg", "is a GGML file (llama.cpp)", "convert it with llama.cpp's tools"),
     (b"tjgg", "is a GGML file (llama.cpp)", "convert it with llama.cpp's tools"),
     (b"fmgg", "is a GGML file (llama.cpp)", "convert it with llama.cpp's tools"),

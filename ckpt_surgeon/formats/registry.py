@@ -14,7 +14,7 @@ from ..files.local import LocalPath
 from ..files.paths import FilePath
 from ..files.sinks import Sink
 from ..tensors.records import Tensor
-from . import engines, foreign, plain_pickle, safetensors, shard_set, sharded, torch_legacy, torch_tar
+from . import engines, foreign, gguf, plain_pickle, safetensors, shard_set, sharded, torch_legacy, torch_tar
 from .contents import Contents, Index
 from .dcp import consolidated, megatron_core
 from .dcp import metadata as dcp
@@ -97,6 +97,7 @@ class Container(NamedTuple):
 CONTAINERS: tuple[Container, ...] = (
     Container(zip_archive.matches, lambda path, salvage=False: read_zip(path, salvage=salvage), torch_zip),
     Container(safetensors.matches, safetensors.read, safetensors),
+    Container(gguf.matches, gguf.read, writer=gguf),
     Container(torch_tar.matches, torch_tar.read),
     Container(torch_legacy.matches, torch_legacy.read),
     Container(sharded.matches, lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage)),

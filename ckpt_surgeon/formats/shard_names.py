@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from ..files.paths import FilePath
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:safetensors|bin|pth|pt|ckpt))")
+_SHARD = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:safetensors|bin|pth|pt|ckpt|gguf))"
+)
 KNOWN = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")  # stems, the first that is there counts
 
 

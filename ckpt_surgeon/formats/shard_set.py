@@ -49,6 +49,8 @@ def read(shards: ShardSet, read_shard: Reader, *, salvage: bool = False) -> Cont
         return gathered.contents(
             shards.first, root, (f"of {shards.count:,} shards, {_numbers(shards.missing)} missing",)
         )
+    if shards.suffix == ".gguf":  # has no index, and needs none
+        return gathered.contents(shards.first, root, ())
     note = f"no index lists these shards; to write one: {command('index', shards.folder)}"
     return gathered.contents(shards.first, root, (note,))
 

@@ -33,7 +33,7 @@ SUFFIX = ".index.json"
 LIMIT = 1 << 28  # bytes that an index may have
 PREFERRED = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 TENSORS = (StoredTensor, OpaqueTensor)
-_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
 
 
 class Reader(Protocol):

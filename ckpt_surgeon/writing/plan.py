@@ -14,7 +14,7 @@ from ..files.local import LocalPath
 from ..files.paths import AnyPath, FilePath, file_path
 from ..files.sinks import Progress, Sink
 from ..files.spans import ByteSpan
-from ..formats import registry, safetensors, sharded
+from ..formats import gguf, registry, safetensors, sharded
 from ..formats.aliases import aliases_in, aliases_of
 from ..formats.registry import FolderWriter, Layout, Writer
 from ..reading.parts import refuse_part
@@ -246,6 +246,13 @@ def plan(
     else:
         folder.check_writable()  # the folder that it is made in
     writer.check(checkpoint.tensors)
+    if writer is gguf:
+        gguf.check_metadata(checkpoint.metadata)
+        if max_shard_size is not None:
+            remedy = Phrase(
+                "leave out ", Argument("max_shard_size"), ", and split it with llama.cpp's llama-gguf-split"
+            )
+            raise EditError([f"{out}: a GGUF file is written as one file"], remedy=remedy)
     planned = replace(_planned(checkpoint, out, writer, max_shard_size, ties), model_folder=folder)
     planned = _with_files(planned) if with_files else planned
     if (local := out.local) is not None:

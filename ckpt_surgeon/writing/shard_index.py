@@ -28,6 +28,8 @@ def write_index(path: AnyPath, *, force: bool = False) -> Path:
     ('model.safetensors.index.json', {'total_size': 16})
     """
     shards = _shards_at(file_path(path))
+    if shards.suffix == ".gguf":
+        raise FileError(shards.first, "is a part of a split GGUF model, which needs no index", "read it as it is")
     index = sharded.index_name(shards.whole).local
     assert index is not None  # _shards_at takes no other
     if index.lexists() and not force:

@@ -60,7 +60,7 @@ OTHERS: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", ("is an XML page",)),
     "git-lfs pointer": (LFS, ("git-lfs pointer", "4,212,345,678 bytes", "git lfs pull")),
     "JSON": (b'{"architectures": ["BertModel"]}', ("JSON",)),
-    "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(100), ("GGUF", "llama.cpp")),
+    "GGUF": (b"GGUF\x01\x00\x00\x00" + bytes(100), ("GGUF", "llama.cpp")),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), ("HDF5", "h5py")),
     "gzip": (b"\x1f\x8b\x08\x00" + bytes(100), ("gzip", "gunzip")),
     "NumPy": (b"\x93NUMPY\x01\x00" + bytes(100), ("NumPy",)),

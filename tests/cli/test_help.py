@@ -143,11 +143,13 @@ FILES: dict[str, Callable[[], object]] = {
 INSTEAD = {  # smaller numbers and models of the same kind
     "4096,512,7,7": "2,2,2,2",
     "torchvision.models:resnet18(num_classes=10)": "torch.nn:Linear(3, 2)",
+    "torchvision:resnet18(num_classes=10)": "torch.nn:Linear(3, 2)",
     "torchvision.models:resnet18()": "models.py:Net()",
     "torchvision.models:resnet50": "models.py:Regrouped()",
     "torchvision.models:vit_b_16()": "models.py:Net()",
 }
 SPECIAL: dict[str, dict[str, Callable[[], object]]] = {
+    "rotary": {"llama.pth": lambda: {"l.0.attention.wq.weight": torch.ones(256, 4)}},
     "concat": {"model.pth": lambda: layers("q", "k", "v")},
     "split": {"model.pth": lambda: {f"l.{index}.qkv": torch.ones(6, 2) for index in range(2)}},
     "fold-norm": {

@@ -31,7 +31,7 @@ OTHERS: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "zstd": (b"\x28\xb5\x2f\xfd\x04" + bytes(50), ("zstd", "unzstd")),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(50), ("7z",)),
     "RAR": (b"Rar!\x1a\x07\x01\x00" + bytes(50), ("RAR",)),
-    "GGUF": (b"GGUF\x03\x00\x00\x00\x23\x01\x00\x00" + bytes(50), ("GGUF file", "llama.cpp")),
+    "GGUF": (b"GGUF\x01\x00\x00\x00\x23\x01\x00\x00" + bytes(50), ("GGUF file", "llama.cpp")),
     "GGML": (b"lmgg\x20\x7d\x00\x00\x00\x10\x00\x00" + bytes(50), ("GGML file", "llama.cpp")),
     "HDF5": (b"\x89HDF\r\n\x1a\n\x00\x00" + bytes(50), ("HDF5", "h5py")),
     "NumPy": (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", ("NumPy array (.npy)", "numpy.load")),
