@@ -34,8 +34,8 @@ def quantize(
     for bit.  Raises NothingMatched; EditError, when it is written, where that package is not installed.
 
     >>> import torch
-    >>> quantize({"fc.weight": torch.ones(1, 32), "fc.bias": torch.ones(2)}, "q8_0")["fc.weight"].unique()
-    tensor([1.])
+    >>> quantize({"fc.weight": torch.full((1, 32), 127.0), "fc.bias": torch.ones(2)}, "q8_0")["fc.weight"].unique()
+    tensor([127.])
     """
     coding = next(coding for coding in ggml.CODINGS.values() if coding.name == dtype)
     chosen = matching(state_dict, only, allow_unmatched=allow_unmatched) if listed_patterns(only) else set(state_dict)

@@ -22,6 +22,8 @@ from .value_edit import each, value_edit
 
 _WIDTHS = ("attention.key_length", "embedding_length", "attention.head_count")  # in the metadata of a GGUF file
 
+_IN_PAIRS = ("llama",)  # architectures of llama.cpp that are known to have the rows of a pair side by side
+
 
 @value_edit(
     "Reorder the rows of queries and keys for rotary embeddings.",
@@ -73,8 +75,14 @@ def _turned(key: str, tensor: Tensor, size: int, *, to_halves: bool) -> Tensor:
 
 
 def _head_dim(state_dict: Checkpoint) -> int:
-    """Rows of a head, as the metadata of a GGUF file has them.  Raises EditError where it does not."""
+    """Rows of a head, as the metadata of a GGUF file has them.
+
+    Raises EditError where it does not, and for an architecture whose rows are not known to stand in pairs.
+    """
     architecture = state_dict.metadata.get("general.architecture", "")
+    if architecture not in ("", *_IN_PAIRS):
+        problem = f"the file is of llama.cpp's architecture {architecture!r}, whose rows may stand as in transformers"
+        raise EditError([problem], remedy=Phrase("if they do not, give ", Argument("head_dim", 128)))
     texts = [state_dict.metadata.get(f"{architecture}.{name}", "") for name in _WIDTHS]
     own, width, heads = (int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts)
     if own and not own % 2:

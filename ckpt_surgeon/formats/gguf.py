@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from math import prod
 from typing import BinaryIO, NamedTuple
 
@@ -205,8 +206,12 @@ def _float32(value: float) -> str:
     >>> _float32(9.999999974752427e-07)
     '1e-06'
     """
-    texts = (f"{value:.{digits}g}" for digits in range(1, 10))
-    return next((text for text in texts if struct.pack("<f", float(text)) == struct.pack("<f", value)), str(value))
+    for digits in range(1, 10):
+        text = f"{value:.{digits}g}"
+        with suppress(OverflowError):  # the largest ones, rounded up
+            if struct.pack("<f", float(text)) == struct.pack("<f", value):
+                return str(float(text))
+    return "nan"
 
 
 def _skip(header: _Header, kind: int, key: str, depth: int) -> None:

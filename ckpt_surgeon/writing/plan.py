@@ -234,7 +234,7 @@ def plan(
         raise EditError(f"{opaque}: more than plain elements, cannot be copied", remedy=ways_on(checkpoint))
     _check_ties(ties, out, writer)
     if not writer.HOLDS_EXTRA_STATES:
-        checkpoint = _of_tensors_alone(checkpoint)
+        checkpoint = _of_tensors_alone(checkpoint, writer.CONTAINER)
     if not checkpoint.tensors:
         raise EditError([f"{out}: no tensor is left to write"])
     if isinstance(writer, FolderWriter) and out.local is None:
@@ -282,14 +282,14 @@ def _check_ties(ties: str, out: FilePath, writer: Writer | FolderWriter) -> None
         raise EditError([problem], remedy=Phrase("leave it out, or write .safetensors"))
 
 
-def _of_tensors_alone(checkpoint: Checkpoint) -> Checkpoint:
+def _of_tensors_alone(checkpoint: Checkpoint, container: str) -> Checkpoint:
     """A checkpoint without extra states, for a container that holds tensors alone, with a note that says so."""
     tensors = without_extra_states(checkpoint.tensors)
     left = [key for key in checkpoint if key not in tensors]
     if not left:
         return checkpoint
     note = (
-        f"left out, as safetensors holds tensors alone: {listed(left, 3)}; "
+        f"left out, as {container} holds tensors alone: {listed(left, 3)}; "
         "a strict load into a model with extra states needs them: write a .pth"
     )
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))

@@ -155,6 +155,8 @@ EDITS = {
     "split": ["*", "--into", f"y{EVIL}"],
     "fold": [],
     "dequantize": [],
+    "quantize": ["--dtype", "q8_0"],
+    "rotary": ["*", "--to", "halves"],
     "resize-rows": ["*", "--rows", "3"],
     "map-classes": ["*", "--old", f"no{EVIL}.txt", "--new", f"no{EVIL}.txt"],
     "resize-channels": ["*", "--channels", "3"],

@@ -46,6 +46,7 @@ def fill(writer: gguf.GGUFWriter) -> None:
     """Metadata of every type, tensors of the usual ones."""
     writer.add_block_count(2)
     writer.add_float32("llama.rope.freq_base", 10000.0)
+    writer.add_float32("some.largest", 3.4028234663852886e38)
     writer.add_bool("tokenizer.ggml.add_bos_token", True)
     writer.add_int64("some.int64", -5)
     writer.add_float64("some.float64", 0.1)
@@ -120,6 +121,7 @@ def test_metadata_is_shown(model: Path, ckpt: Run) -> None:
         "general.architecture = llama",
         "llama.block_count = 2",
         "llama.rope.freq_base = 10000",
+        "some.largest = 3.4028235e+38",
         "tokenizer.ggml.add_bos_token = true",
         "some.int64 = -5",
         "tokenizer.ggml.tokens = [100 items: 'tok0', 'tok1', 'tok2', …]",
@@ -352,6 +354,11 @@ def test_the_rows_of_heads_are_turned_as_llama_cpp_turns_them(tmp_path: Path) ->
         ckpt_surgeon.rotary({"q": weight}, "q", to="pairs", head_dim=10)
     with pytest.raises(EditError, match="does not say how many rows a head has; give head_dim=128"):
         ckpt_surgeon.rotary({"q": weight}, "q", to="pairs")
+    path = written(tmp_path / "x.gguf", lambda writer: writer.add_tensor("q", weight.numpy()), architecture="qwen2")
+    with pytest.raises(
+        EditError, match=r"of llama.cpp's architecture 'qwen2', whose rows may stand as in transformers"
+    ):
+        ckpt_surgeon.rotary(ckpt_surgeon.open(path), "q", to="halves")
 
 
 SIZES = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
