@@ -270,7 +270,7 @@ def _with_files(planned: Plan) -> Plan:
         raise EditError([problem], remedy=f"name a folder, with a slash at its end: {planned.out.stem}/")
     found = model_folder.copied(planned.checkpoint.path)
     copies = [PlannedFile(planned.out.parent / path.name, {}, copy_of=path) for path in found]
-    return replace(planned, files=(*planned.files, *copies))
+    return replace(planned, files=(*copies, *planned.files))  # the weights get their names last
 
 
 def _check_ties(ties: str, out: FilePath, writer: Writer | FolderWriter) -> None:

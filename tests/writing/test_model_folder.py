@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import ckpt_surgeon
 from ckpt_surgeon.errors import EditError, FileError, NotACheckpoint, OutputExists
-from ckpt_surgeon.files import swap
+from ckpt_surgeon.files import moves
 
 SIZES = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -55,7 +55,7 @@ def test_a_folder_with_files_is_what_from_pretrained_loads(hub: Path, tmp_path: 
     assert names.isdisjoint({"training_args.bin", ".gitattributes", "onnx"})
     assert ("model.safetensors.index.json" in names) == (size is not None)
     assert_equal(loaded(tmp_path / "copy"), loaded(hub))
-    with safe_open(str(plan.files[0].path), "pt") as file:
+    with safe_open(str(plan.shards[0].path), "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert len(ckpt_surgeon.open(tmp_path / "copy")) == len(ckpt_surgeon.open(hub))
 
@@ -114,7 +114,7 @@ def test_a_failure_leaves_no_folder_behind(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(swap, "put_all", full)
+    monkeypatch.setattr(moves, "put_all", full)
     with pytest.raises(FileError, match="no space is left"):
         ckpt_surgeon.convert(hub, f"{tmp_path}/copy/", max_shard_size=size, with_files=True)
     assert os.listdir(tmp_path) == []
