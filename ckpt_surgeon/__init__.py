@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from .files.remote import RemotePath
     from .files.spans import ByteSpan
     from .models.align import Alignment, Ambiguity, Made, Proposal, align
+    from .models.check_rules import CheckRules
+    from .models.checking import BrokenRule, Check, check
     from .models.diff import Diff, Hint, Mismatch, diff
     from .models.execution import RunPair, RunPairs, pairs_by_running
     from .models.fit import Fit, Outcome, fit
@@ -89,9 +91,12 @@ __all__ = [
     "Alignment",
     "Ambiguity",
     "BrokenFile",
+    "BrokenRule",
     "ByteSpan",
     "Change",
     "Changed",
+    "Check",
+    "CheckRules",
     "Checkpoint",
     "CheckpointError",
     "ComputedTensor",
@@ -152,6 +157,7 @@ __all__ = [
     "applied",
     "average",
     "cast",
+    "check",
     "compare",
     "concat",
     "convert",
@@ -251,6 +257,8 @@ _HOMES = {
     "files.remote": "RemotePath",
     "files.spans": "ByteSpan",
     "models.align": "Alignment Ambiguity Made Proposal align",
+    "models.check_rules": "CheckRules",
+    "models.checking": "BrokenRule Check check",
     "models.diff": "Diff Hint Mismatch diff",
     "models.execution": "RunPair RunPairs pairs_by_running",
     "models.fit": "Fit Outcome fit",

@@ -35,6 +35,21 @@ def size(nbytes: int) -> str:
     return f"{value:,.1f} PB"
 
 
+def size_of(text: str) -> int | None:
+    """The bytes that a text names, None where it names no size.
+
+    >>> size_of("5GB"), size_of("2 GiB"), size_of("1000"), size_of("much")
+    (5000000000, 2147483648, 1000, None)
+    """
+    import re
+
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
+    if found is None:
+        return None
+    power = " kmgt".index(found[2].lower() or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
 def percent(share: float) -> str:
     """A share of 1 as a percentage that says 100 % only when it is all.
 

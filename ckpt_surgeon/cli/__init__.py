@@ -1,7 +1,8 @@
 """The command line: parse, one library call, report, exit status.
 
 Exit statuses: 0 done; 1 the answer is no, from commands that answer a question (diff: it differs; scan: more than plain
-data; align: keys are open; resume-check: it does not go on as before); 2 trouble (one line on stderr says what).
+data; check: a rule is broken; align: keys are open; resume-check: it does not go on as before); 2 trouble (one line on
+stderr says what).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .terminal import WHEN, adapt, echo, show
 # The groups of `ckpt --help`, and in each the commands with their modules, which are imported when they are called for.
 # The commands of edits are not listed here: an edit declares its own, and its group follows from what it declares.
 GROUPS: dict[str, dict[str, str]] = {
-    "Look": {"ls": "listing", "diff": "looking", "hash": "looking", "scan": "looking"},
+    "Look": {"ls": "listing", "diff": "looking", "hash": "looking", "scan": "looking", "check": "checking"},
     "Edit keys": {},
     "Edit values": {},
     "Combine": {},
@@ -98,7 +99,8 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit status: 0 done; 1 the answer is no (diff, scan, align, resume-check); 2 trouble, one line says what.",
+    epilog="Exit status: 0 done; 1 the answer is no (diff, scan, check, align, resume-check); "
+    "2 trouble, one line says what.",
 )
 @click.version_option(None, "--version", "-V", package_name="ckpt_surgeon", prog_name="ckpt")
 def cli() -> None:

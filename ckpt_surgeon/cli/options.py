@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from ..errors import OutputExists
 from ..files.paths import FilePath, file_path
 from ..files.sinks import Progress
 from ..tensors.checkpoint import Checkpoint
+from ..text import size_of
 from . import torchrun
 from .spelling import in_words_of_command
 from .terminal import echo, say_done
@@ -41,11 +41,9 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     name = "size"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip(), re.IGNORECASE)
-        if found is None:
+        nbytes = size_of(str(value))
+        if nbytes is None:
             self.fail(f"{value!r} is no size; write it like 5GB, 500MB or 2GiB", param, ctx)
-        power = " kmgt".index(found[2].lower() or " ")
-        nbytes = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
         if nbytes < 1:
             self.fail("a shard needs at least one byte", param, ctx)
         return nbytes

@@ -8,7 +8,8 @@ from difflib import get_close_matches
 # What other tools, and other words, call it.
 CALLED_ELSEWHERE = {
     "ls": ("list", "show", "inspect", "info", "print", "view", "cat", "head", "summary", "keys", "open", "stats", "du",
-           "describe", "tree", "check", "verify"),
+           "describe", "tree"),
+    "check": ("validate", "verify", "lint", "assert", "test"),
     "diff": ("compare", "cmp", "missing"),
     "hash": ("sha256", "sha256sum", "checksum", "digest", "fingerprint"),
     "scan": ("fickling", "picklescan", "audit", "globals"),

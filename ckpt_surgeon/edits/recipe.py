@@ -335,7 +335,7 @@ class Recipe(Shown):
 
     def dumps(self) -> str:
         """The recipe as TOML."""
-        named = f"inputs = {_toml(list(self.inputs))}\n\n" if self.inputs else ""
+        named = f"inputs = {toml_value(list(self.inputs))}\n\n" if self.inputs else ""
         return named + "\n".join(_table(one) for one in self.steps)
 
     def save(self, path: AnyPath) -> None:
@@ -441,13 +441,17 @@ def _normal(one: Step) -> dict[str, object]:
 
 
 def _table(one: Step) -> str:
-    lines = ["[[edit]]", f"do = {_toml(one.name.replace('_', '-'))}"]
-    lines += [f"{name} = {_toml(value)}" for name, value in one.arguments.items()]
+    lines = ["[[edit]]", f"do = {toml_value(one.name.replace('_', '-'))}"]
+    lines += [f"{name} = {toml_value(value)}" for name, value in one.arguments.items()]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: object) -> str:
-    """A value as TOML; strings literal where they can be, so that regular expressions stay readable."""
+def toml_value(value: object) -> str:
+    """A value as TOML; strings literal where they can be, so that regular expressions stay readable.
+
+    >>> print(toml_value(["layers.*", 3, True]))
+    ['layers.*', 3, true]
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -456,8 +460,8 @@ def _toml(value: object) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         if len(value) > 1 and any(isinstance(item, list) for item in value):
-            return "[\n" + "".join(f"    {_toml(item)},\n" for item in value) + "]"
-        return f"[{', '.join(map(_toml, value))}]"
+            return "[\n" + "".join(f"    {toml_value(item)},\n" for item in value) + "]"
+        return f"[{', '.join(map(toml_value, value))}]"
     return repr(value)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -108,7 +109,9 @@ def _asked(model: torch.nn.Module, state_dict: Mapping[str, Shaped], device: str
     if versions is not None:
         state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
     try:
-        found = twin.load_state_dict(state, strict=strict)
+        with warnings.catch_warnings():  # torch's own says that nothing is copied into a twin on the meta device
+            warnings.filterwarnings("ignore", message="for .* copying from a non-meta parameter")
+            found = twin.load_state_dict(state, strict=strict)
     except Exception as error:  # torch's own, or what the model's code raises
         name = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         return Verdict((), (), name + " ".join(str(error).split()))

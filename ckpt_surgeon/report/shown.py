@@ -5,6 +5,8 @@ from __future__ import annotations
 from ..edits.change import Change
 from ..edits.recipe import Recipe
 from ..models.align import Alignment
+from ..models.check_rules import CheckRules
+from ..models.checking import Check
 from ..models.diff import Diff
 from ..models.fit import Fit
 from ..models.load_into import LoadReport
@@ -25,6 +27,7 @@ from ..writing.in_place import InPlace
 from ..writing.plan import Plan
 from . import notebook
 from .alignments import alignment_text, fit_text
+from .checks import check_html, checks_text, rules_html
 from .differences import diff_text, hashes_text
 from .listings import listing_text, scan_text, stats_text
 from .outputs import change_rows, change_text, in_place_text, plan_line
@@ -62,6 +65,8 @@ def _register_what_reads() -> None:
     look(Diff, _diff_text, notebook.diff_html)
     look(ValueDiff, values_text, notebook.values_html)
     look(Hashes, hashes_text, notebook.hashes_html)
+    look(Check, lambda found: checks_text([found]), check_html)
+    look(CheckRules, CheckRules.dumps, rules_html)
     look(StatsByKey, stats_text, notebook.stats_html)
 
 

@@ -64,6 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "bytes.py": b"\xff\x00\x01",
         "r.toml": b"[[edit]]\ndo='drop'\npatterns='fc.*'\n",
         "latin.toml": b"\xff\xfe",
+        "check.toml": b"[tensors]\nfinite = '*'\n",
         "deep.toml": b"a=" + b"[" * 5000,
         "number.toml": b"a=" + b"9" * 5000,
         "names.txt": b"a\nb\n",
@@ -81,6 +82,9 @@ OF_AN_INPUT = (
     "scan {}",
     "hash {}",
     "diff m.pth {}",
+    "check {} --rules check.toml",
+    "check m.pth --rules {}",
+    "check {} --write-rules c.toml -f",
     "diff {} mod.py:N",
     "recover {}",
     "convert {} o.pth -f",
@@ -121,7 +125,7 @@ OUTPUTS = [
 ]
 OF_AN_OUTPUT = ("convert m.pth {}", "convert m.pth {} -f", "convert m.pth {} -n", "keep m.pth {} fc* --whole -f",
                 "convert m.pth {} --max-shard-size 20 -f", "align m.pth mod.py:N -o {}", "recipe invert r.toml -o {}",
-                "set m.pth {} a=1", "fit m.pth mod.py:N {} -f")  # fmt: skip
+                "set m.pth {} a=1", "fit m.pth mod.py:N {} -f", "check m.pth --write-rules {}")  # fmt: skip
 TARGETS = [
     "mod.py",
     "mod.py:",

@@ -200,7 +200,7 @@ def make_run():
 """
 RECIPE = "[[edit]]\ndo = 'rename'\npairs = [['layers', 'blocks']]\n"
 MERGE = "inputs = ['base', 'donor']\n[[edit]]\ndo = 'graft'\ndonor = 'donor'\ntake = 'donor::fc.*'\n"
-TAKE_SEVERAL = ("ls", "diff", "apply", "edit", "recipe", "strip-prefix", "resume-check")
+TAKE_SEVERAL = ("ls", "diff", "check", "apply", "edit", "recipe", "strip-prefix", "resume-check")
 EDITS_BY_COMMAND = {edit.name: edit.inputs for edit in EDITS.values()}
 RULES = "lr = 0.01\n[[group]]\nname = 'head'\nmatch = 'fc.*'\nlr = '10x'\n"
 
@@ -264,6 +264,9 @@ def test_the_example_of_a_help_text_runs(
     Path("merge.toml").write_text(MERGE)
     if command != "align":
         Path("recipe.toml").write_text(RECIPE.replace("layers", "stem") if "resnet50.pth" in words else RECIPE)
+    Path("check.toml").write_text("[keys]\nrequired = '*'\n" if "--rules" in words else "")
+    if "--write-rules" in words:
+        Path("check.toml").unlink()
     ran = ckpt(command, *words)
     assert "Usage" not in ran.err
     assert ran.status in ((0, 1) if command in ("diff", "align") else (0,)), ran.err

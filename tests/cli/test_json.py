@@ -91,6 +91,8 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("hash", 0, ["hash", "net.pth"]),
     ("scan", 0, ["scan", "net.pth"]),
     ("scan", 1, ["scan", "whole.pt"]),
+    ("check", 0, ["check", "net.pth", "--rules", "check.toml"]),
+    ("check", 2, ["check", "wrapped.pth", "gone.pth", "--rules", "check.toml"]),
     ("align", 0, ["align", "wrapped.pth", "models.py:Net"]),
     ("align", 1, ["align", "renamed.pth", "models.py:Net(5)"]),
     ("align", 0, ["align", "split.pth", "models.py:Fused", "--source", "models.py:Split"]),
@@ -121,6 +123,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("json")
     (folder / "models.py").write_text(MODELS)
     (folder / "rules.toml").write_text(RULES)
+    (folder / "check.toml").write_text("[keys]\nforbidden = 'module.*'\n")
     names: dict[str, Any] = {}
     exec(MODELS, names)
     torch.manual_seed(0)

@@ -77,6 +77,8 @@ def records_of(folder: Path, first: str, second: str) -> dict[str, object]:
         "ComputedTensor": cs.cast(checkpoint, "float16")[key], "OpaqueTensor": cs.from_torch(
             {key: torch.eye(2).to_sparse()})[key], "Proposal": cs.Proposal(key, key, "same name", "certain"),
         "Mismatch": cs.Mismatch(key, "[2]", "[3]"), "Hint": cs.Hint(key, ("strip-prefix",), 1),
+        "Check": cs.check(a, cs.CheckRules(forbidden=("*",)), **select), "BrokenRule": cs.BrokenRule("keys.only", key),
+        "CheckRules": cs.CheckRules.of(checkpoint.tensors),
         "Plan": cs.save(checkpoint, out.with_suffix(".pth"), force=True), "LeftOut": cs.LeftOut(key, key),
         "Expected": cs.Expected(tensor.dtype, tensor.shape, True), "Inert": cs.Inert(key, {key: 1}),
         "Outcome": cs.Outcome(key, "as is", key, 4), "Rule": cs.Rule(key, [key] * KEYS),
