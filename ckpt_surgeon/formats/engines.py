@@ -5,9 +5,10 @@ A reader gets what reads one file; it puts the parts together as a tree, whose t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from ..errors import NotACheckpoint
 from ..files.paths import FilePath
 from . import accelerate, rank_files, speechbrain
 from .contents import Contents
@@ -70,6 +71,16 @@ def read(folder: FilePath, read_file: Reader, *, salvage: bool = False) -> Conte
 def step(folder: FilePath) -> FilePath | None:
     """The folder of one step that a folder of steps means; None where it is none.  Raises NotACheckpoint."""
     return _led(STEPS, folder)
+
+
+def beside(folder: FilePath) -> Iterator[str]:
+    """A note on the step of an engine's training that lies in a folder whose own weights were read."""
+    try:
+        found = step(folder)
+    except NotACheckpoint:
+        return
+    if found is not None:
+        yield f"{found} is the training that these weights are of, with its optimizer, not read"
 
 
 def inner(folder: FilePath) -> FilePath | None:

@@ -106,6 +106,9 @@ CONTAINERS: tuple[Container, ...] = (
 )
 
 
+STEPS = 4  # how many folders may lead to the next one
+
+
 class ZipKind(Protocol):
     """What a module offers that reads one kind of zip."""
 
@@ -214,15 +217,18 @@ def _index(path: LocalPath, head: bytes) -> Index | None:
     return None
 
 
-def _read_folder(folder: LocalPath, *, salvage: bool) -> Contents:
+def _read_folder(folder: LocalPath, *, salvage: bool, steps: int = 0) -> Contents:
     if consolidated.holds(folder):
         return consolidated.read(folder)
     if (joined := engines.read(folder, read_shard, salvage=salvage)) is not None:
         return joined
     found = _step_or_found(folder)
     if found.is_dir():
-        return _read_folder(found, salvage=salvage)
+        if steps == STEPS:
+            raise NotACheckpoint(folder, "leads from folder to folder without end", "name the folder of one step")
+        return _read_folder(found, salvage=salvage, steps=steps + 1)
     contents = read_named(found, salvage=salvage)
+    contents = replace(contents, notes=(*contents.notes, *engines.beside(folder)))
     sets = [] if found.name.endswith(sharded.SUFFIX) or is_shard(found.name) else sets_in(folder, folder.names())
     if sets and found.name != dcp.METADATA:
         firsts = listed(one.first.name for one in sets)

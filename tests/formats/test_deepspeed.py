@@ -130,6 +130,9 @@ def test_a_folder_of_steps_is_the_step_that_latest_names(tmp_path: Path) -> None
     (step.parent / "latest").write_text("global_step7")
     with pytest.raises(NotACheckpoint, match="names 'global_step7', which is not there"):
         ckpt_surgeon.open(step.parent)
+    (step.parent / "latest").write_bytes(b"\xff\xfe" * 5000)
+    with pytest.raises(NotACheckpoint, match="which is not there"):
+        ckpt_surgeon.open(step.parent)
     (step.parent / "latest").unlink()
     with pytest.raises(NotACheckpoint, match=r"2 steps .*name one: 'global_step2', 'global_step9'"):
         ckpt_surgeon.open(step.parent)
@@ -138,7 +141,16 @@ def test_a_folder_of_steps_is_the_step_that_latest_names(tmp_path: Path) -> None
 def test_weights_beside_the_steps_are_what_their_folder_means(tmp_path: Path) -> None:
     step = copied("zero2", tmp_path)
     torch.save({"w": torch.ones(2)}, step.parent / "pytorch_model.bin")
-    assert list(ckpt_surgeon.open(step.parent)) == ["w"]
+    opened = ckpt_surgeon.open(step.parent)
+    assert list(opened) == ["w"]
+    assert any(f"{step} is the training that these weights are of" in note for note in opened.notes)
+
+
+def test_folders_that_lead_to_each_other_are_refused(ckpt: Run, tmp_path: Path) -> None:
+    (tmp_path / "global_step1").symlink_to(tmp_path, target_is_directory=True)
+    ran = ckpt("ls", tmp_path)
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "without end" in ran.err
 
 
 @pytest.mark.parametrize(

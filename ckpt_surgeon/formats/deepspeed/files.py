@@ -89,7 +89,7 @@ def step_folder(folder: FilePath, names: Sequence[str]) -> FilePath | None:
     steps = [name for name in names if _STEP.fullmatch(name) and (folder / name).is_dir()]
     for name in LATEST:
         if name in names and (folder / name).is_file():
-            tag = (folder / name).read_text("utf-8")[:200].strip()
+            tag = (folder / name).head()[:200].decode("utf-8", "replace").strip()
             if tag in names and (folder / tag).is_dir():
                 return folder / tag
             if steps:

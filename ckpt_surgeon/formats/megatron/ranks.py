@@ -52,7 +52,7 @@ def step_folder(folder: FilePath, names: Sequence[str]) -> FilePath | None:
     """
     if LATEST not in names or not (folder / LATEST).is_file():
         return None
-    text = (folder / LATEST).read_text("utf-8")[:80].strip()
+    text = (folder / LATEST).head()[:80].decode("utf-8", "replace").strip()
     name = f"iter_{int(text):07d}" if text.isdecimal() and text.isascii() else text
     if name in names and (folder / name).is_dir():
         return folder / name
