@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from glob import escape
 from math import prod
 from typing import TYPE_CHECKING
@@ -86,6 +86,12 @@ class Diff(Shown):
     has_values: bool = field(
         default=False, compare=False
     )  # whether the target is a checkpoint too, whose values could be compared
+    sides: tuple[Mapping[str, Shaped], Mapping[str, Shaped]] | None = field(
+        default=None, compare=False, repr=False
+    )  # what was compared; it does not go to other processes
+
+    def __getstate__(self) -> list[object]:
+        return [None if field.name == "sides" else getattr(self, field.name) for field in fields(self)]
 
     @property
     def loadable(self) -> bool:
@@ -120,10 +126,8 @@ def diff(checkpoint: Source | Mapping[str, Shaped], target: Target, *, hints: bo
     """
     ours, theirs = state_dict_of(checkpoint), target_of(target)
     ours = ours if isinstance(ours, Checkpoint) else with_shapes(ours)
-    if isinstance(theirs, Mapping):
-        found = _compared(ours, with_shapes(theirs), None, hints=hints)
-    else:
-        found = _compared(ours, expected(theirs, lazy=True), theirs, hints=hints)
+    wanted = with_shapes(theirs) if isinstance(theirs, Mapping) else expected(theirs, lazy=True)
+    found = _compared(ours, wanted, None if isinstance(theirs, Mapping) else theirs, hints=hints)
     names = _name_of(checkpoint, "the checkpoint"), _name_of(target, "the target")
     part = ours.part if isinstance(ours, Checkpoint) else ""
     notes = (*found.notes, f"{names[0]} is no whole model: it is {part}") if part else found.notes
@@ -131,7 +135,7 @@ def diff(checkpoint: Source | Mapping[str, Shaped], target: Target, *, hints: bo
     if opaque:
         notes = (*notes, f"no plain parameter takes what is more than plain elements: {listed(opaque, 3)}")
     is_file = isinstance(theirs, Checkpoint)
-    return replace(found, names=names, has_values=is_file, part=part, notes=notes, opaque=opaque)
+    return replace(found, names=names, has_values=is_file, part=part, notes=notes, opaque=opaque, sides=(ours, wanted))
 
 
 def _not_taken(checkpoint: Mapping[str, Shaped], model: torch.nn.Module) -> Iterator[str]:

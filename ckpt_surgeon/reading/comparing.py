@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, overload
@@ -26,6 +26,8 @@ from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
 from ..tensors.stored import StoredTensor
 from ..text import Shown
 from .change_kinds import Spectrum, kind_of, spectrum, with_rank
+from .histograms import Histogram, histogram
+from .histograms import histograms as histograms_of
 from .sources import checkpoint_of, is_tensor
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ class Changed(Shown):
 
     ``nan`` and ``inf`` count them on both sides; the measures are over what is finite on both.  ``why`` says what
     else differs (shapes that cannot be compared, dtypes), ``kind`` what the values show (see
-    :mod:`.change_kinds`), ``sums`` are |a - b|², |a|², |b|² and a·b.
+    :mod:`.change_kinds`), ``sums`` are |a - b|², |a|², |b|² and a·b.  ``histograms`` are those of both sides, over one
+    range, where they were asked for.
     """
 
     key: str
@@ -59,6 +62,7 @@ class Changed(Shown):
     is_buffer: bool = False
     sums: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     spectrum: Spectrum | None = None
+    histograms: tuple[Histogram, Histogram] | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -76,6 +80,7 @@ class ValueDiff(Shown):
     only_ours: tuple[str, ...]
     only_theirs: tuple[str, ...]
     survived: Mapping[str, Survival] = field(default_factory=dict)
+    names: tuple[str, str] = field(default=("the first", "the second"), compare=False)  # what a page calls the two
 
     @property
     def same(self) -> bool:
@@ -92,6 +97,7 @@ def compare(
     relative_tolerance: float = 0.0,
     sort: str = "rel",
     spectra: bool = False,
+    histograms: bool = False,
     adapters: Sequence[Source] = (),
     scale: Sequence[float] = (1.0,),
     alpha: float = 0.0,
@@ -102,7 +108,8 @@ def compare(
     Each is a path or URL, an opened Checkpoint, a state_dict or a model; ``patterns`` are globs on the keys of both.
     ``tolerance`` is the greatest absolute difference that counts as close, ``relative_tolerance`` the greatest
     |a - b| / |a| of a tensor that does.  ``sort`` puts the greatest relative ("rel") or absolute ("abs") change first,
-    or the least cosine ("cos"); ``spectra`` computes the singular values of the differences of matrices;
+    or the least cosine ("cos"); ``spectra`` computes the singular values of the differences of matrices,
+    ``histograms`` counts how often which values occur in what changed;
     ``progress`` is told the bytes of each tensor of ``ours`` that has been compared.
 
     With ``adapters`` the second checkpoint is one into which they were merged, whoever did that, and the first their
@@ -131,7 +138,8 @@ def compare(
             if same_bytes(ours[key], theirs[key]):
                 identical.append(key)
             else:
-                differing.append(_measured(key, ours[key], theirs[key], spectra=spectra))
+                change = _measured(key, ours[key], theirs[key], spectra=spectra)
+                differing.append(_with_histograms(change, ours[key], theirs[key]) if histograms else change)
             if progress is not None:
                 progress(ours[key].nbytes)
     only_ours = [key for key in ours if key not in theirs]
@@ -149,7 +157,14 @@ def compare(
         tuple(key for key in only_ours if key not in olds),
         tuple(key for key in only_theirs if key not in news),
         _survived(ours, theirs, adapters, scale, alpha) if adapters else {},
+        _names(ours, theirs),
     )
+
+
+def _names(ours: Checkpoint, theirs: Checkpoint) -> tuple[str, str]:
+    """What the two are called: their files' names, where these tell them apart."""
+    mine, other = (side.path.name if side.path is not None else "" for side in (ours, theirs))
+    return (mine or "the first", other or "the second") if mine != other else ("the first", "the second")
 
 
 def _survived(
@@ -275,6 +290,14 @@ def _measured(key: str, ours: Tensor, theirs: Tensor, *, spectra: bool) -> Chang
     return Changed(key, found.greatest, relative, cosine, found.nan, found.inf, why, kind, buffer, sums, values)
 
 
+def _with_histograms(change: Changed, ours: Tensor, theirs: Tensor) -> Changed:
+    """A change that was measured, with the histograms of both sides."""
+    if not math.isfinite(change.max_abs):
+        return change
+    mine, other = histograms_of([ours, theirs])
+    return change if mine is None or other is None else replace(change, histograms=(mine, other))
+
+
 def _is_cast(source: Tensor, made: Tensor) -> bool:
     """Whether one tensor of floating-point numbers is the other, cast: equal bit for bit."""
     if not (made.dtype.is_floating and source.dtype.is_floating):
@@ -341,7 +364,10 @@ def tensor_hash(tensor: Tensor) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Stats(Shown):
-    """What a tensor's values are like; mean, std (of the population), min and max are over the finite ones."""
+    """What a tensor's values are like; mean, std (of the population), min and max are over the finite ones.
+
+    ``histogram`` says how often which values occur, where that was asked for.
+    """
 
     mean: float
     std: float
@@ -350,6 +376,7 @@ class Stats(Shown):
     nan: int
     inf: int
     all_zero: bool
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -395,8 +422,8 @@ def stats(source: object, *, select: str | None = None) -> Stats | StatsByKey:
         return StatsByKey({key: tensor_stats(tensor) for key, tensor in tensors.items()})
 
 
-def tensor_stats(tensor: Tensor) -> Stats:
-    """The :class:`Stats` of one tensor; see :func:`stats`."""
+def tensor_stats(tensor: Tensor, *, histograms: bool = False) -> Stats:
+    """The :class:`Stats` of one tensor, with its histogram if that is asked for; see :func:`stats`."""
     if isinstance(tensor, (OpaqueTensor, ExtraState)) or not tensor.dtype.is_computable:
         return Stats(math.nan, math.nan, math.nan, math.nan, 0, 0, False)
     found = summed(tensor)
@@ -404,4 +431,5 @@ def tensor_stats(tensor: Tensor) -> Stats:
         return Stats(math.nan, math.nan, math.nan, math.nan, found.nan, found.inf, False)
     std = math.sqrt(found.squares / found.count)
     all_zero = found.low == found.high == 0 and not (found.nan or found.inf)
-    return Stats(found.mean, std, found.low, found.high, found.nan, found.inf, all_zero)
+    counts = histogram(tensor, sums=found) if histograms else None
+    return Stats(found.mean, std, found.low, found.high, found.nan, found.inf, all_zero, counts)

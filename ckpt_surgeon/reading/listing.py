@@ -106,6 +106,7 @@ def ls(
     select: str | None = None,
     check: bool = False,
     stats: bool = False,
+    histograms: bool = False,
     all: bool = False,
     salvage: bool = False,
     sort: str = "file",
@@ -115,11 +116,11 @@ def ls(
 
     ``source`` is a path or URL, an opened (and perhaps edited) Checkpoint, a state_dict or a model; ``patterns`` are
     globs on keys; ``select`` the dotted path of one state_dict; ``check`` reads every byte and compares the checksums
-    that the container keeps; ``stats`` sums the values up; ``all`` also lists every object that is no tensor, and takes
-    files without any; ``salvage`` lists what is whole in a truncated file; ``sort`` is "file" for the file's
-    order, "name", or "size" for the largest first; ``progress`` is told the bytes that ``check`` and ``stats`` have
-    read.  Raises NothingMatched for a pattern without
-    a key, and what :func:`ckpt_surgeon.open` raises, except that several state_dicts are all listed.
+    that the container keeps; ``stats`` sums the values up, with ``histograms`` also counts how often which occur;
+    ``all`` also lists every object that is no tensor, and takes files without any; ``salvage`` lists what is whole in a
+    truncated file; ``sort`` is "file" for the file's order, "name", or "size" for the largest first; ``progress`` is
+    told the bytes that ``check`` and ``stats`` have read.  Raises NothingMatched for a pattern without a key, and what
+    :func:`ckpt_surgeon.open` raises, except that several state_dicts are all listed.
 
     >>> import ckpt_surgeon, torch
     >>> torch.save({"net": {"fc.bias": torch.zeros(3)}, "ema": {"fc.bias": torch.zeros(3)}}, "both.pth")
@@ -151,7 +152,7 @@ def ls(
         contents.metadata,
         (*contents.notes, *lost),
         _check(shown, progress) if check else None,
-        _stats(shown, progress) if stats else None,
+        _stats(shown, progress, histograms) if stats else None,
         tuple(entries(contents.root)) if all else (),
         common_prefix(tensors) if not several else "",
         wrapper_in(tensors) if not several else "",
@@ -168,13 +169,13 @@ def in_order(tensors: Mapping[str, Tensor], order: str) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _stats(tensors: Mapping[str, Tensor], progress: Progress | None) -> Mapping[str, Stats]:
+def _stats(tensors: Mapping[str, Tensor], progress: Progress | None, histograms: bool) -> Mapping[str, Stats]:
     from .comparing import tensor_stats
 
     found = {}
     with reading_ahead(spans_of(tensors.values())):
         for key, tensor in tensors.items():
-            found[key] = tensor_stats(tensor)
+            found[key] = tensor_stats(tensor, histograms=histograms)
             if progress is not None:
                 progress(tensor.nbytes)
     return found

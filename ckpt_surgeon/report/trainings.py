@@ -26,7 +26,7 @@ def training_text(found: Training, *, full: bool = False) -> str:
     lines += [f"  the same keys, edited alike: {visible(twin)}" for twin in found.twins]
     lines += [f"  note: {note}" for note in found.notes]
     for optimizer in found.optimizers:
-        lines += ["", _head(optimizer), table(_COLUMNS, _rows(optimizer, full=full))]
+        lines += ["", optimizer_head(optimizer), table(_COLUMNS, _rows(optimizer, full=full))]
         lines += [f"  group {number}: {_options(group)}" for number, group in enumerate(optimizer.groups)]
     if not found.optimizers:
         lines += ["", "no optimizer's state"]
@@ -37,12 +37,13 @@ def training_text(found: Training, *, full: bool = False) -> str:
 
 def training_html(found: Training) -> str:
     """The tables as a notebook shows them."""
-    tables = [html(_COLUMNS, _rows(optimizer, full=False), _head(optimizer)) for optimizer in found.optimizers]
+    tables = [html(_COLUMNS, _rows(optimizer, full=False), optimizer_head(optimizer)) for optimizer in found.optimizers]
     rows = [(part.path, part.kind, part.value) for part in found.parts]
     return "\n".join([*tables, html(_PARTS, rows, str(found.path))])
 
 
-def _head(optimizer: ListedOptimizer) -> str:
+def optimizer_head(optimizer: ListedOptimizer) -> str:
+    """An optimizer in a line: where it is, its kind, its groups, how its ids are known."""
     count = sum(len(group.parameters) for group in optimizer.groups)
     how = f"ids told by {optimizer.how}" if optimizer.how else "nothing tells which parameter is behind each id"
     kind = f"looks like {optimizer.kind}" if optimizer.kind else "of no kind that is known"
