@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .reading.opening import open
     from .reading.scanning import Name, Scan, scan
     from .reading.values import Inert
+    from .report.pages import html_page
     from .runs.applying import applied, fitted
     from .runs.describe import Training, training_of
     from .runs.folder import RunFolder, open_run
@@ -174,6 +175,7 @@ __all__ = [
     "from_torch",
     "graft",
     "hash",
+    "html_page",
     "inflate",
     "initialize",
     "join",
@@ -270,6 +272,7 @@ _HOMES = {
     "reading.opening": "open",
     "reading.scanning": "Name Scan scan",
     "reading.values": "Inert",
+    "report.pages": "html_page",
     "runs.applying": "applied fitted",
     "runs.describe": "Training training_of",
     "runs.folder": "RunFolder open_run",

@@ -25,6 +25,7 @@ from ..tensors.records import Shaped
 from ..text import command, document, plural
 from . import torchrun
 from .options import FILE_PATH, OUT, SELECT, SOURCE, output_options
+from .pictures import HTML, files_of, refuse_own, refuse_page, write_page
 from .terminal import echo
 from .whole import whole_options, work_of
 
@@ -33,7 +34,7 @@ from .whole import whole_options, work_of
 @click.argument("checkpoint", type=FILE_PATH)
 @click.argument("target")
 @click.option("--out", "-o", type=FILE_PATH, metavar="RECIPE", help="Write the recipe to a file.")
-@click.option("--force", "-f", is_flag=True, help="Replace an existing recipe.")
+@click.option("--force", "-f", is_flag=True, help="Replace an existing recipe, or page.")
 @click.option(
     "--min-certainty",
     type=click.Choice(CERTAINTIES),
@@ -60,6 +61,7 @@ def align(
     source: str | None,
     full: bool,
     as_json: bool,
+    html: FilePath | None,
 ) -> None:
     """Propose the renames that turn a checkpoint's keys into those of a model or of another checkpoint.
 
@@ -77,14 +79,17 @@ def align(
       ckpt align resnet50.pth 'models.py:Regrouped()' -o recipe.toml
       ckpt apply recipe.toml resnet50.pth regrouped.pth
       ckpt align resnet50.pth 'models.py:Regrouped()' --source torchvision.models:resnet50
+      ckpt align resnet50.pth 'models.py:Regrouped()' --html names.html
     """
     if source is not None and not (is_model(source) and is_model(target)):
         raise click.UsageError("--source runs two models: give it and TARGET as package.module:factory or timm:NAME")
     if out is not None and not force and out.lexists():
         raise OutputExists(out)
+    refuse_page(html, force=force and html is not None, beside=[checkpoint, target, *filter(None, [out])])
     if not is_model(target):
         refuse_misspelled(target)
     ours = open_checkpoint(checkpoint, select=select)
+    refuse_own(html, files_of(ours))
     theirs: dict[str, Shaped] = dict(resolve(target)) if is_model(target) else dict(open_checkpoint(target))
     found = align_checkpoint(ours, theirs, source_model=source, target_model=target).at_least(min_certainty)
     echo(alignments.alignment_json(found) if as_json else alignments.alignment_text(found, full=full))
@@ -94,7 +99,17 @@ def align(
         if not as_json:
             what = f"{plural(len(recipe.steps), 'edit')}; run: {command('apply', out, checkpoint, 'OUT')}"
             echo(document(["", f"wrote {out}: {what}"]))
+    if html is not None:
+        from ..report.pages.fits import alignment_page
+
+        title = f"{checkpoint.name} → {_short(target)}"
+        write_page(html, alignment_page(found, title=title, keys=ours), say=not as_json)
     context.exit(0 if found.complete else 1)
+
+
+def _short(target: str) -> str:
+    """How a page's title calls a target."""
+    return target.rpartition(":")[2] if is_model(target) else file_path(target).name
 
 
 def _adaptations(
@@ -187,9 +202,16 @@ def _fit(
     inflate_mode: str,
     prepare: FilePath | None,
     fold_norm: str | None,
+    html: FilePath | None,
     **values: object,
 ) -> None:
+    if html is not None and values["dry_run"]:
+        raise click.UsageError("--html writes a page, --dry-run writes nothing: leave one of them out")
+    beside = [values["in_path"], target, values["out"], *filter(None, [recipe, prepare])]
+    refuse_page(html, force=bool(values["force"]) and html is not None, beside=beside)
+    title = str(values["in_path"])
     work = work_of(values)
+    refuse_own(html, files_of(work.checkpoint))
     work.out.refuse_existing()
     found = fit_checkpoint(
         work.checkpoint,
@@ -223,6 +245,10 @@ def _fit(
     if torchrun.rank() == 0 and not work.out.quiet:
         report = alignments.fit_json(found) if as_json else alignments.fit_text(found, full=full)
     work.fit(found, report=report, say=not as_json)
+    if html is not None and torchrun.rank() == 0:
+        from ..report.pages.fits import fit_page
+
+        write_page(html, fit_page(found, title=f"{title} → {_short(target)}"), say=not (as_json or work.out.quiet))
 
 
 fit = click.Command(
@@ -273,6 +299,7 @@ fit = click.Command(
         click.Option(["--seed"], type=int, default=0, help="Of everything that is drawn."),
         click.Option(["--full"], is_flag=True, help="List every key, dropped ones too."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
+        HTML,
         *output_options(),
         *whole_options(),
     ],
@@ -289,8 +316,9 @@ Example:
   ckpt fit imagenet.pth 'torchvision.models:resnet18(num_classes=10)' fitted.pth --on-mismatch drop
   ckpt fit vit.pth 'models.py:vit_384()' large.pth --grid pos_embed 14x14:24x24 --prefix-tokens 1
   ckpt fit vit.pth 'models.py:vit_384()' large.pth --grid pos_embed auto --antialias always
+  ckpt fit imagenet.pth 'torchvision.models:resnet18(num_classes=10)' fitted.pth --on-mismatch drop --html fit.html
 """,
 )  # fmt: skip
-align.params.append(SELECT)
+align.params += [SELECT, HTML]
 
 command_of = {"align": align, "fit": fit}.get

@@ -15,6 +15,7 @@ from ..reading.listing import ls as list_checkpoint
 from ..report import listings
 from ..text import document
 from .options import FILE_PATH, SELECT, progress
+from .pictures import FORCE, HTML, files_of, refuse_own, refuse_page, write_page
 from .terminal import echo
 
 
@@ -59,6 +60,8 @@ def ls(
     with_all: bool,
     salvage: bool,
     as_json: bool,
+    html: FilePath | None,
+    force: bool,
 ) -> None:
     """Show what a checkpoint is and holds: container, nesting, tensors, and what else is inside.
 
@@ -73,13 +76,15 @@ def ls(
       ckpt ls model.pth --tree --depth 1
       ckpt ls model.safetensors --stats
       ckpt ls last.ckpt --training
+      ckpt ls model.pth --stats --html model.html
     """
     others = [file_path(word) for word in patterns if os.path.exists(word)]
     globs = [word for word in patterns if not os.path.exists(word)]
+    refuse_page(html, force=force, beside=[path, *others])
     if training:
         if others or as_tree or sort != "file":
             raise click.UsageError("--training shows one file, without --tree and --sort")
-        _show_training(path, select, run, in_model_order, full=full, as_json=as_json)
+        _show_training(path, select, run, in_model_order, full=full, as_json=as_json, html=html)
         return
     if run or in_model_order or full:
         raise click.UsageError("--run, --in-model-order and --full go with --training")
@@ -91,13 +96,20 @@ def ls(
     if depth is not None and not as_tree:
         raise click.UsageError("--depth goes with --tree")
     listed = partial(list_checkpoint, patterns=globs, select=select, all=with_all, salvage=salvage, sort=sort)
+    listed = partial(listed, histograms=html is not None and with_stats)
     found = [_watched(listed, each, check, with_stats) for each in [path, *others]]
+    for listing in found:
+        refuse_own(html, files_of(listing.tensors))
     if as_tree:
         _show_trees(found, 2 if depth is None else depth, sort, as_json=as_json)
     elif as_json:
         echo(listings.listing_json(found[0]) if not others else listings.listings_json(found))
     else:
         echo(listings.listings_text(found, fold_rows=fold_rows, by_size=sort == "size"))
+    if html is not None:
+        from ..report.pages.checkpoints import listing_page
+
+        write_page(html, listing_page(found), say=not as_json)
 
 
 def _watched(listed: Callable[..., Listing], path: FilePath, check: bool, with_stats: bool) -> Listing:
@@ -124,7 +136,14 @@ def _show_trees(found: Sequence[Listing], depth: int, sort: str, *, as_json: boo
 
 
 def _show_training(
-    path: FilePath, select: str | None, run: str | None, in_model_order: bool, *, full: bool, as_json: bool
+    path: FilePath,
+    select: str | None,
+    run: str | None,
+    in_model_order: bool,
+    *,
+    full: bool,
+    as_json: bool,
+    html: FilePath | None,
 ) -> None:
     from ..report import trainings
     from ..runs.describe import training_of
@@ -133,8 +152,12 @@ def _show_training(
     stated = parameter_names(run) if run else ()
     found = training_of(path, select=select, stated=stated, in_model_order=in_model_order)
     echo(trainings.training_json(found) if as_json else trainings.training_text(found, full=full))
+    if html is not None:
+        from ..report.pages.checkpoints import training_page
+
+        write_page(html, training_page(found), say=not as_json)
 
 
-ls.params.append(SELECT)
+ls.params += [SELECT, HTML, FORCE]
 
 command_of = {"ls": ls}.get

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from ..reading.opening import open as open_checkpoint
 from ..report import listings
 from ..text import command
 from .options import FILE_PATH, SELECT, progress
+from .pictures import FORCE, HTML, files_of, refuse_own, refuse_page, write_page
 from .terminal import echo
 
 SORTS = ("rel", "abs", "cos")  # of compare, which is imported where values are compared
@@ -87,6 +89,8 @@ def diff(
     spectrum: bool,
     full: bool,
     as_json: bool,
+    html: FilePath | None,
+    force: bool,
 ) -> None:
     """Compare a checkpoint's keys, shapes and dtypes with a model or another checkpoint; or two checkpoints' values.
 
@@ -107,6 +111,7 @@ def diff(
       ckpt diff before.pth after.pth --values --tolerance 1e-6
       ckpt diff base.safetensors merged.safetensors --values --adapter adapter.safetensors --alpha 16
       ckpt diff before.pth after.pth 'layers.*' --values --by layer --sort abs
+      ckpt diff before.pth after.pth --values --html drift.html
     """
     from ..models import targets
     from ..models.diff import diff as compare
@@ -116,7 +121,9 @@ def diff(
         raise click.UsageError("--adapter goes with --values")
     if not values and (patterns or relative_tolerance or sort or by or spectrum or tolerance):
         raise click.UsageError("PATTERNs, tolerances, --sort, --by and --spectrum go with --values")
+    refuse_page(html, force=force, beside=[checkpoint, target, *adapters])
     ours = open_checkpoint(checkpoint, select=select)
+    refuse_own(html, files_of(ours))
     if targets.is_model(target):
         if values:
             raise click.UsageError("--values compares two checkpoints; a model has no values of its own")
@@ -126,6 +133,7 @@ def diff(
     else:
         targets.refuse_misspelled(target)
         theirs = open_checkpoint(target, select=target_select)
+        refuse_own(html, files_of(theirs))
     for prefix in prefixes:
         if not isinstance(theirs, Mapping):
             theirs = targets.expected(theirs)
@@ -143,6 +151,7 @@ def diff(
                 relative_tolerance=relative_tolerance,
                 sort=sort or "rel",
                 spectra=spectrum,
+                histograms=html is not None,
                 adapters=adapters,
                 scale=(scale,),
                 alpha=alpha,
@@ -153,6 +162,10 @@ def diff(
             if as_json
             else values_text(found_values, full=full, by_layer=by == "layer", sort=sort or "rel")
         )
+        if html is not None:
+            from ..report.pages.comparisons import values_page
+
+            write_page(html, values_page(found_values), say=not as_json)
         context.exit(0 if found_values.same else 1)
     found = compare(ours, theirs)
     fix = ""
@@ -164,6 +177,11 @@ def diff(
         is_checkpoint = not targets.is_model(target)
         ours_name, theirs_name = checkpoint.name, _short(target)
         echo(differences.diff_text(found, ours_name, theirs_name, hint=fix, full=full, has_values=is_checkpoint))
+    if html is not None:
+        from ..report.pages.comparisons import diff_page
+
+        named = replace(found, names=(checkpoint.name, _short(target)))
+        write_page(html, diff_page(named, command=fix), say=not as_json)
     context.exit(0 if found.loadable else 1)
 
 
@@ -246,5 +264,6 @@ def scan(context: click.Context, path: FilePath, as_json: bool) -> None:
 
 for _command in (diff, hash):
     _command.params.append(SELECT)
+diff.params += [HTML, FORCE]
 
 command_of = {"diff": diff, "hash": hash, "scan": scan}.get

@@ -96,7 +96,7 @@ _BECAME = (
     Status("only in the second", "added"), Status("under another key", "note"), Status("close", ""),
     Status("identical", "good"),
 )  # fmt: skip
-_MEASURES = ("max abs", "cosine", "kind", "NaN", "inf", "stable rank", "effective rank", "buffer", "note")
+_MEASURES = ("max abs", "cosine", "NaN", "inf", "stable rank", "effective rank", "buffer", "note")
 
 
 def values_page(found: ValueDiff) -> Page:
@@ -145,7 +145,6 @@ def _changed_row(one: Changed, state: int) -> Row:
     facts = (
         number(one.max_abs) if is_measured else "",
         f"{one.cosine:.6f}" if is_measured else "",
-        one.kind,
         f"{one.nan[0]:,} / {one.nan[1]:,}" if any(one.nan) else "",
         f"{one.inf[0]:,} / {one.inf[1]:,}" if any(one.inf) else "",
         number(spectrum.stable) if spectrum is not None else "",

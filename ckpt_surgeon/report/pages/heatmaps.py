@@ -26,9 +26,12 @@ class _Drift:
     max_abs: float = 0.0
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
     odd: str = ""
+    key: str = ""  # where it is one, and is measured
 
     def add(self, one: Changed) -> None:
         self.keys += 1
+        is_plain = self.keys == 1 and not any(one.nan) and not any(one.inf) and math.isfinite(one.relative)
+        self.key = one.key if is_plain else ""
         if not math.isfinite(one.max_abs):
             self.odd = one.why or "not to be measured"
             return
@@ -149,7 +152,7 @@ def _panels(drifts: Mapping[str, Mapping[str, _Drift]]) -> list[list[str]]:
 def _panel(names: Sequence[str], drifts: Mapping[str, Mapping[str, _Drift]], edges: Sequence[float]) -> HeatPanel:
     columns = list(dict.fromkeys(role for name in names for role in drifts[name]))
     cells = [
-        HeatCell(row, columns.index(role), _level(one, edges), one.said())
+        HeatCell(row, columns.index(role), _level(one, edges), one.said(), one.key == f"{name}.{role}")
         for row, name in enumerate(names)
         for role, one in drifts[name].items()
     ]

@@ -99,12 +99,16 @@ class Treemap:
 
 @dataclass(frozen=True, slots=True)
 class HeatCell:
-    """What is at a row and a column of a heat map: a level of its scale, or "same", "zero" (it was), "odd"."""
+    """What is at a row and a column of a heat map: a level of its scale, or "same", "zero" (it was), "odd".
+
+    ``is_plain`` where it is one key that was measured: the row of the tree has the numbers, too.
+    """
 
     row: int
     column: int
     level: str
     title: str
+    is_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 HEIGHTS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"  # digits of histograms, 0 to 63
-TILE_TEXT, TILE_LINE = 6.3, 13  # what a letter and a line of a treemap take
+TILE_TEXT = 6.3  # what a letter of a treemap takes
+MANY = 500  # rows of a tree from which on its histograms are coarse
 
 # Fills for notebooks, whose own style sheets do not know the page's; legible on light and dark grounds.
 FILLS = {
@@ -33,8 +34,8 @@ FILLS = {
         ("#77aadd", "#44bb99", "#eedd88", "#ee8866", "#99ddff", "#bbcc33", "#ffaabb", "#c9c9c9"))},
     **{f"h{level}": fill for level, fill in enumerate(
         ("#e8f1f6", "#c6dcea", "#9cc3da", "#6ca6c6", "#3f86ae", "#1f6591", "#0b4369"))},
-    "same": "#8884", "zero": "#c9c9c9", "odd": "#d55e00", "good": "#b9c4cc", "lost": "#e08a62", "added": "#5fbfa0", "changed": "#e6b84a",
-    "retyped": "#77aadd", "note": "#c9c9c9", "bar": "#6ca6c6", "first": "#8888",
+    "same": "#8884", "zero": "#c9c9c9", "odd": "#d55e00", "good": "#b9c4cc", "lost": "#e08a62", "added": "#5fbfa0",
+    "changed": "#e6b84a", "retyped": "#77aadd", "note": "#c9c9c9", "bar": "#6ca6c6", "first": "#8888",
 }  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def harmless(text: str) -> str:
     """A text in one line, without what is not to be shown of it.
 
     >>> harmless("fc\\u2028.bias of https://me:secret@host/a.pth")
-    'fc\\\\u2028.bias of https://…@host/a.pth'
+    'fc\\\\u2028.bias of https://host/a.pth'
     """
     return visible(without_secrets(text))
 
@@ -170,7 +171,7 @@ def _panel_data(panel: HeatPanel) -> dict[str, object]:
     return {
         "rows": [harmless(row) for row in panel.rows],
         "columns": [harmless(column) for column in panel.columns],
-        "cells": [[cell.row, cell.column, harmless(cell.title)] for cell in panel.cells],
+        "cells": [[cell.row, cell.column, *([] if cell.is_plain else [harmless(cell.title)])] for cell in panel.cells],
     }
 
 
@@ -187,9 +188,9 @@ def _tree_data(tree: Tree) -> dict[str, object]:
             row.status,
             [cell if isinstance(cell, int) and column.kind in ("count", "bytes") else place(str(cell))
              for cell, column in zip(row.cells, tree.columns, strict=True)],
-            [harmless(fact) for fact in row.facts] if any(row.facts) else 0,
-            _histogram_data(row) or 0,
-            int(row.is_counted),
+            _without_end([harmless(fact) for fact in row.facts]) or 0,
+            _histogram_data(row, coarse=len(tree.rows) > MANY) or 0,
+            *([] if row.is_counted else [0]),
         ]
         for row in tree.rows
     ]  # fmt: skip
@@ -202,17 +203,28 @@ def _tree_data(tree: Tree) -> dict[str, object]:
     }
 
 
-def _histogram_data(row: Row) -> list[object]:
+def _without_end(facts: list[str]) -> list[str]:
+    """Facts without the empty ones at the end."""
+    while facts and not facts[-1]:
+        facts.pop()
+    return facts
+
+
+def _histogram_data(row: Row, *, coarse: bool) -> list[object]:
+    """The range of a histogram and the heights of its bins; ``coarse`` takes two bins together."""
     if not row.histograms:
         return []
-    top = max((max(one.counts, default=0) for one in row.histograms), default=0)
     first = row.histograms[0]
-    return [number(first.low), number(first.high), *(_heights(one, top) for one in row.histograms)]
+    sides = [one.counts for one in row.histograms]
+    if coarse:
+        sides = [tuple(map(sum, zip(counts[::2], counts[1::2], strict=True))) for counts in sides]
+    top = max((max(counts, default=0) for counts in sides), default=0)
+    return [number(first.low), number(first.high), *(_heights(counts, top) for counts in sides)]
 
 
-def _heights(one: Histogram, top: int) -> str:
+def _heights(counts: Sequence[int], top: int) -> str:
     """The heights of the bins in 64 steps, one letter each; a bin that holds anything is seen."""
-    return "".join(HEIGHTS[max(round(count / top * 63), 1) if count and top else 0] for count in one.counts)
+    return "".join(HEIGHTS[max(round(count / top * 63), 1) if count and top else 0] for count in counts)
 
 
 # -- helpers of templates
@@ -248,8 +260,8 @@ def _gutter(texts: Iterable[str], letter: float = 6.4, most: float = 230) -> flo
     return min(max((len(harmless(text)) for text in texts), default=0) * letter + 8, most)
 
 
-def _slots(panel: HeatPanel) -> list[tuple[int, int, str, str, int]]:
-    return [(cell.row, cell.column, cell.level, cell.title, place) for place, cell in enumerate(panel.cells)]
+def _slots(panel: HeatPanel) -> list[tuple[int, int, str, str]]:
+    return [(cell.row, cell.column, cell.level, cell.title) for cell in panel.cells]
 
 
 def _folded_rows(tree: Tree) -> list[tuple[str, int]]:

@@ -176,7 +176,7 @@ def squarified(sizes: Sequence[int], x: float, y: float, width: float, height: f
     """Rectangles with areas like some sizes, the largest first, that fill one; each as square as can be.
 
     >>> squarified([2, 1, 1], 0, 0, 4, 2)
-    [(0, 0, 2.0, 2.0), (2.0, 0, 2.0, 1.0), (2.0, 1.0, 2.0, 1.0)]
+    [(0, 0.0, 2.0, 2.0), (2.0, 0.0, 2.0, 1.0), (2.0, 1.0, 2.0, 1.0)]
     """
     areas: list[Area] = []
     left = float(sum(sizes))

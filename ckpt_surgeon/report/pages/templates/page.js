@@ -51,7 +51,7 @@
     constructor(box, given) {
       Object.assign(this, given);
       this.box = box;
-      this.entries = this.rows.map(([key, status, cells, facts, bars, counted]) => ({ key, status, cells, facts, bars, counted,
+      this.entries = this.rows.map(([key, status, cells, facts, bars, counted = 1]) => ({ key, status, cells, facts, bars, counted,
         lower: key.toLowerCase() }));
       this.hasBars = this.entries.some((entry) => entry.bars);
       this.pressed = null;
@@ -305,7 +305,7 @@
     move(event) {
       const now = event.target.closest("summary");
       if (!now || event.target.tagName === "INPUT") return;
-      const seen = [...this.grid.querySelectorAll("summary")].filter((one) => one.offsetParent !== null);
+      const seen = [...this.grid.querySelectorAll("summary")].filter((one) => one.checkVisibility());
       const at = seen.indexOf(now);
       const box = now.parentElement;
       const steps = { ArrowDown: () => seen[at + 1], ArrowUp: () => seen[at - 1], Home: () => seen[0], End: () => seen[seen.length - 1] };
@@ -337,11 +337,20 @@
     tip.style.left = `${Math.max(6, Math.min(x + 14, innerWidth - box.width - 6))}px`;
     tip.style.top = `${y + 18 + box.height > innerHeight ? Math.max(6, y - box.height - 12) : y + 18}px`;
   };
+  for (const map of document.querySelectorAll("svg.heat")) map.querySelectorAll("rect").forEach((rect, at) => (rect.dataset.i = at));
+  const measured = (key) => {
+    const tree = trees[0];
+    tree.byKey ||= new Map(tree.entries.map((entry) => [entry.key, entry]));
+    const entry = tree.byKey.get(key);
+    if (!entry) return "";
+    const facts = (entry.facts || []).slice(0, 2).map((fact, at) => `, ${tree.details[at]} ${fact}`);
+    return `${tree.columns[0][0]} ${tree.texts[entry.cells[0]]}${facts.join("")}`;
+  };
   const cellAt = (rect) => {
     const svg = rect.closest("svg");
     const panel = data.heat[Number(svg.parentElement.dataset.map)][Number(svg.dataset.panel)];
     const [row, column, said] = panel.cells[Number(rect.dataset.i)];
-    return { row, column, text: `${panel.rows[row]} · ${panel.columns[column]}: ${said}` };
+    return { row, column, text: `${panel.rows[row]} · ${panel.columns[column]}: ${said || measured(`${panel.rows[row]}.${panel.columns[column]}`)}` };
   };
   document.addEventListener("pointermove", (event) => {
     const target = event.target instanceof Element ? event.target : null;
