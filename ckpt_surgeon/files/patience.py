@@ -61,10 +61,16 @@ class Threads:
     """
 
     def __init__(self, name: str, most: int | None = None) -> None:
-        from queue import SimpleQueue
-
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._begin)
         self._name = name
         self._most = most
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have no threads yet: a process that was forked has none of them either."""
+        from queue import SimpleQueue
+
         self._started = 0
         self._free = 0  # threads that wait for work, less the work that waits for them
         self._lock = Lock()

@@ -85,7 +85,7 @@ def _check(answer: aiohttp.ClientResponse, path: Location, wanted: tuple[int, in
         raise BrokenFile(path, problem, "do it again")
     answer.raise_for_status()
     packed = answer.headers.get("Content-Encoding", "").strip().lower()
-    if packed not in ("", "identity"):
+    if packed not in ("", "identity", "aws-chunked"):  # the last is how it was sent to S3, which may keep the word
         problem = f"comes packed ({visible(packed[:40])}) from its server, which was asked for the bytes themselves"
         raise FileError(path, problem, "download and unpack the file first")
     if answer.status == 206:

@@ -89,7 +89,9 @@ def test_what_was_not_asked_for_reaches_no_model(name: str, raw: bytes) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("lie", [lies.the_whole_file, lies.the_whole_file_of_no_length, lies.honest])
+@pytest.mark.parametrize(
+    "lie", [lies.the_whole_file, lies.the_whole_file_of_no_length, lies.honest, lies.sent_in_chunks]
+)
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_server_that_sends_the_whole_file_is_understood(after: int, lie: Lie, raw: bytes, tmp_path: Path) -> None:
     with lying(raw, lie, after=after) as site:

@@ -134,6 +134,16 @@ def test_threads_do_what_they_are_given_and_no_more_at_a_time() -> None:
     assert list(threads.map(work, range(5))) == [0, 2, 4, 6, 8]  # threads that wait are taken again
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_process_that_is_forked_has_threads_of_its_own() -> None:
+    assert patience.within(5, lambda: 1) == 1
+    child = os.fork()
+    if not child:
+        os._exit(patience.within(5, lambda: 7))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 def test_a_thread_raises_where_its_result_is_asked_for() -> None:
     def fails() -> None:
         raise CheckpointError("no")
