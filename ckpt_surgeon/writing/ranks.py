@@ -255,6 +255,7 @@ def _digest(planned: Plan, job: str, metadata: Mapping[str, str]) -> str:
     paths: dict[FilePath, None] = {}
     for file in planned.files:
         found.update(f"{file.path.name}\n".encode())
+        paths.update(dict.fromkeys([file.copy_of] if file.copy_of is not None else []))
         for key, tensor in file.tensors.items():
             found.update(f"{key} {tensor.dtype} {tensor.shape} {tensor.span}\n".encode("utf-8", "surrogatepass"))
             paths.update(dict.fromkeys(sources_of(tensor, set())))
