@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from ..errors import EditError, listed
 from ..tensors.arithmetic import distance
 from ..tensors.checkpoint import Checkpoint
+from ..tensors.combining import WeightedSum
 from ..tensors.records import Tensor
 from .alike import Alike, Common, HowRounded, Integers, OutDType, Seed, rounding_of
 from .arguments import Input
 from .change import Change, Inline
 from .value_edit import value_edit
-
-if TYPE_CHECKING:
-    from ..tensors.conversion import Array
 
 COLLINEAR = 0.9995  # the cosine above which slerp is lerp, as in mergekit
 
@@ -61,7 +58,7 @@ def average(
     if not math.isfinite(total) or total == 0:
         raise EditError([f"the weights {listed([str(one) for one in given])} have no sum to divide by"])
     alike = Alike(state_dict, others, common=common, integers=integers, dtype=dtype)
-    return alike.change(lambda *_: partial(_weighted, given, total), rounding_of(rounding, seed))
+    return alike.change(lambda *_: WeightedSum(given, total), rounding_of(rounding, seed))
 
 
 @value_edit(
@@ -92,7 +89,7 @@ def ema(
         raise EditError([f"a decay is from 0 to 1, not {decay}"])
     later = [(1 - decay) * decay ** (len(others) - 1 - index) for index in range(len(others))]
     alike = Alike(state_dict, others, common=common, integers=integers, dtype=dtype)
-    return alike.change(lambda *_: partial(_weighted, [decay ** len(others), *later], 1.0), rounding_of(rounding, seed))
+    return alike.change(lambda *_: WeightedSum([decay ** len(others), *later]), rounding_of(rounding, seed))
 
 
 @value_edit(
@@ -119,7 +116,7 @@ def lerp(
     {'w': tensor([1.])}
     """
     alike = Alike(state_dict, [other], common=common, integers=integers, dtype=dtype)
-    return alike.change(lambda *_: partial(_weighted, [1 - t, t], 1.0), rounding_of(rounding, seed))
+    return alike.change(lambda *_: WeightedSum([1 - t, t]), rounding_of(rounding, seed))
 
 
 @value_edit(
@@ -159,18 +156,4 @@ def slerp(
         angle = math.acos(cosine)
         return [math.sin(part * angle) / math.sin(angle) for part in (1 - t, t)]
 
-    return alike.change(lambda _, tensors: partial(_weighted, weighing(tensors), 1.0), rounding_of(rounding, seed))
-
-
-def _weighted(weights: Sequence[float], total: float, _: int, wide: list[Array]) -> Array:
-    """Σ wᵢ xᵢ ÷ total, in the order of the inputs."""
-    made = wide[0]
-    if weights[0] != 1:
-        made *= weights[0]
-    for weight, other in zip(weights[1:], wide[1:], strict=True):
-        if weight != 1:
-            other *= weight
-        made += other
-    if total != 1:
-        made /= total
-    return made
+    return alike.change(lambda _, tensors: WeightedSum(weighing(tensors)), rounding_of(rounding, seed))

@@ -43,8 +43,8 @@ class Sink(Protocol):
         """Copy a span of another file."""
         ...
 
-    def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
-        """Write blocks that must add up to ``nbytes``; returns their CRC-32."""
+    def stream(self, blocks: Iterable[Block], nbytes: int, *, checksum: bool = False) -> int:
+        """Write blocks that must add up to ``nbytes``; returns their CRC-32 where that is asked for."""
         ...
 
     def patch(self, position: int, raw: bytes) -> None:
@@ -53,17 +53,25 @@ class Sink(Protocol):
 
 
 def streamed(
-    blocks: Iterable[Block], nbytes: int, literal: Callable[[Block], object], tell: Callable[[int], object]
+    blocks: Iterable[Block],
+    nbytes: int,
+    literal: Callable[[Block], object],
+    tell: Callable[[int], object],
+    *,
+    checksum: bool = False,
 ) -> int:
-    """Hand blocks that must add up to ``nbytes`` to a sink's ``literal``; returns their CRC-32.  Raises EditError.
+    """Hand blocks that must add up to ``nbytes`` to a sink's ``literal``.  Raises EditError.
 
-    >>> streamed([b"12345", b"6789"], 9, lambda block: None, lambda done: None) == 0xCBF43926
+    Returns their CRC-32 with ``checksum``, which takes as long as the writing, and else 0.
+
+    >>> streamed([b"12345", b"6789"], 9, lambda block: None, lambda done: None, checksum=True) == 0xCBF43926
     True
     """
     crc32 = written = 0
     for block in blocks:
         literal(block)
-        crc32 = zlib.crc32(block, crc32)
+        if checksum:
+            crc32 = zlib.crc32(block, crc32)
         written += len(block)
         tell(len(block))
     if written != nbytes:
@@ -106,8 +114,8 @@ class FileSink:
         if len(self._pending) >= BLOCK:
             self._flush()
 
-    def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
-        return streamed(blocks, nbytes, self.literal, self._tell)
+    def stream(self, blocks: Iterable[Block], nbytes: int, *, checksum: bool = False) -> int:
+        return streamed(blocks, nbytes, self.literal, self._tell, checksum=checksum)
 
     def patch(self, position: int, raw: bytes) -> None:
         self._flush()
@@ -230,8 +238,8 @@ class MemorySink:
         for block in span.blocks():
             self.literal(block)
 
-    def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
-        return streamed(blocks, nbytes, self.literal, lambda done: None)
+    def stream(self, blocks: Iterable[Block], nbytes: int, *, checksum: bool = False) -> int:
+        return streamed(blocks, nbytes, self.literal, lambda done: None, checksum=checksum)
 
     def patch(self, position: int, raw: bytes) -> None:
         self.made[position : position + len(raw)] = raw

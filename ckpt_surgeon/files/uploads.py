@@ -49,8 +49,8 @@ class RemoteSink:
         self._done(lambda: self._file.write(raw))
         self.position += len(raw)
 
-    def stream(self, blocks: Iterable[Block], nbytes: int) -> int:
-        return streamed(blocks, nbytes, self.literal, self._tell)
+    def stream(self, blocks: Iterable[Block], nbytes: int, *, checksum: bool = False) -> int:
+        return streamed(blocks, nbytes, self.literal, self._tell, checksum=checksum)
 
     def copy(self, span: ByteSpan) -> None:
         for block in span.blocks():

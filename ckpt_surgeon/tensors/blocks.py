@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from threading import local
+from threading import Lock, local
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import BrokenFile
-from ..files.spans import Block, fill
+from ..files.spans import Block
 from .records import Tensor
 from .stored import StoredTensor
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
+
+    from .conversion import Array
 
 PIECE = 512 << 10  # bytes computed with at a time: numpy's own overhead is small then, and the caches hold them
 THREADED = 8 << 20  # bytes from which on threads save more time than it takes to start them
@@ -28,13 +30,15 @@ Made = TypeVar("Made")
 
 
 class _Buffers(local):
-    """A piece of memory for each thread and slot, used again and again."""
+    """A piece of memory for each thread and slot, and for each name of an array, used again and again."""
 
     def __init__(self) -> None:
         self.slots: dict[int, bytearray] = {}
+        self.arrays: dict[str, Array] = {}
 
 
 _buffers = _Buffers()
+_seeking = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Piece:
 
 
 def pieces(tensor: Tensor, nbytes: int = PIECE) -> Iterator[Piece]:
-    """A tensor's elements in row-major order, little-endian, in pieces of at most ``nbytes`` (up to :data:`PIECE`).
+    """A tensor's elements in row-major order, little-endian, in pieces of at most ``nbytes``.
 
     Raises BrokenFile, before the first, where the checksum of the bytes does not match.
     """
@@ -54,25 +58,62 @@ def pieces(tensor: Tensor, nbytes: int = PIECE) -> Iterator[Piece]:
     if span is not None and isinstance(span.path, Path):
         if isinstance(tensor, StoredTensor):
             tensor.storage.check(tensor.nbytes)
+        file = _Opened(span.path)
         for start in range(span.start, span.stop, nbytes):
             stop = min(start + nbytes, span.stop)
-            yield Piece(stop - start, partial(_read, span.path, start, stop))
+            yield Piece(stop - start, partial(file.read, start, stop))
         return
     for block in tensor.blocks():
         for start in range(0, len(block), nbytes):
             yield _in_memory(memoryview(block)[start : start + nbytes])
 
 
-def _read(path: Path, start: int, stop: int, slot: int) -> memoryview:
-    """Bytes of a local file, in the memory that this thread has for a slot."""
-    if slot not in _buffers.slots:
-        _buffers.slots[slot] = bytearray(PIECE)
-    view = memoryview(_buffers.slots[slot])[: stop - start]
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        if fill(file, view) < len(view):
-            raise BrokenFile(path, "became shorter while it was read")
-    return view
+class _Opened:
+    """A local file that threads read in at any place; it is closed when no piece of it is left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read(self, start: int, stop: int, slot: int) -> memoryview:
+        """Bytes of the file, in the memory that this thread has for a slot.  Raises BrokenFile."""
+        held = _buffers.slots.get(slot)
+        if held is None or len(held) < stop - start:
+            held = _buffers.slots[slot] = bytearray(max(PIECE, stop - start))
+        view = memoryview(held)[: stop - start]
+        done = 0
+        while done < len(view):
+            if not (count := _read_at(self._descriptor, view[done:], start + done)):
+                raise BrokenFile(self._path, "became shorter while it was read")
+            done += count
+        return view
+
+
+def _read_at(descriptor: int, view: memoryview, start: int) -> int:
+    """Fill memory with bytes of a file from ``start`` on; returns how many came."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [view], start)
+    with _seeking:  # where a file has one position, for all threads
+        os.lseek(descriptor, start, os.SEEK_SET)
+        raw = os.read(descriptor, len(view))
+    view[: len(raw)] = raw
+    return len(raw)
+
+
+def scratch(name: str, count: int, dtype: str) -> Array:
+    """An array of this thread, for what lasts no longer than one piece: the same memory each time for one name."""
+    import numpy as np
+
+    wanted = np.dtype(dtype)
+    held = _buffers.arrays.get(name)
+    if held is None or held.nbytes < count * wanted.itemsize:
+        held = _buffers.arrays[name] = np.empty(count * wanted.itemsize, np.uint8)
+    made: Array = held[: count * wanted.itemsize].view(wanted)
+    return made
 
 
 def _in_memory(raw: Block) -> Piece:
@@ -98,9 +139,12 @@ class Stream:
         return memoryview(found)
 
 
-def alongside(*tensors: Tensor) -> Iterator[tuple[Piece, ...]]:
-    """Pieces of several tensors with the same elements in them, one by one."""
-    count = PIECE // max(tensor.dtype.itemsize for tensor in tensors)
+def alongside(*tensors: Tensor, count: int = 0) -> Iterator[tuple[Piece, ...]]:
+    """Pieces of several tensors with the same elements in them, one by one: ``count`` elements each, but for the last.
+
+    Without ``count`` it is as many as fill :data:`PIECE`.
+    """
+    count = count or PIECE // max(tensor.dtype.itemsize for tensor in tensors)
     yield from zip(*(_counted(tensor, count) for tensor in tensors), strict=True)
 
 

@@ -9,18 +9,21 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from ..errors import Argument, Phrase
 from ..files.spans import Block
 from ..text import plural
-from .blocks import Piece, alongside, in_order
+from .blocks import Piece, alongside, in_order, scratch
 from .casts import Losses, bytes_of, cast_by_numpy
 from .conversion import is_coded, numbers, real, widened
 from .dtypes import BY_NAME, DType
 from .records import Finding, Tensor
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .conversion import Array
 
     Formula = Callable[[int, list[Array]], Array]  # the number of the block, float64 of each input; float64
@@ -29,6 +32,8 @@ LEAST_COSINE = 0.99  # below it, what is left of a change points elsewhere: a wa
 GREATEST_ERROR = 0.1  # and so where so much of its length got lost
 RANDOM = " rounded at random"
 WORST = 3  # how many tensors a warning names
+STEP = 32 << 10  # elements computed with at a time: float64 sums and one input of as many stay in a core's cache
+BATCH = 8  # steps that a thread takes at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Survival:
         return self.change > 0 and (self.cosine < LEAST_COSINE or self.lost > GREATEST_ERROR)
 
 
+Item = TypeVar("Item")
 Row: TypeAlias = tuple[str, list[str], float, float, float, float]  # a tensor, its dtypes, and the sums of Survival
 
 
@@ -151,28 +157,77 @@ def combined(
     The parts of complex numbers are numbers of their own.
     """
 
-    def compute(item: tuple[int, tuple[Piece, ...]]) -> tuple[Block, Losses, Survival | None]:
+    part, kinds = real(dtype), [tensor.dtype for tensor in tensors]
+
+    def compute(steps: Sequence[tuple[int, tuple[Piece, ...]]]) -> tuple[Block, Losses, Survival]:
         import numpy as np
 
-        index, parts = item
+        counts = [parts[0].nbytes // kinds[0].part for _, parts in steps]
+        made, lost, found, at = np.empty(sum(counts), codes_of(part)), Losses(), Survival(), 0
         with np.errstate(all="ignore"):
-            wide = [
-                float64(piece.read(slot), tensor.dtype)
-                for slot, (piece, tensor) in enumerate(zip(parts, tensors, strict=True))
-            ]
-            exact = formula(index, wide)
-            made, lost = rounded(
-                exact, dtype, None if rounding.seed is None else random_numbers(rounding.seed, key, index)
-            )
-            return bytes_of(made), lost, None if kept is None else _survival(wide[0], exact, made, dtype)
+            for (index, parts), count in zip(steps, counts, strict=True):
+                out = made[at : at + count]
+                at += count
+                if isinstance(formula, WeightedSum) and kept is None:
+                    exact = formula.streamed(zip(parts, kinds, strict=True))
+                else:
+                    wide = [float64(piece.read(0), kind) for piece, kind in zip(parts, kinds, strict=True)]
+                    exact = formula(index, wide)
+                random = None if rounding.seed is None else random_numbers(rounding.seed, key, index)
+                lost.add(rounded_into(out, exact, part, random))
+                if kept is not None:
+                    found.add(_survival(wide[0], exact, out, part))
+        return bytes_of(made), lost, found
 
     nbytes = sum(tensor.nbytes for tensor in tensors)
-    for block, lost, found in in_order(compute, enumerate(alongside(*tensors)), nbytes):
+    for block, lost, found in in_order(compute, _batched(enumerate(alongside(*tensors, count=STEP))), nbytes):
         if losses is not None:
             losses.add(lost)
-        if kept is not None and found is not None:
+        if kept is not None:
             kept.add(key, dtype, found, random=rounding.seed is not None)
         yield block
+
+
+def _batched(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Items in lists of :data:`BATCH`."""
+    given = iter(items)
+    while batch := list(islice(given, BATCH)):
+        yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """The formula Σ wᵢ xᵢ ÷ total, in the order of the inputs, which are added one by one as they are read."""
+
+    weights: Sequence[float]
+    total: float = 1.0
+
+    def __call__(self, index: int, wide: list[Array]) -> Array:
+        made = wide[0]
+        if self.weights[0] != 1:
+            made *= self.weights[0]
+        for weight, other in zip(self.weights[1:], wide[1:], strict=True):
+            if weight != 1:
+                other *= weight
+            made += other
+        if self.total != 1:
+            made /= self.total
+        return made
+
+    def streamed(self, inputs: Iterable[tuple[Piece, DType]]) -> Array:
+        """The sum of pieces, in memory that the next sum of this thread takes again."""
+        import numpy as np
+
+        made: Array | None = None
+        for weight, (piece, dtype) in zip(self.weights, inputs, strict=True):
+            values = _in_scratch(piece.read(0), dtype)
+            if weight != 1 or made is None:
+                term = scratch("sum" if made is None else "term", len(values), "f8")
+                np.copyto(term, values)
+                values = term if weight == 1 else np.multiply(term, weight, out=term)
+            made = values if made is None else np.add(made, values, out=made)
+        assert made is not None
+        return made if self.total == 1 else np.divide(made, self.total, out=made)
 
 
 def survival(base: Tensor, exact: Tensor, made: Tensor) -> Survival:
@@ -197,26 +252,91 @@ def float64(raw: Block | bytearray, dtype: DType) -> Array:
     return made
 
 
+def _in_scratch(raw: Block | bytearray, dtype: DType) -> Array:
+    """The numbers of a block, in a dtype that numpy computes with; of bfloat16 in memory that is used again."""
+    import numpy as np
+
+    values = numbers(raw, dtype)
+    if dtype.name != "bfloat16":
+        return widened(values, real(dtype))
+    bits = scratch("wide", len(values), "u4")
+    np.copyto(bits, values)
+    np.left_shift(bits, 16, out=bits)
+    return bits.view(np.float32)
+
+
 def rounded(exact: Array, dtype: DType, random: object = None) -> tuple[Array, Losses]:
     """float64 in another dtype, rounded once, and what got lost; with a generator of random numbers, up and down.
 
     Short floats are made from a float32 that was rounded to odd, which keeps what the second rounding needs to know
-    (Boldo, Melquiond: Emulation of FMA and correctly rounded sums, 2008).
+    (Boldo, Melquiond: Emulation of FMA and correctly rounded sums, 2008); bfloat16 from one that was rounded to
+    nearest, where that has no part in the result: everywhere but in the middle between two of them.
     """
     import numpy as np
 
     part = real(dtype)
     if part.name == "float64":
         return exact, Losses()
+    made: Array = np.empty(exact.shape, codes_of(part))
+    return made, rounded_into(made, exact, part, random)
+
+
+def rounded_into(made: Array, exact: Array, part: DType, random: object = None) -> Losses:
+    """Round as :func:`rounded` does, into an array of the numbers (or codes) of a dtype; returns what got lost."""
+    import numpy as np
+
     with np.errstate(all="ignore"):
-        if part.name == "float32":
-            made = exact.astype(np.float32)
-            infinite = np.isinf(made).any() and int((np.isinf(made) & np.isfinite(exact)).sum())
-            lost = Losses(infinite=int(infinite))
-        else:
+        lost = Losses()
+        if part.name in ("float64", "float32"):
+            np.copyto(made, exact, casting="unsafe")
+            if part.name == "float32" and not _is_finite(made):
+                lost.infinite = int((np.isinf(made) & np.isfinite(exact)).sum())
+        elif part.name != "bfloat16" or not _bfloat16_into(made, exact):
             raw, lost = cast_by_numpy(bytes_of(_odd_float32(exact)), BY_NAME["float32"], part)
-            made = numbers(raw, part)
-        return (made if random is None else _stochastic(exact, made, part, random)), lost
+            made[:] = numbers(raw, part)
+        if random is not None and part.name != "float64":
+            made[:] = _stochastic(exact, made, part, random)
+        return lost
+
+
+def codes_of(part: DType) -> np.dtype[Any]:
+    """numpy's dtype for the numbers of a real dtype, or for their codes."""
+    import numpy as np
+
+    return np.dtype(f"u{part.itemsize}" if is_coded(part) else part.name)
+
+
+def _is_finite(values: Array) -> bool:
+    """Whether all numbers are finite, in two quick passes."""
+    import numpy as np
+
+    return bool(values.max(initial=0) < np.inf and values.min(initial=0) > -np.inf)
+
+
+def _bfloat16_into(made: Array, exact: Array) -> bool:
+    """Round float64 to the codes of bfloat16; False, and nothing of worth, where some are not finite or many are ties.
+
+    A float32 on the way hides on which side of the middle between two bfloat16 a number lies only where it is this
+    middle itself; there float64 is asked again.
+    """
+    import numpy as np
+
+    near = scratch("near", len(exact), "f4")
+    np.copyto(near, exact, casting="unsafe")
+    if not _is_finite(near):
+        return False
+    bits = near.view(np.uint32)
+    np.copyto(made, bits, casting="unsafe")  # the lower halves
+    middles = np.flatnonzero(made == 0x8000)
+    if len(middles) > len(exact) // 8:
+        return False
+    back, wanted = np.abs(near[middles].astype(np.float64)), np.abs(exact[middles])
+    np.add(bits, np.uint32(0x8000), out=bits)
+    np.right_shift(bits, np.uint32(16), out=bits)
+    np.copyto(made, bits, casting="unsafe")
+    upper = made[middles]
+    made[middles] = upper - np.where(back == wanted, upper & 1, back > wanted).astype(np.uint16)
+    return bool(((made & 0x7FFF) < 0x7F80).all())
 
 
 def _odd_float32(exact: Array) -> Array:

@@ -806,7 +806,7 @@ class OneWay:
     def copy(self, span: ByteSpan) -> None:
         raise AssertionError("everything is made here")
 
-    def stream(self, blocks: Iterable[bytes | memoryview], nbytes: int) -> int:
+    def stream(self, blocks: Iterable[bytes | memoryview], nbytes: int, *, checksum: bool = False) -> int:
         if nbytes > 1 << 32:
             self.file.seek(nbytes, os.SEEK_CUR)
         else:

@@ -334,7 +334,7 @@ class SeekingSink:
         else:
             self.file.writelines(span.blocks())
 
-    def stream(self, blocks: Iterable[bytes | memoryview], nbytes: int) -> int:
+    def stream(self, blocks: Iterable[bytes | memoryview], nbytes: int, *, checksum: bool = False) -> int:
         raise AssertionError("everything is one span here")
 
     can_patch = True

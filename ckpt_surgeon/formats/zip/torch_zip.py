@@ -341,7 +341,7 @@ def write_record(sink: Sink, directory: Directory, name: str, tensor: Tensor) ->
             sink.stream(tensor.blocks(), tensor.nbytes)
         return
     sink.literal(directory.local(name, tensor.nbytes, 0, sink.position, described=not sink.can_patch))
-    made = sink.stream(tensor.blocks(), tensor.nbytes)
+    made = sink.stream(tensor.blocks(), tensor.nbytes, checksum=True)
     where, checksum = directory.set_crc32(made)
     if sink.can_patch:
         sink.patch(where, checksum)
