@@ -65,7 +65,7 @@ def test_converting_it_writes_the_weights_alone(ckpt: Run, tmp_path: Path) -> No
 def test_the_options_of_the_groups_are_beside_the_slots(tmp_path: Path) -> None:
     opened = ckpt_surgeon.open(megatron_core(tmp_path / "iter_0000003"))
     assert opened.value("optimizer.param_groups.0.lr") == 0.25
-    slot = opened.value(f"optimizer.state.exp_avg.{PARAMETER}")
+    slot = opened.value(f"optimizer.state.{PARAMETER}.exp_avg")
     assert torch.equal(slot.load(), ramp(2, 6, 3))  # type: ignore[attr-defined]
 
 

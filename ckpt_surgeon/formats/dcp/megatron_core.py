@@ -1,9 +1,10 @@
 """The folder that Megatron-Core saves: a distributed checkpoint, and beside it what every process has alike.
 
 ``.metadata`` and the files of torch.distributed.checkpoint have the weights under flat keys; among them lie the
-optimizer's slots (``optimizer.state.exp_avg.<key>``, ``chained_0.optimizer.state.…``) and the state of the training
-(``rng_state/shard_0.0_1.1``).  ``common.pt`` is a file of torch.save with arguments, the iteration and the options of
-the optimizer's groups, ``metadata.json`` names the format (``megatron.core.dist_checkpointing``).
+optimizer's slots (``optimizer.state.exp_avg.<key>``, ``chained_0.optimizer.state.…``; here by key, then by slot) and
+the state of the training (``rng_state/shard_0.0_1.1``).  ``common.pt`` is a file of torch.save with arguments, the
+iteration and the options of the optimizer's groups, ``metadata.json`` names the format
+(``megatron.core.dist_checkpointing``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _TRAINING = re.compile(
         (?:[./](?P<rest>.+))?""",
     re.VERBOSE,
 )
+_SLOT = re.compile(r"state\.(?P<slot>[^.]+)\.(?P<key>.+)")
 
 
 def holds(names: Collection[str]) -> bool:
@@ -75,4 +77,22 @@ def _parted(entries: Mapping[Value, Value]) -> tuple[Ordered, dict[Value, Value]
             held[rest or "value"] = value
     if isinstance(entries, Ordered):
         root.attributes = entries.attributes
-    return root, training
+    return root, {entry: _by_parameter(held, root) for entry, held in training.items()}
+
+
+def _by_parameter(held: Value, weights: Mapping[Value, Value]) -> Value:
+    """An optimizer's ``state.<slot>.<key>`` as ``state`` by key and slot, as torch.optim nests it.
+
+    What names no weight stays under its flat key (buckets of a distributed optimizer).
+    """
+    if not isinstance(held, dict):
+        return held
+    state: dict[Value, dict[Value, Value]] = {}
+    rest: dict[Value, Value] = {}
+    for name, value in held.items():
+        found = _SLOT.fullmatch(name) if isinstance(name, str) else None
+        if found is None or found["key"] not in weights:
+            rest[name] = value
+        else:
+            state.setdefault(found["key"], {})[found["slot"]] = value
+    return {"state": state, **rest} if state and "state" not in rest else held
