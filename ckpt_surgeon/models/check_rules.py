@@ -35,6 +35,7 @@ from ..text import Shown, size_of
 # What a file can be, as the containers call themselves.
 FORMATS = ("safetensors", "torch zip", "torch legacy", "torch tar", "pickle", "TorchScript", "torch.package",
            "torch.export", "torch distributed", "Megatron-Core", "DeepSpeed")  # fmt: skip
+SHOWN = 100  # characters of a rule that a summary shows
 ANY = "*"  # a size in a shape that may be any
 
 Shape = tuple[int | None, ...]
@@ -79,6 +80,14 @@ class CheckRules(Shown):
     def asked(self) -> tuple[str, ...]:
         """The rules that are asked for, as a file names them: ``keys.forbidden``."""
         return tuple(rule.name for rule in RULES if getattr(self, rule.field))
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """The rules that are asked for, and what they ask; of many patterns, how many there are."""
+        for rule in RULES:
+            if value := getattr(self, rule.field):
+                is_several = isinstance(value, (tuple, Mapping))
+                text = str(dict(value) if isinstance(value, Mapping) else list(value) if is_several else value)
+                yield rule.name, f"{len(value):,} patterns" if is_several and len(text) > SHOWN else text[:SHOWN]
 
     def dumps(self) -> str:
         """The rules as TOML."""

@@ -61,9 +61,7 @@ def check_html(found: Check) -> str:
 
 def rules_html(rules: CheckRules) -> str:
     """A row for each rule that is asked for, as a notebook shows it."""
-    lines = rules.dumps().splitlines()
-    shown = lines if len(lines) <= 2 * FEW else [*lines[: 2 * FEW], "…"]
-    return html(["rules"], [[line] for line in shown if line])
+    return html(["rule", "asks"], [(name, shown) for name, shown in rules.summary()])
 
 
 def checks_json(found: Sequence[Check]) -> Lines:

@@ -27,6 +27,7 @@ from ..tensors.records import Finding, Tensor, findings, producer
 from ..tensors.stored import StoredTensor
 from ..text import Shown, command
 from . import model_folder
+from .body_hashes import HASHES, LEGACY, has_body_of
 from .leftovers import was_interrupted
 
 # How keys that are one tensor are written into a container that cannot share it.
@@ -254,6 +255,7 @@ def plan(
             )
             raise EditError([f"{out}: a GGUF file is written as one file"], remedy=remedy)
     planned = replace(_planned(checkpoint, out, writer, max_shard_size, ties), model_folder=folder)
+    planned = _with_true_hashes(planned)
     planned = _with_files(planned) if with_files else planned
     if (local := out.local) is not None:
         _check_replaceable(planned, local)
@@ -261,6 +263,24 @@ def plan(
         began = f"it is of a run that was killed; first: {command('recover', out)}" if was_interrupted(out) else ""
         raise OutputExists(there[0], began)
     return planned
+
+
+def _with_true_hashes(planned: Plan) -> Plan:
+    """A plan without those hashes in the metadata that the bytes of the output would belie; a note says so."""
+    checkpoint = planned.checkpoint
+    stated = [name for name in checkpoint.metadata if HASHES.fullmatch(name)]
+    if not stated or planned.writer is not safetensors:
+        return planned
+    source = has_body_of([file.tensors for file in planned.files])
+    if source is not None:
+        there = registry.read(source).root
+        is_same = isinstance(there, dict) and list(there) == list(planned.files[0].tensors)
+        stated = [name for name in stated if name == LEGACY and not is_same]
+    if not stated:
+        return planned
+    note = f"left out of the metadata, as it is not the hash of these bytes: {listed(stated)}"
+    metadata = {name: text for name, text in checkpoint.metadata.items() if name not in stated}
+    return replace(planned, checkpoint=replace(checkpoint, metadata=metadata, notes=(*checkpoint.notes, note)))
 
 
 def _with_files(planned: Plan) -> Plan:
