@@ -140,7 +140,17 @@ def _run_in_place(name: str, values: dict[str, object]) -> None:
     whole = {option: values.pop(option) for option in NAMES}
     refused = [
         option
-        for option in ("force", "salvage", "allow_part", "max_shard_size", "threads", "ties", "no_check", "with_files")
+        for option in (
+            "force",
+            "salvage",
+            "allow_part",
+            "max_shard_size",
+            "threads",
+            "ties",
+            "no_check",
+            "with_files",
+            "provenance",
+        )
         if values.pop(option)
     ]
     refused += [option for option in ("without", "reset", "run", "optimizer_keys") if whole[option]]

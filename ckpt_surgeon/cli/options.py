@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -19,6 +19,11 @@ from ..text import size_of
 from . import torchrun
 from .spelling import in_words_of_command
 from .terminal import echo, say_done
+
+if TYPE_CHECKING:
+    from ..edits.recipe import Recipe
+    from ..writing.plan import Plan
+    from ..writing.provenance import Origin
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
@@ -62,6 +67,7 @@ class Output:
     ties: str | None = None
     no_check: bool = False
     with_files: bool = False
+    provenance: bool = False
 
     def refuse_existing(self) -> None:
         """Raise OutputExists before any work is done, where OUT is in the way of a single file."""
@@ -80,11 +86,14 @@ class Output:
         say: bool = True,
         job: str = "",
         report: str = "",
+        recipe: Recipe | None = None,
+        again: Callable[[], Checkpoint] | None = None,
     ) -> None:
         """Plan, then write or, in a dry run, print the plan.
 
         ``job`` says what the words of the command leave open (a recipe).  ``report`` is printed before what was done,
-        and not before the work is done: a command that is refused prints nothing.
+        and not before the work is done: a command that is refused prints nothing.  With --provenance, ``recipe``
+        says what was done, and ``again`` does it once more, to know the hash of the tensors before they are written.
         """
         from ..report import outputs  # not for commands that only look
         from ..writing import write
@@ -106,6 +115,8 @@ class Output:
             if say:
                 echo(outputs.plan_text(planned, change))
             return
+        made = self._origin(planned, recipe, again) if self.provenance else None
+        metadata = {**(metadata or {}), **made.metadata} if made is not None else metadata
         with progress(planned.nbytes, self.quiet or torchrun.rank() > 0) as tell:
             if shared:
                 from ..writing import ranks
@@ -116,10 +127,31 @@ class Output:
                 remarks = write.write(
                     planned, progress=tell, metadata=metadata, threads=self.threads, check=not self.no_check
                 )
+        if made is not None:
+            from ..writing.provenance import write_statement
+
+            remarks = (*remarks, f"{write_statement(planned, made)} says what it was made of (unsigned)")
         said = map(in_words_of_command, remarks)
         summary = outputs.summary(planned, change, said) if say and not self.quiet else ""
         if report or summary:
             say_done(report, summary)
+
+    def _origin(self, planned: Plan, recipe: Recipe | None, again: Callable[[], Checkpoint] | None) -> Origin:
+        """What --provenance notes: known before anything is written."""
+        from importlib.metadata import version
+
+        from ..edits.recipe import Recipe
+        from ..writing import provenance
+        from ..writing.plan import COPY, plan
+
+        if torchrun.count() > 1:
+            raise click.UsageError("--provenance goes with one process")
+        provenance.refuse_existing(planned, force=self.force)
+        fresh = planned
+        if again is not None:
+            fresh = plan(again(), self.out, force=True, max_shard_size=self.max_shard_size, ties=self.ties or COPY)
+        done = recipe or Recipe()
+        return provenance.origin(fresh, done.dumps(), done.digest, version("ckpt_surgeon"))
 
 
 SELECT = click.Option(
@@ -164,6 +196,11 @@ def output_options(*, several: bool = False) -> list[click.Option]:
             type=click.IntRange(1),
             help="Shards written at the same time.  [default: one a core, up to 8]",
         ),
+        click.Option(
+            ["--provenance"],
+            is_flag=True,
+            help="Note recipe, sources and hashes in a safetensors header, and in a statement beside OUT.",
+        ),
         click.Option(["--quiet", "-q"], is_flag=True, help="Print nothing unless something is wrong."),
     ]
 
@@ -172,7 +209,18 @@ def output(values: dict[str, object]) -> Output:
     """Take the values of :func:`output_options` out of a command's parameters."""
     taken = {
         name: values.pop(name)
-        for name in ("out", "dry_run", "force", "max_shard_size", "threads", "quiet", "ties", "no_check", "with_files")
+        for name in (
+            "out",
+            "dry_run",
+            "force",
+            "max_shard_size",
+            "threads",
+            "quiet",
+            "ties",
+            "no_check",
+            "with_files",
+            "provenance",
+        )
     }
     taken["out"] = file_path(str(taken["out"])) if isinstance(taken["out"], str) else taken["out"]
     return Output(**taken)  # type: ignore[arg-type]

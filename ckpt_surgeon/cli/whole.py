@@ -67,8 +67,15 @@ class Work:
     ) -> None:
         """Edit and write."""
         if isinstance(self.source, Checkpoint):
-            change = edit.plan(self.source, *self.others) if isinstance(edit, Recipe) else edit.plan(self.source)
-            self.out.write(change, metadata=metadata, say=say, job=job)
+            source = self.source
+
+            def planned() -> Change[Checkpoint]:
+                return edit.plan(source, *self.others) if isinstance(edit, Recipe) else edit.plan(source)
+
+            recipe = edit if isinstance(edit, Recipe) else Recipe((edit,))
+            self.out.write(
+                planned(), metadata=metadata, say=say, job=job, recipe=recipe, again=lambda: planned().result
+            )
             return
         from ..runs.applying import applied
 
@@ -78,7 +85,7 @@ class Work:
     def fit(self, found: Fit, *, report: str = "", say: bool = True) -> None:
         """Write what was fitted to a model; ``report`` is printed before what was done, once that is done."""
         if isinstance(self.source, Checkpoint):
-            self.out.write(found.change, say=say, report=report)
+            self.out.write(found.change, say=say, report=report, recipe=found.recipe)
             return
         from ..runs.applying import fitted
 
@@ -145,6 +152,8 @@ def work_of(values: dict[str, object]) -> Work:
                         ("--with-files", out.with_files)):  # fmt: skip
         if value:
             raise click.UsageError(f"--whole and {name} exclude each other")
+    if out.provenance:
+        raise click.UsageError("--whole and --provenance exclude each other")
     stated = _stated(cast("str | None", taken["run"]))
     from ..runs.folder import open_run
 
