@@ -25,6 +25,7 @@ from ..files.local import LocalPath
 from ..files.paths import FilePath
 from ..files.sinks import FileSink, Progress
 from ..files.temporary import Hold, is_held, new_token
+from ..tensors.stored import StoredTensor
 from .destinations import Destination, Fill, destination, local_failure
 from .group import Group, joined
 from .leftovers import JOB, READY, clear_parts, left_behind, parts_folder, take_back_moves
@@ -52,25 +53,45 @@ def write(
     that an earlier, failed run of the same job has finished are kept.  Returns the notes of all processes.  Raises
     OutputExists, EditError with the problems of all processes, and RankFailed where one failed or died.
     """
-    steps = Steps(progress or (lambda _: None))
     with joined() as group:
-        digest = _digest(planned, job, metadata or {})
-        group.agree(digest, planned.out)
-        where: Destination
-        if (out := planned.out.local) is not None:
-            where = Parts(planned, out, digest, group, steps.tell)
-            if group.rank == 0:
-                where.prepare(force=force)
-        else:
-            if group.rank == 0 and not force and (there := planned.in_the_way()):
-                raise OutputExists(there[0])
-            where = _NamingRank(destination(planned, steps.tell), planned, group)
-        group.wait()
-        notes = carry_out(planned, where, group=group, steps=steps, metadata=metadata)
+        notes = write_share(group, planned, job=job, force=force, progress=progress, metadata=metadata)
     notes = (*notes, *beside(planned), *left_behind(planned.out))
     if len(planned.shards) == 1 and not planned.max_shard_size:
         return (*notes, "one file is written by one process; --max-shard-size shares the work out")
     return notes
+
+
+def write_share(
+    group: Group,
+    planned: Plan,
+    *,
+    job: str = "",
+    force: bool = False,
+    progress: Progress | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Carry out one process's part of a plan; see :func:`write`."""
+
+    def tell(done: int) -> None:
+        group.step()
+        if progress is not None:
+            progress(done)
+
+    steps = Steps(tell)
+    facts = _facts(planned, job, metadata or {})
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    group.agree(facts, planned.out)
+    where: Destination
+    if (out := planned.out.local) is not None:
+        where = Parts(planned, out, digest, group, steps.tell)
+        if group.rank == 0:
+            where.prepare(force=force)
+    else:
+        if group.rank == 0 and not force and (there := planned.in_the_way()):
+            raise OutputExists(there[0])
+        where = _NamingRank(destination(planned, steps.tell), planned, group)
+    group.wait()
+    return carry_out(planned, where, group=group, steps=steps, metadata=metadata)
 
 
 class Parts:
@@ -203,7 +224,7 @@ class Parts:
             try:
                 if _state(place) == _noted(self._folder, path)[0]:
                     return place
-            except (OSError, ValueError, LookupError):
+            except (OSError, ValueError, LookupError, TypeError):
                 continue
         return None
 
@@ -249,20 +270,29 @@ def _state(path: LocalPath) -> str:
     return f"{found.st_size} {found.st_ino} {found.st_mtime_ns}"
 
 
-def _digest(planned: Plan, job: str, metadata: Mapping[str, str]) -> str:
-    """What tells one job from another: its name, its sources as they are now, the keys and shapes of every file."""
-    found = hashlib.sha256(f"{version('ckpt_surgeon')}\n{job}\n{sorted(metadata.items())}\n".encode())
+def _facts(planned: Plan, job: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    """Digests that tell one job from another: its name, its sources as they are now, the tensors of every file."""
+    tensors, sources = hashlib.sha256(), hashlib.sha256()
     paths: dict[FilePath, None] = {}
     for file in planned.files:
-        found.update(f"{file.path.name}\n".encode())
+        tensors.update(f"{file.path.name}\n".encode("utf-8", "surrogatepass"))
         paths.update(dict.fromkeys([file.copy_of] if file.copy_of is not None else []))
         for key, tensor in file.tensors.items():
-            found.update(f"{key} {tensor.dtype} {tensor.shape} {tensor.span}\n".encode("utf-8", "surrogatepass"))
+            checksum = tensor.storage.crc32 if isinstance(tensor, StoredTensor) else None
+            about = f"{key} {tensor.dtype} {tensor.shape} {tensor.span} {checksum}\n"
+            tensors.update(about.encode("utf-8", "surrogatepass"))
             paths.update(dict.fromkeys(sources_of(tensor, set())))
     for path in paths:
-        state = f"{(about := path.local.stat()).st_size} {about.st_mtime_ns}" if path.local else path.size
-        found.update(f"{path} {state}\n".encode("utf-8", "surrogatepass"))
-    return found.hexdigest()
+        state = f"{(status := path.local.stat()).st_size} {status.st_mtime_ns}" if path.local else path.size
+        sources.update(f"{path} {state}\n".encode("utf-8", "surrogatepass"))
+    named = f"{job}\n{sorted(metadata.items())}\n".encode("utf-8", "surrogatepass")
+    return {
+        "version of ckpt_surgeon": version("ckpt_surgeon"),
+        "version of torch": version("torch"),
+        "command": hashlib.sha256(named).hexdigest(),
+        "input": sources.hexdigest(),
+        "tensors": tensors.hexdigest(),
+    }
 
 
 def _refuse_sources(planned: Plan) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast, runtime_checkable
 
-from ..errors import EditError
+from ..errors import EditError, RankFailed, listed
 from ..files import swap
 from ..files.paths import AnyPath
 from ..files.sinks import Progress
@@ -249,10 +249,9 @@ def _joined(planned: Plan, found: Iterable[Json]) -> tuple[list[Places], tuple[s
     notes: dict[str, None] = {}
     problems: dict[str, None] = {}
     kept: list[Row] = []
-    for part in found:
-        for number, found_there in cast("Mapping[str, Written]", part).items():
-            written = Written(*found_there)
-            places[int(number)] = written.places
+    for rank, part in enumerate(found):
+        for number, written in _understood(rank, part).items():
+            places[number] = written.places
             notes.update(dict.fromkeys(written.notes))
             problems.update(dict.fromkeys(written.problems))
             kept += written.kept
@@ -260,7 +259,24 @@ def _joined(planned: Plan, found: Iterable[Json]) -> tuple[list[Places], tuple[s
         raise EditError(tuple(problems))
     if kept:
         notes[Kept.joined(kept).note] = None
+    if lost := [file.path.name for number, file in enumerate(planned.files) if number not in places]:
+        raise EditError(f"{planned.out}: no process has made {listed(lost)}", remedy="run the same command again")
     return [places[number] for number in range(len(planned.files))], tuple(notes)
+
+
+def _understood(rank: int, part: Json) -> dict[int, Written]:
+    """What one process says of its files.  Raises RankFailed for what none of this version says."""
+    try:
+        made = {int(number): Written(*found) for number, found in cast("Mapping[str, Written]", part).items()}
+        for one in made.values():
+            _ = [(int(start), int(length)) for start, length in one.places]
+            if not all(isinstance(text, str) for text in (*one.notes, *one.problems)):
+                raise TypeError
+        return made
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RankFailed(
+            rank, "", "says what is not understood", remedy="do all nodes run the same version?"
+        ) from error
 
 
 def _made(
