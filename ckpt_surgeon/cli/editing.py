@@ -249,15 +249,17 @@ def recover(path: LocalPath, roll_back: bool) -> None:
       ckpt recover training.ckpt
       ckpt recover training.ckpt --roll-back
     """
-    from ..writing.leftovers import clear_leftovers
+    from ..writing.leftovers import clear_leftovers, is_written
 
     removed = clear_leftovers(path)
     for gone in removed:
         say_done(f"removed {gone}")
     if not path.exists():
-        if removed:
-            return
-        raise FileError(path, "does not exist", "check the name")
+        if not removed and not is_written(path):
+            raise FileError(path, "does not exist", "check the name")
+        if not removed:
+            say_done(f"{path}: nothing to recover")
+        return
     outcome = journal.recover(registry.located(path), roll_back=roll_back)
     texts = {"finished": "the rename in place is finished", "rolled back": "rolled back, it is as it was before"}
     if outcome or not removed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -218,7 +219,10 @@ def clear(found: Mapping[str, Sequence[LocalPath]]) -> list[LocalPath]:
                 with suppress(OSError):
                     _bring_back(path, final)
                 continue
-            remove(path)
+            if path.suffix == MADE and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)  # a run's folder may have folders in it
+            else:
+                remove(path)
             gone[path] = None
     return list(gone)
 

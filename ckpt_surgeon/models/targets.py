@@ -242,13 +242,17 @@ def called(target: str, *, with_values: bool = True) -> object:
 @contextmanager
 def _running(target: str, doing: str) -> Iterator[None]:
     """Run other people's code: nothing on stdout, which ``--json`` needs for itself, and only TargetErrors."""
+    process = os.getpid()
     try:
         with redirect_stdout(sys.stderr):
             yield
-    except TargetError:
+    except (TargetError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit, and whatever else such code may raise
         raise TargetError(target, f"{doing} failed: {text_of(error)}") from error
+    finally:
+        if os.getpid() != process:  # the code has forked: its child has no part in what comes next
+            os._exit(0)
 
 
 @contextmanager

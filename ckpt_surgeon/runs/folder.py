@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from tempfile import mkdtemp
 
 from ..edits.change import Change, Edit
-from ..errors import BrokenFile, EditError, FileError, NothingMatched, OutputExists
+from ..errors import BrokenFile, EditError, FileError, NothingMatched, OutputExists, listed
 from ..files import swap
+from ..files.local import LocalPath
 from ..files.paths import AnyPath, file_path
 from ..files.sinks import FileSink, Progress
+from ..files.temporary import Hold, new_token, temporary
 from ..formats.shard_names import sets_in
 from ..formats.zip.whole import Whole, read_whole, write_whole
 from ..reading.opening import open as open_checkpoint
@@ -182,8 +183,12 @@ def save_run_folder(run: RunFolder, target: AnyPath, *, force: bool = False) -> 
         raise FileError(file_path(target), "would be a folder at a URL", "write it on this machine")
     if out.lexists() and not force:
         raise OutputExists(out)
-    made = Path(mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    swap.check_replaceable(out, is_folder=True)
+    final = LocalPath(os.path.realpath(out))
+    made, hold = temporary(final, new_token()), Hold()
     try:
+        os.mkdir(made)
+        hold.take(made)
         planned = _write_weights(run, made)
         for file in run.optimizers:
             _write_optimizer(file, made / file.name)
@@ -191,11 +196,31 @@ def save_run_folder(run: RunFolder, target: AnyPath, *, force: bool = False) -> 
             source = run.folder / name
             (shutil.copytree if source.is_dir() else shutil.copy2)(source, made / name)
         shutil.copystat(run.folder, made)
-        swap.put(made, out)
-    except BaseException:
+        _refuse_other_folder(run, made, final)
+        swap.put(made, final)
+    except BaseException as error:
         shutil.rmtree(made, ignore_errors=True)
+        if isinstance(error, OSError):
+            problem = f"could not be written ({error.strerror or error}), nothing was replaced"
+            raise FileError(out, problem, "write elsewhere") from error
         raise
+    finally:
+        hold.release()
+    shutil.rmtree(made, ignore_errors=True)  # what is left of the old one: folders
     return planned
+
+
+def _refuse_other_folder(run: RunFolder, made: LocalPath, out: LocalPath) -> None:
+    """A folder is only replaced when all that is in it is written again, or was read as this very run's weights."""
+    if not out.lexists():
+        return
+    mine = {str(path.relative_to(made)) for path in made.rglob("*")}
+    if os.path.realpath(run.folder) == str(out):
+        mine.update((*run.weight_files, *(file.name for file in run.optimizers)))
+    others = sorted(str(path.relative_to(out)) for path in out.rglob("*") if str(path.relative_to(out)) not in mine)
+    if others:
+        problem = f"is a folder with more in it than this run ({listed(others, 4)})"
+        raise FileError(out, problem, "write elsewhere, or move those away")
 
 
 def _write_weights(run: RunFolder, made: Path) -> Plan:

@@ -88,7 +88,22 @@ def parts_folder(out: LocalPath) -> LocalPath:
     return out.with_name(f".{short(out.name)}.parts")
 
 
+def is_written(out: LocalPath) -> bool:
+    """Whether an output is there, as a file, a folder, or shards and their index.
+
+    >>> is_written(LocalPath("never-written.pth"))
+    False
+    """
+    return out.lexists() or sharded.index_name(_whole(out)).lexists()
+
+
+def _whole(out: LocalPath) -> LocalPath:
+    """The name of the output that an index belongs to; any other name as it is."""
+    return out.with_name(out.name.removesuffix(sharded.SUFFIX)) if out.name.endswith(sharded.SUFFIX) else out
+
+
 def _found(out: LocalPath) -> dict[str, list[LocalPath]]:
+    out = _whole(out)
     index = sharded.index_name(out)
     assert isinstance(index, LocalPath)
     beside = [out.with_name(PEFT_CONFIG)] if out.stem == ADAPTER else []
