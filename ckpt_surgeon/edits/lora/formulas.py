@@ -20,7 +20,7 @@ s is alpha ÷ rank, or alpha ÷ √rank for rsLoRA, times the scale that the cal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     Values = Mapping[str, torch.Tensor]
     Formula = Callable[[Values], torch.Tensor]
+    PartFormula = Callable[[Values, int, int], torch.Tensor]  # the first row, the one behind the last
 
 Scaling = Callable[[int, float | None], float]  # of a rank and an alpha that a tensor beside the layer says
 
@@ -56,6 +57,12 @@ class Addition:
     strength: float = 1.0  # the caller's scale, for LyCORIS' magnitudes
     rows: tuple[int, ...] = ()  # which ``delta`` gives anew, in place of adding
     keys: tuple[str, ...] = ()
+    part: PartFormula | None = None  # some rows of the weight of what ``delta`` gives, where each is made by itself
+
+    @property
+    def is_by_rows(self) -> bool:
+        """Whether each row of the weight can be made without the others."""
+        return self.part is not None and not self.magnitude and not self.rows
 
     def values(self) -> dict[str, torch.Tensor]:
         """The tensors as float32 (float64 stays), by their roles."""
@@ -146,7 +153,12 @@ def _low_rank(layer: Layer, shape: tuple[int, ...], scaling: Scaling, scale: flo
         factor = scale * scaling(down[0], _alpha(values))
         return formula(values, factor).reshape(shape)
 
-    return _of(layer, roles, delta, axis)
+    def part(values: Values, start: int, stop: int) -> torch.Tensor:
+        factor = scale * scaling(down[0], _alpha(values))
+        return (values["up"].flatten(1)[start:stop] @ values["down"].flatten(1)) * factor
+
+    whole_delta = _of(layer, roles, delta, axis)
+    return replace(whole_delta, part=part) if formula is _product and len(shape) == 2 else whole_delta
 
 
 def _is_flipped(layer: Layer, made: tuple[int, int], shape: tuple[int, ...], transposed: bool | None) -> bool:
