@@ -65,8 +65,10 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = import_module(f".{COMMANDS.get(cmd_name, 'editing')}", __name__)
         found: click.Command | None = module.command_of(cmd_name)
-        if found is not None and not any(parameter.name == COLOR.name for parameter in found.params):
-            found.params.append(COLOR)
+        inner = found.commands.values() if isinstance(found, click.Group) else ()
+        for command in (*filter(None, [found]), *inner):
+            if not any(parameter.name == COLOR.name for parameter in command.params):
+                command.params.append(COLOR)
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -169,7 +171,7 @@ def _run() -> int:
 def _trouble(message: str, code: int = 2, *, told_by: int | None = None) -> int:
     """Say what is wrong; of several processes that meet it alike, the first of each machine does."""
     if torchrun.is_first_here() if told_by is None else torchrun.rank() == told_by:
-        echo(f"ckpt: {message}", err=True)
+        echo(f"ckpt: {message}", err=True, alarm="ckpt:")
     return code
 
 

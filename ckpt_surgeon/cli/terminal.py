@@ -15,19 +15,27 @@ from ..safe_text import visible, visible_lines, without_secrets
 from ..text import STYLES, Lines, document, fit_width
 
 
-def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
+def echo(text: object, *, err: bool = False, nl: bool = True, alarm: str = "") -> None:
     """Print a text without what a terminal would act on, and without what is secret in URLs.
 
     Only the line ends of :class:`~ckpt_surgeon.text.Lines` are line ends; those of any other text came with a name.
+    ``alarm`` is the word in front of a line that is red, where there is colour.
     """
     shown = without_secrets(str.__str__(text) if isinstance(text, str) else str(text))
-    styles = text.styles if isinstance(text, Lines) and has_colour(sys.stderr if err else sys.stdout) else {}
-    click.echo(
-        _painted(visible_lines(shown) if isinstance(text, Lines) else visible(shown), styles),
-        err=err,
-        nl=nl,
-        color=True,
-    )
+    is_coloured = has_colour(sys.stderr if err else sys.stdout)
+    styles = text.styles if isinstance(text, Lines) and is_coloured else {}
+    plain = _painted(visible_lines(shown) if isinstance(text, Lines) else visible(shown), styles)
+    click.echo(_alarming(plain, alarm) if is_coloured and alarm else plain, err=err, nl=nl, color=True)
+
+
+def _alarming(plain: str, alarm: str) -> str:
+    """A text whose first line that begins with a word has it in red."""
+    lines = plain.split("\n")
+    for number, line in enumerate(lines):
+        if line.startswith(alarm):
+            lines[number] = painted(alarm, "bad") + line.removeprefix(alarm)
+            break
+    return "\n".join(lines)
 
 
 def _painted(plain: str, styles: Mapping[int, str]) -> str:
@@ -73,7 +81,7 @@ def show(error: click.ClickException) -> None:
     text = StringIO()
     click.ClickException.__init__(error, visible(error.message))
     error.show(text)
-    echo(Lines(text.getvalue()), err=True, nl=False)
+    echo(Lines(text.getvalue()), err=True, nl=False, alarm="Error:")
 
 
 def say_done(*texts: str) -> None:

@@ -31,6 +31,7 @@ from .checks import check_html, checks_text, rules_html
 from .differences import diff_text, hashes_text
 from .listings import listing_text, scan_text, stats_text
 from .outputs import change_rows, change_text, in_place_text, plan_line
+from .pages import fragments
 from .sizes import sizes_html, sizes_text
 from .training_plans import groups_html, groups_text, initialized_html, initialized_text, trainable_html, trainable_text
 from .trainings import folder_text, resume_html, resume_text, training_html, training_text
@@ -41,8 +42,8 @@ def register() -> None:
     """Give every record that has a text its text and its table."""
     _register_what_reads()
     _register_what_writes()
-    look(Alignment, alignment_text, notebook.alignment_html)
-    look(Fit, fit_text, notebook.fit_html)
+    look(Alignment, alignment_text, fragments.alignment_fragment)
+    look(Fit, fit_text, fragments.fit_fragment)
     look(LoadReport, lambda report: fit_text(report.fit), notebook.load_html)
     look(Trainable, trainable_text, trainable_html)
     look(ParamGroups, groups_text, groups_html)
@@ -57,13 +58,13 @@ def _register_what_reads() -> None:
     look(
         Checkpoint,
         lambda checkpoint: listing_text(ls(checkpoint)),
-        lambda checkpoint: notebook.listing_html(ls(checkpoint)),
+        lambda checkpoint: fragments.listing_fragment(ls(checkpoint)),
     )
-    look(Listing, listing_text, notebook.listing_html)
+    look(Listing, listing_text, fragments.listing_fragment)
     look(Sizes, sizes_text, sizes_html)
     look(Scan, scan_text, notebook.scan_html)
-    look(Diff, _diff_text, notebook.diff_html)
-    look(ValueDiff, values_text, notebook.values_html)
+    look(Diff, _diff_text, fragments.diff_fragment)
+    look(ValueDiff, values_text, fragments.values_fragment)
     look(Hashes, hashes_text, notebook.hashes_html)
     look(Check, lambda found: checks_text([found]), check_html)
     look(CheckRules, CheckRules.dumps, rules_html)

@@ -83,10 +83,15 @@ def _notes(listing: Listing) -> Iterable[str]:
         yield f"the storages hold {size(slack)} that belong to no tensor; any ckpt output leaves them out"
 
 
+def counted_sizes(listing: Listing) -> dict[str, int]:
+    """The bytes by key; tensors that are tied count once."""
+    counted = _counted(listing.tensors)
+    return {key: tensor.nbytes for key, tensor in listing.tensors.items() if key in counted}
+
+
 def _listing_sections(listing: Listing, before: str) -> list[Section]:
     counted = _counted(listing.tensors)
-    sizes = {key: tensor.nbytes for key, tensor in listing.tensors.items() if key in counted}
-    tiles = treemap(sizes, title=f"{before}Sizes")
+    tiles = treemap(counted_sizes(listing), title=f"{before}Sizes")
     sections: list[Section] = [tiles] if tiles is not None else []
     sections += [_cards(listing.stats, before)] if listing.stats and _has_histograms(listing.stats) else []
     sections += [_tree(listing, counted, before)] if listing.tensors else []

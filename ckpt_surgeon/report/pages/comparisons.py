@@ -12,7 +12,7 @@ from ...tensors.extra_state import is_extra_state
 from ...tensors.records import Shaped
 from ...text import number, percent, plural
 from .heatmaps import heatmap
-from .model import Card, Cards, Column, Fact, Page, Row, Section, Status, Tree
+from .model import Card, Cards, Column, Fact, Page, Row, Section, Status, Tree, Treemap
 from .treemaps import treemap
 
 CARDS = 24
@@ -40,12 +40,18 @@ def diff_page(found: Diff, *, command: str = "") -> Page:
         rows.append(Row(key, (*cells, _numel(key, sides)), state))
     columns = Column(ours), Column(theirs), Column("parameters", "count")
     sections: list[Section] = [Tree("Keys", columns, rows, _STATES)]
-    sizes = {key: _numel(key, sides) for key in states}
-    tiles = treemap(sizes, title="Parameters", unit="parameter", statuses=_STATES, status_of=states)
+    tiles = diff_tiles(found)
     sections = [tiles, *sections] if tiles is not None else sections
     verdict = "strictly loadable" if found.loadable else "NOT strictly loadable"
     facts = [Fact("verdict", verdict, "good" if found.loadable else "lost"), *_diff_facts(found, command)]
     return Page(f"{ours} and {theirs}", "keys, shapes and dtypes", tuple(facts), tuple(sections), found.notes)
+
+
+def diff_tiles(found: Diff, *, limit: int = 140) -> Treemap | None:
+    """Where in the model keys match, and where not."""
+    states = _states(found)
+    sizes = {key: _numel(key, found.sides or ({}, {})) for key in states}
+    return treemap(sizes, title="Parameters", unit="parameter", statuses=_STATES, status_of=states, limit=limit)
 
 
 def _states(found: Diff) -> dict[str, int]:
