@@ -20,6 +20,16 @@ _SWEEPS = 8  # one or two do for real models; the bound is for hostile keys agai
 
 _COMPARED = 5000  # keys that a mistyped pattern is compared with, letter by letter
 
+# What wrappers put in front of the keys of the module that they wrap.
+WRAPPERS = (
+    "module",  # DataParallel, DistributedDataParallel
+    "_orig_mod",  # torch.compile
+    "_fsdp_wrapped_module",  # FullyShardedDataParallel
+    "_fpw_module",  # the same, before torch 2.0
+    "_checkpoint_wrapped_module",  # activation checkpointing
+    "_dist_wrapped_module",  # DDP inside accelerate and others
+)
+
 FEW = 12  # lines that a list may take before it is cut, where it can be
 
 

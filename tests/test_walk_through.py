@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md promises: a new edit is one entry in one file, a new container one module and one line."""
+"""What CONTRIBUTING.md promises: a new edit is one entry and one line, a new container one module and one line."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ckpt_surgeon import Change, CheckpointError, EditError, Recipe, step
 from ckpt_surgeon.edits.arguments import Patterns
 from ckpt_surgeon.edits.change import EDITS, Edit, edit, matching, rekeyed
 from ckpt_surgeon.edits.change import StateDict as Kind
+from ckpt_surgeon.edits.table import KEYS, TABLE, Listed
 from ckpt_surgeon.files.paths import FilePath
 from ckpt_surgeon.files.sinks import Sink
 from ckpt_surgeon.files.spans import ByteSpan
@@ -59,8 +60,9 @@ def declare_toy() -> Edit[...]:
 
 @pytest.fixture
 def shout() -> Iterator[Edit[...]]:
+    TABLE["shout"] = Listed("keys", KEYS, "Write some keys in capitals.")
     yield declare_toy()
-    del EDITS["shout"]
+    del EDITS["shout"], TABLE["shout"]
 
 
 def test_a_declared_edit_is_a_function_a_step_a_command_and_an_option(

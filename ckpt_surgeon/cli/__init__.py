@@ -13,28 +13,59 @@ import signal
 import sys
 import warnings
 from importlib import import_module
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import click
 
+from ..edits.table import TABLE
 from ..errors import CheckpointError, text_of
 from . import torchrun
 from .spelling import spelled
 from .terminal import WHEN, adapt, echo, show
 
-# The groups of `ckpt --help`, and in each the commands with their modules, which are imported when they are called for.
-# The commands of edits are not listed here: an edit declares its own, and its group follows from what it declares.
-GROUPS: dict[str, dict[str, str]] = {
-    "Look": {"ls": "listing", "diff": "looking", "hash": "looking", "scan": "looking", "check": "checking"},
+
+class Command(NamedTuple):
+    """The module of a command, which is imported when it is called for, and its line in ``ckpt --help``."""
+
+    module: str
+    short_help: str
+
+
+# The groups of `ckpt --help`.  The commands of edits are not listed here: each is made of its edit, in the group that
+# edits/table.py says.
+GROUPS: dict[str, dict[str, Command]] = {
+    "Look": {
+        "ls": Command("listing", "Show what a checkpoint is and holds."),
+        "diff": Command("looking", "Compare with a model or a checkpoint."),
+        "hash": Command("looking", "Print hashes of the values."),
+        "scan": Command("looking", "List the names that a pickle mentions."),
+        "check": Command("checking", "Check files by rules: keys, shapes, values, size."),
+    },
     "Edit keys": {},
     "Edit values": {},
     "Combine": {},
-    "Files": {"convert": "editing", "recover": "editing", "index": "indexing"},
-    "Fit": {"align": "fitting", "fit": "fitting", "freeze-plan": "training", "groups": "training"},
-    "Runs": {"set": "running", "resume-check": "running"},
-    "Recipes": {"edit": "recipes", "apply": "recipes", "recipe": "recipes"},
+    "Files": {
+        "convert": Command("editing", "Write .pth, .safetensors or .dcp from anything."),
+        "recover": Command("editing", "Finish or clear away what was interrupted."),
+        "index": Command("indexing", "Write the index of shards that have none."),
+    },
+    "Fit": {
+        "align": Command("fitting", "Find the renames that fit a checkpoint to a model."),
+        "fit": Command("fitting", "Write a checkpoint that loads strictly into a model."),
+        "freeze-plan": Command("training", "Show what freezing would leave trainable."),
+        "groups": Command("training", "Show the parameter groups that rules make."),
+    },
+    "Runs": {
+        "set": Command("running", "Set single values of a training checkpoint."),
+        "resume-check": Command("running", "Prove that training goes on after an edit."),
+    },
+    "Recipes": {
+        "edit": Command("recipes", "Several edits in one pass."),
+        "apply": Command("recipes", "Run a recipe file."),
+        "recipe": Command("recipes", "Check recipe files (which prints their hash), or invert them."),
+    },
 }
-COMMANDS = {name: module for commands in GROUPS.values() for name, module in commands.items()}
+COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
 
 
 # Every command has it.
@@ -52,18 +83,20 @@ class Commands(click.Group):
 
     called: click.Command | None = None  # the command that is run
 
-    def grouped(self) -> dict[str, list[str]]:
-        """The names of all commands, by their groups."""
-        from . import editing
-
-        edits = editing.names_by_group()
-        return {title: [*edits.get(title, ()), *commands] for title, commands in GROUPS.items()}
+    def grouped(self) -> dict[str, dict[str, str]]:
+        """The names of all commands and their lines in the help, by their groups."""
+        found: dict[str, dict[str, str]] = {title: {} for title in GROUPS}
+        for name, edit in TABLE.items():
+            found[edit.group][name.replace("_", "-")] = edit.short_help
+        for title, commands in GROUPS.items():
+            found[title].update({name: command.short_help for name, command in commands.items()})
+        return found
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for names in self.grouped().values() for name in names]
+        return [name for commands in self.grouped().values() for name in commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = import_module(f".{COMMANDS.get(cmd_name, 'editing')}", __name__)
+        module = import_module(f".{COMMANDS[cmd_name].module if cmd_name in COMMANDS else 'editing'}", __name__)
         found: click.Command | None = module.command_of(cmd_name)
         inner = found.commands.values() if isinstance(found, click.Group) else ()
         for command in (*filter(None, [found]), *inner):
@@ -73,12 +106,10 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         grouped = self.grouped()
-        found = {name: self.get_command(ctx, name) for names in grouped.values() for name in names}
-        widest = max(map(len, found))
-        for title, names in grouped.items():
-            rows = [(name.ljust(widest), one.get_short_help_str(90)) for name in names if (one := found[name])]
+        widest = max(len(name) for commands in grouped.values() for name in commands)
+        for title, commands in grouped.items():
             with formatter.section(title):
-                formatter.write_dl(rows)
+                formatter.write_dl([(name.ljust(widest), text) for name, text in commands.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

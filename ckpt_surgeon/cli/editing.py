@@ -272,11 +272,3 @@ def command_of(name: str) -> click.Command | None:
         return _convert() if name == "convert" else recover
     normal = name.replace("-", "_")
     return _command(normal) if normal in change.EDITS and "_" not in name else None
-
-
-def names_by_group() -> dict[str, list[str]]:
-    """The commands that are made of edits, by the groups of ``ckpt --help``."""
-    found: dict[str, list[str]] = {}
-    for edit in change.EDITS.values():
-        found.setdefault(edit.group, []).append(edit.name)
-    return found

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from ..edits.change import Change
 from ..errors import OutputExists
 from ..files.paths import FilePath, file_path
 from ..files.sinks import Progress
@@ -21,6 +20,7 @@ from .spelling import in_words_of_command
 from .terminal import echo, say_done
 
 if TYPE_CHECKING:
+    from ..edits.change import Change
     from ..edits.recipe import Recipe
     from ..writing.plan import Plan
     from ..writing.provenance import Origin

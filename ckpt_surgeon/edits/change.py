@@ -30,6 +30,7 @@ from . import arguments as declarations
 from .arguments import Patterns as Patterns
 from .companions import checked
 from .inputs import parted, qualified
+from .table import COMBINE, KEYS, VALUES, Edits
 
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
 Arguments = ParamSpec("Arguments")
@@ -197,8 +198,8 @@ class Edit(Generic[Arguments]):
     def group(self) -> str:
         """The group of ``ckpt --help`` that it stands in, which follows from what it declares."""
         if self.inputs:
-            return "Combine"
-        return "Edit values" if self.declaration.changes_values else "Edit keys"
+            return COMBINE
+        return VALUES if self.declaration.changes_values else KEYS
 
     @cached_property
     def arguments(self) -> Mapping[str, declarations.Argument]:
@@ -247,7 +248,7 @@ class Edit(Generic[Arguments]):
         return plain
 
 
-EDITS: dict[str, Edit[...]] = {}  # every edit by its name, as recipes and the command line find them
+EDITS: Edits[Edit[...]] = Edits()  # every edit by its name, as recipes and the command line find them
 
 
 def edit(

@@ -11,19 +11,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from ..errors import EditError, NothingMatched
+from ..key_patterns import WRAPPERS
 from .arguments import Pairs, Patterns
 from .change import AllowUnmatched, Change, Inline, OnCollision, StateDict, edit, listed_patterns, matching, rekeyed
 from .rename import Rules, parse_pairs
-
-# What wrappers put in front of the keys of the module that they wrap.
-WRAPPERS = (
-    "module",  # DataParallel, DistributedDataParallel
-    "_orig_mod",  # torch.compile
-    "_fsdp_wrapped_module",  # FullyShardedDataParallel
-    "_fpw_module",  # the same, before torch 2.0
-    "_checkpoint_wrapped_module",  # activation checkpointing
-    "_dist_wrapped_module",  # DDP inside accelerate and others
-)
 
 # Buffers that a model makes by itself and that come and go between versions: the last component of their keys.
 DERIVABLE = (

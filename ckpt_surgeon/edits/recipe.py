@@ -46,31 +46,7 @@ from .change import EDITS, Change, as_state_dict, relabelled
 from .inputs import mapped, parted, qualified
 from .rename import parse_pairs
 
-# In this order, in which edits are listed.
-# isort: off
-from . import keys, values, combine, fold, norms, quantised, quantize, rotary, resize, kernels, join, averages, deltas
-from .lora import extracting as lora_extracting, merging as lora_merging
-# isort: on
-
 StateDict = TypeVar("StateDict", bound=Mapping)  # type: ignore[type-arg]
-
-REGISTERED = (
-    keys,
-    values,
-    combine,
-    fold,
-    norms,
-    quantised,
-    quantize,
-    rotary,
-    resize,
-    kernels,
-    join,
-    averages,
-    deltas,
-    lora_merging,
-    lora_extracting,
-)  # modules whose edits a recipe can name
 
 
 def _renamed_inputs(value: object, names: Mapping[str, str]) -> object:
@@ -189,7 +165,7 @@ def arguments_of(name: str) -> dict[str, Argument]:
 def _step_problems(name: str, arguments: Mapping[str, object]) -> Iterable[tuple[str, str]]:
     """Pairs of the argument (or "") and what is wrong with it."""
     if name not in EDITS:
-        known = ", ".join(edit.name for edit in EDITS.values())
+        known = ", ".join(name.replace("_", "-") for name in EDITS)
         yield "do", f"no edit is called {name.replace('_', '-')!r}; known are {known}"
         return
     expected = arguments_of(name)

@@ -9,8 +9,6 @@ back, and may be interrupted itself.  A lock on the file keeps two processes apa
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -216,6 +214,9 @@ def _write_journal(journal: Path, content: _Journal) -> None:
 
 
 def _packed(content: _Journal) -> bytes:
+    import hashlib
+    import json
+
     head = {"size": content.size, "patches": [[patch.offset, len(patch.old)] for patch in content.patches]}
     body = b"".join(patch.old + patch.new for patch in content.patches)
     whole = _MAGIC + json.dumps(head).encode() + b"\n" + body
@@ -224,6 +225,8 @@ def _packed(content: _Journal) -> bytes:
 
 def _read_journal(path: Path, journal: Path) -> _Journal | None:
     """What a journal says; None where it is not whole, and so was never acted on."""
+    import json
+
     status = os.lstat(journal)
     most = min(LIMIT, PER_BYTE * os.stat(path).st_size + (1 << 20))
     if not stat.S_ISREG(status.st_mode) or status.st_size > most:
@@ -253,6 +256,8 @@ def _read_journal(path: Path, journal: Path) -> _Journal | None:
 
 def _is_whole(file: BinaryIO, nbytes: int) -> bool:
     """Whether a file begins as a journal does and its digest is right; only then is it read into memory whole."""
+    import hashlib
+
     head = file.read(max(min(len(_NAME), nbytes), 0))
     if head != _NAME:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -111,6 +110,8 @@ def put(made: Path, final: Path) -> None:
 
 def _exchanged(one: Path, other: Path) -> bool:
     """Whether the system has exchanged two names in one step."""
+    import ctypes
+
     try:
         exchange = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):

@@ -7,21 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
 
 from ..errors import NEW_FILE, BrokenFile, FileError, NotACheckpoint, listed
 from ..files.local import LocalPath
 from ..files.paths import FilePath
 from ..files.sinks import Sink
 from ..tensors.records import Tensor
-from . import engines, foreign, gguf, plain_pickle, safetensors, shard_set, sharded, torch_legacy, torch_tar
 from .contents import Contents, Index
-from .dcp import consolidated, megatron_core
-from .dcp import metadata as dcp
+from .later import Later
 from .pickle.values import Value
-from .shard_names import is_shard, sets_in
-from .zip import archive as zip_archive
-from .zip import stable_baselines, torch_export, torch_package, torch_zip, torchscript
+from .shard_names import DCP_METADATA, is_shard, sets_in
+
+if TYPE_CHECKING:
+    from . import engines, foreign, gguf, plain_pickle, safetensors, shard_set, sharded, torch_legacy, torch_tar
+    from .dcp import consolidated, megatron_core
+    from .dcp import metadata as dcp
+    from .zip import archive as zip_archive
+    from .zip import stable_baselines, torch_export, torch_package, torch_zip, torchscript
+else:
+    engines, foreign, gguf = map(Later, (".engines", ".foreign", ".gguf"))
+    plain_pickle, safetensors = map(Later, (".plain_pickle", ".safetensors"))
+    shard_set, sharded = map(Later, (".shard_set", ".sharded"))
+    torch_legacy, torch_tar = map(Later, (".torch_legacy", ".torch_tar"))
+    consolidated, megatron_core, dcp = map(Later, (".dcp.consolidated", ".dcp.megatron_core", ".dcp.metadata"))
+    zip_archive, torch_export, torch_package = map(Later, (".zip.archive", ".zip.torch_export", ".zip.torch_package"))
+    torch_zip, torchscript = map(Later, (".zip.torch_zip", ".zip.torchscript"))
+    stable_baselines = Later(".zip.stable_baselines")
 
 
 class Writer(Protocol):
@@ -93,16 +105,36 @@ class Container(NamedTuple):
     writer: Writer | FolderWriter | None = None
 
 
+class Format(Protocol):
+    """What a module offers that reads one container."""
+
+    def matches(self, head: bytes, /) -> bool: ...
+
+    def read(self, path: FilePath, *, salvage: bool = False) -> Contents: ...
+
+
+def container(format: Format, writer: Writer | FolderWriter | None = None) -> Container:
+    """The container that a module reads; the module is imported by the first file that is held against it."""
+    return Container(
+        lambda head: format.matches(head), lambda path, salvage=False: format.read(path, salvage=salvage), writer
+    )
+
+
 # Every container, in the order in which files are tried.
 CONTAINERS: tuple[Container, ...] = (
-    Container(zip_archive.matches, lambda path, salvage=False: read_zip(path, salvage=salvage), torch_zip),
-    Container(safetensors.matches, safetensors.read, safetensors),
-    Container(gguf.matches, gguf.read, writer=gguf),
-    Container(torch_tar.matches, torch_tar.read),
-    Container(torch_legacy.matches, torch_legacy.read),
-    Container(sharded.matches, lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage)),
-    Container(dcp.matches, lambda path, salvage=False: read_distributed(path, salvage=salvage), dcp),
-    Container(plain_pickle.matches, plain_pickle.read),
+    Container(
+        lambda head: zip_archive.matches(head), lambda path, salvage=False: read_zip(path, salvage=salvage), torch_zip
+    ),
+    container(safetensors, safetensors),
+    container(gguf, gguf),
+    container(torch_tar),
+    container(torch_legacy),
+    Container(
+        lambda head: sharded.matches(head),
+        lambda path, salvage=False: sharded.read(path, read_shard, salvage=salvage),
+    ),
+    Container(lambda head: dcp.matches(head), lambda path, salvage=False: read_distributed(path, salvage=salvage), dcp),
+    container(plain_pickle),
 )
 
 
@@ -123,7 +155,8 @@ ZIPS: tuple[ZipKind, ...] = (torch_export, torch_package, torchscript, torch_zip
 
 def writers() -> dict[str, Writer | FolderWriter]:
     """What writes each container, by the extensions of its outputs."""
-    return {suffix: one.writer for one in CONTAINERS if one.writer for suffix in one.writer.SUFFIXES}
+    found = [one.writer.module() if isinstance(one.writer, Later) else one.writer for one in CONTAINERS if one.writer]
+    return {suffix: cast(Writer | FolderWriter, writer) for writer in found for suffix in writer.SUFFIXES}
 
 
 def read(path: FilePath, *, salvage: bool = False) -> Contents:
@@ -138,7 +171,7 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
             if (here := path.local) is not None:
                 return _read_folder(here, salvage=salvage)
             return engines.read(path, read_shard, salvage=salvage) or read_named(_found_there(path), salvage=salvage)
-        if path.name == dcp.METADATA:
+        if path.name == DCP_METADATA:
             return read_distributed(path, salvage=salvage)
         head = _head(path)
         for container in CONTAINERS:
@@ -160,8 +193,8 @@ def read_named(path: FilePath, *, salvage: bool = False) -> Contents:
 
 def _found_there(folder: FilePath) -> FilePath:
     """The file of a folder at a URL that says what is in it."""
-    if dcp.METADATA in folder.names():
-        return folder / dcp.METADATA
+    if DCP_METADATA in folder.names():
+        return folder / DCP_METADATA
     return sharded.find(folder)
 
 
@@ -230,7 +263,7 @@ def _read_folder(folder: LocalPath, *, salvage: bool, steps: int = 0) -> Content
     contents = read_named(found, salvage=salvage)
     contents = replace(contents, notes=(*contents.notes, *engines.beside(folder)))
     sets = [] if found.name.endswith(sharded.SUFFIX) or is_shard(found.name) else sets_in(folder, folder.names())
-    if sets and found.name != dcp.METADATA:
+    if sets and found.name != DCP_METADATA:
         firsts = listed(one.first.name for one in sets)
         contents = replace(
             contents, notes=(*contents.notes, f"shards that no index lists are beside it, not read: {firsts}")
@@ -262,19 +295,19 @@ def _found(folder: LocalPath) -> LocalPath:
     """The file of a folder that says what is in it.  Raises NotACheckpoint when there is none, or several."""
     inside = folder.names()
     if megatron_core.holds(inside):
-        return folder / dcp.METADATA
+        return folder / DCP_METADATA
     if megatron_core.lacks_metadata(inside):
         raise foreign.refuse_megatron_core(folder)
     try:
         found = folder / sharded.find(folder).name
     except NotACheckpoint as error:
-        if dcp.METADATA in inside:
-            return folder / dcp.METADATA
+        if DCP_METADATA in inside:
+            return folder / DCP_METADATA
         raise foreign.refuse_folder(folder, inside) or error from None
-    if dcp.METADATA not in inside:
+    if DCP_METADATA not in inside:
         return found
-    problem = f"holds a distributed checkpoint ({dcp.METADATA}) and {found.name!r}"
-    raise NotACheckpoint(folder, problem, f"name one: {folder / dcp.METADATA} or {found}")
+    problem = f"holds a distributed checkpoint ({DCP_METADATA}) and {found.name!r}"
+    raise NotACheckpoint(folder, problem, f"name one: {folder / DCP_METADATA} or {found}")
 
 
 def _read_by(reader: Reader, path: FilePath, salvage: bool) -> Contents:

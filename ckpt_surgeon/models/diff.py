@@ -13,9 +13,10 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..edits.companions import missing_scales, unmerged
-from ..edits.keys import WRAPPERS, drop, is_derivable, without_wrappers
+from ..edits.keys import drop, is_derivable, without_wrappers
 from ..errors import TargetError, listed
 from ..files.paths import file_path, is_path
+from ..key_patterns import WRAPPERS
 from ..reading.sources import is_module, state_dict_of
 from ..tensors.checkpoint import Checkpoint
 from ..tensors.dtypes import EXTRA_STATE

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ..edits.lora.settings import PEFT_CONFIG
 from ..errors import CheckpointError
 from ..files.paths import FilePath
 from ..formats.contents import Contents
+from ..tensors.checkpoint import PEFT_CONFIG
 
 MARKS = ("lora_", "hada_", "lokr_", "token_adapter")  # in the name of a tensor of each kind of adapter
 LIMIT = 1 << 20  # bytes; PEFT's own have some hundred

@@ -7,10 +7,7 @@ from collections import OrderedDict
 
 from ..errors import BrokenFile
 from ..files.spans import ByteSpan
-from ..formats.dcp.metadata import Pickled
-from ..formats.pickle.values import Global, Inline, Object, Ordered, Value
-from ..formats.zip import torch_zip
-from ..formats.zip.archive import read_archive
+from ..formats.pickle.values import Global, Inline, Object, Ordered, Pickled, Value
 from ..tensors.dtypes import BY_NAME
 from ..tensors.extra_state import DEPTH, Device, Unknown, extra_state
 from ..tensors.records import ComputedTensor, ExtraState, OpaqueTensor
@@ -123,6 +120,9 @@ def _pickled(value: Pickled) -> Value:
     """An entry of a distributed checkpoint: what torch.save wrote of it, in a zip of its own."""
     span = ByteSpan(value.path, value.start, value.stop)
     try:
+        from ..formats.zip import torch_zip
+        from ..formats.zip.archive import read_archive
+
         return torch_zip.read(read_archive(value.path, span)).root
     except BrokenFile:
         return Object(Global("torch", "legacy_pickle"))

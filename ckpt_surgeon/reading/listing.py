@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..edits.keys import WRAPPERS
 from ..errors import SEE_ALL, Argument, BrokenFile, EditError, NotACheckpoint, NothingMatched, Phrase
 from ..files import swap
 from ..files.local import LocalPath
@@ -15,7 +14,7 @@ from ..files.paths import FilePath, is_path
 from ..files.prefetch import reading_ahead
 from ..files.sinks import Progress
 from ..formats.contents import Contents
-from ..key_patterns import pattern_instead
+from ..key_patterns import WRAPPERS, pattern_instead
 from ..tensors.checkpoint import Checkpoint, LeftOut
 from ..tensors.records import Tensor, spans_of
 from ..tensors.stored import StoredTensor

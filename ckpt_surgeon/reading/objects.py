@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ..errors import listed
-from ..formats.dcp.metadata import Pickled
 from ..formats.pickle.numpy_objects import NumpyArray, NumpyScalar
 from ..formats.pickle.torch_objects import TypedStorage
-from ..formats.pickle.values import Global, Inline, Object, Value, spelled
+from ..formats.pickle.values import Global, Inline, Object, Pickled, Value, spelled
 from .tree import CONTAINERS, TENSORS, attribute_dicts, children, is_module, own_children
 
 SHOWN = 80  # characters of a module's settings

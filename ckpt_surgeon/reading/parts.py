@@ -14,7 +14,6 @@ from math import prod
 
 from ..errors import Argument, FileError, Phrase
 from ..files.paths import FilePath
-from ..formats import engines
 from ..formats.contents import Contents
 from ..formats.pickle.values import Value
 from ..tensors.checkpoint import Checkpoint
@@ -52,6 +51,8 @@ def refuse_part(checkpoint: Checkpoint) -> None:
     """Raise FileError for a checkpoint that has a part of a model, where a whole one is needed."""
     refuse_training_state(checkpoint)
     if checkpoint.part:
+        from ..formats import engines
+
         kinds = (kind for kind in _REMEDIES if checkpoint.part.startswith(kind))
         way = _REMEDIES[next(kinds, "")]
         if checkpoint.path is not None and (folder := engines.folder_of(checkpoint.path)) is not None:

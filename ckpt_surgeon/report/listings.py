@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..edits.companions import summary
-from ..formats import torch_legacy
-from ..formats.registry import writers
-from ..formats.zip import torch_zip
 from ..key_patterns import FEW, fold
 from ..tensors.checkpoint import LeftOut
 from ..tensors.records import ExtraState, Tensor
@@ -95,13 +92,20 @@ def wrapper_hint(listing: Listing) -> str:
     else:
         return ""
     options += ["--select", listing.select] if listing.select else []
-    keeps_all = bool(listing.beside) and listing.container in (torch_zip.CONTAINER, torch_legacy.CONTAINER)
+    keeps_all = bool(listing.beside) and listing.container in ("torch zip", "torch legacy")
     options += ["--whole"] if keeps_all else []
-    suffix = listing.path.suffix if listing.path.suffix.lower() in writers() or keeps_all else ".pth"
+    suffix = listing.path.suffix if keeps_all or _is_written(listing.path.suffix.lower()) else ".pth"
     local = listing.path.local
     out = f"clean{suffix}" if local is None else local.parent / f"clean{suffix}"
     instead = " (or in the file itself: --in-place instead of the new file)" if keeps_all else ""
     return f"{said}; to take it off: {command('strip-prefix', listing.path, out, *options)}{instead}"
+
+
+def _is_written(suffix: str) -> bool:
+    """Whether an output can have an extension; the usual ones are known without any writer."""
+    from ..formats.registry import writers
+
+    return suffix in (".pth", ".safetensors") or suffix in writers()
 
 
 def slack_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -15,6 +15,8 @@ from .records import Tensor
 if TYPE_CHECKING:
     import torch
 
+PEFT_CONFIG = "adapter_config.json"  # the file beside PEFT's adapters, and the name of its text in metadata
+
 Versions = Mapping[str, Mapping[str, object]]  # torch's _metadata: module path -> {"version": 2}
 
 

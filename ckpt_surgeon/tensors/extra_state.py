@@ -7,7 +7,6 @@ An object of any other class is an :class:`Unknown`: it has a name, and nothing 
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -141,6 +140,8 @@ def tensors_alone(state_dict: Shapes) -> Shapes:
 
 def digest(value: object) -> str:
     """SHA-256 of a value; equal for equal values, whatever the container that they lie in."""
+    import hashlib
+
     found = hashlib.sha256()
     _feed(found.update, value, {}, 0)
     return found.hexdigest()

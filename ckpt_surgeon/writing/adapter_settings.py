@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..edits.lora.settings import PEFT_CONFIG
 from ..errors import OutputExists
 from ..files.paths import FilePath
+from ..tensors.checkpoint import PEFT_CONFIG
 from .destinations import Destination
 from .leftovers import ADAPTER
 from .plan import Plan

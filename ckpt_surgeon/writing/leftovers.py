@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..edits.lora.settings import PEFT_CONFIG
 from ..files.local import LocalPath
 from ..files.moves import clear, take_back
 from ..files.paths import AnyPath, FilePath, file_path
 from ..files.swap import nbytes, remove
 from ..files.temporary import MOVES, is_held, is_name_of, leftovers, short
 from ..formats import sharded
+from ..tensors.checkpoint import PEFT_CONFIG
 from ..text import size
 
 JOB = "job"  # in the folder of finished files: what is being made, and who is alive has its lock

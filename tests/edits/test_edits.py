@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import ckpt_surgeon
 from ckpt_surgeon import EditError, KeyCollision, NothingMatched, add_prefix, strip_prefix
-from ckpt_surgeon.edits.keys import WRAPPERS
+from ckpt_surgeon.key_patterns import WRAPPERS
 
 Kind = TypeVar("Kind", bound=Mapping[str, object])
 

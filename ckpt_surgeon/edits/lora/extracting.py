@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 from ...errors import Argument, EditError, NothingMatched, Phrase, listed
 from ...files.spans import Block
 from ...tensors import arithmetic, casts
-from ...tensors.checkpoint import Checkpoint
+from ...tensors.checkpoint import PEFT_CONFIG, Checkpoint
 from ...tensors.dtypes import BY_NAME, DType
 from ...tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Tensor
 from ...tensors.torch_bridge import raw_bytes, whole
@@ -24,7 +24,6 @@ from ..change import Change, Inline, listed_patterns, matching
 from ..inputs import FIRST, qualified, union
 from ..value_edit import of_first, value_edit
 from .layers import PEFT_PREFIX
-from .settings import PEFT_CONFIG
 
 if TYPE_CHECKING:
     import torch

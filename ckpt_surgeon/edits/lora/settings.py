@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...errors import Argument, EditError, Phrase, listed
-from ...tensors.checkpoint import Checkpoint
+from ...tensors.checkpoint import PEFT_CONFIG, Checkpoint
 
-PEFT_CONFIG = "adapter_config.json"  # under this name in a checkpoint's metadata, too
 DIFFUSERS_CONFIG = "lora_adapter_metadata"  # diffusers' (``loaders/lora_base.py``): settings of all parts, as JSON
 KINDS = ("LORA", "LOHA", "LOKR")  # of PEFT's, those that are merged here
 _CHANGED_BASES = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations that alter the base's weights

@@ -14,7 +14,6 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import NamedTuple, TypeAlias
@@ -31,7 +30,8 @@ from ..pickle import torch_objects
 from ..pickle.machine import Load, PickleError, Unpickled
 from ..pickle.torch_objects import LOST, named_dtype
 from ..pickle.unpickler import Unpickler
-from ..pickle.values import Class, Global, Inline, Value, spelled
+from ..pickle.values import Class, Global, Pickled, Value, spelled
+from ..shard_names import DCP_METADATA
 from ..sharded import listed_problems, stays_inside
 from ..zip import torch_zip
 from ..zip.archive import MAGIC, READ_LIMIT, read_archive
@@ -41,7 +41,7 @@ from .pieces import Piece, Pieced, Sizes, flaw
 CONTAINER = "torch distributed"
 SUFFIXES: tuple[str, ...] = (".dcp",)
 HOLDS_EXTRA_STATES = True
-METADATA = ".metadata"
+METADATA = DCP_METADATA
 DATA_SUFFIX = ".distcp"
 STEPS = 64  # how deep a state_dict may nest
 
@@ -50,11 +50,6 @@ _AGAIN = "fetch the folder again, or save it again"
 
 
 Entry: TypeAlias = tuple[tuple[str | int, ...], Value]  # the path of an entry, and what it is
-
-
-@dataclass(frozen=True, slots=True)
-class Pickled(Inline):
-    """An entry that is no tensor: a pickle of its own in one of the files."""
 
 
 # -- the pickle

@@ -18,9 +18,9 @@ from ...files.spans import ByteSpan
 from ...tensors.records import OpaqueTensor, Tensor
 from ...tensors.stored import StoredTensor
 from ..pickle.graph import CallNode, DictNode, ListNode
-from ..pickle.values import Value
+from ..pickle.values import Pickled, Value
 from ..zip.whole import Whole, read_entry, tensor_node, write_whole
-from .metadata import Pickled, read_entries
+from .metadata import read_entries
 
 Path = tuple[str | int, ...]
 

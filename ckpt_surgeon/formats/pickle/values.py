@@ -77,6 +77,11 @@ class Inline:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class Pickled(Inline):
+    """An entry of a distributed checkpoint that is no tensor: a pickle of its own in one of the files."""
+
+
 def hashable(key: Value) -> Value:
     """The key itself when it can safely be one, else a stand-in that keeps it apart from all others.
 
