@@ -131,8 +131,8 @@ def test_a_dtype_that_is_not_there_is_answered_with_its_neighbours_alone(model: 
     [
         ("torch.nn.Linear(3, 2)", "write torch.nn:Linear(3, 2)"),
         ("torchvision.models.resnet18", "write torchvision.models:resnet18"),
-        ("torchvision:resnet18", "write torchvision.models:resnet18"),
-        ("timm:resnet18", "write timm.models:resnet18"),
+        ("torchvision:resnt18", "did you mean"),
+        ("timm:resnt18", "did you mean"),
         ("transformers:BertModel", "BertModel(BertConfig())"),
     ],
 )
@@ -146,6 +146,13 @@ def test_a_target_that_is_spelled_otherwise_is_answered_with_its_spelling(
     assert ran.status == 2
     assert way in ran.err
     assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", ["torchvision:resnet18", "timm:resnet18"])
+def test_the_name_of_a_library_and_of_a_model_in_it_is_a_target(target: str, model: str, ckpt: Run) -> None:
+    if find_spec(target.partition(":")[0]) is None:
+        pytest.skip("the package is not installed")
+    assert ckpt("diff", model, target).status == 1
 
 
 def test_what_a_target_is_told_to_be_can_be_built(model: str, ckpt: Run) -> None:
