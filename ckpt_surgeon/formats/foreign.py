@@ -22,7 +22,6 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89PNG", "is a PNG picture", "fetch the checkpoint itself"),
     (b"\xff\xd8\xff", "is a JPEG picture", "fetch the checkpoint itself"),
     (b"\x7fELF", "is a program", "fetch the checkpoint itself"),
-    (b"\x93NUMPY", "is a NumPy array (.npy)", "load it with numpy.load"),
     (b"\x08", "is an ONNX model", "open it with onnx.load"),
     (b"\n", "may be a TensorFlow graph (.pb)", "open it with tensorflow"),
 )
@@ -117,8 +116,6 @@ def refuse_zip(path: FilePath, names: list[str]) -> NotACheckpoint:
     if "serialized_state_dict.pt" in names:
         what = "is a torch.export archive of torch before 2.8; its weights are a checkpoint inside"
         return NotACheckpoint(path, what, "unpack it and give serialized_state_dict.pt")
-    if any(name.endswith(".npy") for name in names):
-        return NotACheckpoint(path, "is a NumPy archive (.npz)", "open it with numpy.load")
     shown = listed(names, 3) if names else "nothing"
     return NotACheckpoint(path, f"is a zip, but no checkpoint: it has no data.pkl (it holds {shown})", "unpack it")
 

@@ -41,20 +41,24 @@ def read(path: FilePath, *, salvage: bool = False) -> Contents:
     """Read a plain pickle.  Raises BrokenFile when it is damaged or truncated."""
     with path.mapped() as data:
         try:
-            made = retry_with_more(data, lambda: _loaded(path, data), (PickleError, BrokenFile))
+            made = retry_with_more(data, lambda: load(path, data), (PickleError, BrokenFile))
         except PickleError as error:
             raise BrokenFile(path, f"is a truncated or damaged pickle: {error}", "fetch it again") from error
     inside = partial(names_in_loads, path, made.loads)
     return Contents(path, CONTAINER, arrays_as_tensors(made.root), globals=made.globals, globals_inside=inside)
 
 
-def _loaded(path: FilePath, data: mmap.mmap) -> Unpickled:
+def load(path: FilePath, data: bytes | mmap.mmap, start: int = 0) -> Unpickled:
+    """Read the pickle that begins at ``start``, inertly; arrays come as :class:`NumpyArray`.
+
+    Long byte strings stay in the file where ``data`` is its mapping.  Raises PickleError, BrokenFile.
+    """
     nested = _Nested(path, data)
     constructors = (
         torch_objects.CONSTRUCTORS | numpy_objects.CONSTRUCTORS | {("torch.storage", "_load_from_bytes"): nested.load}
     )
-    machine = Unpickler(data, path=path, constructors=constructors)
-    made = machine.unpickled()
+    machine = Unpickler(data, path=path if isinstance(data, mmap.mmap) else None, constructors=constructors)
+    made = machine.unpickled(start)
     names = dict.fromkeys((*made.globals, *nested.globals))
     return made._replace(globals=tuple(names), loads=(*made.loads, *nested.loads))
 
@@ -62,7 +66,7 @@ def _loaded(path: FilePath, data: mmap.mmap) -> Unpickled:
 class _Nested:
     """Reads the saves of storages inside a pickle: each of their bytes once."""
 
-    def __init__(self, path: FilePath, data: mmap.mmap) -> None:
+    def __init__(self, path: FilePath, data: bytes | mmap.mmap) -> None:
         self._path = path
         self._data = data
         self._left = len(data)

@@ -20,20 +20,20 @@ from .pickle.values import Value
 from .shard_names import DCP_METADATA, is_shard, sets_in
 
 if TYPE_CHECKING:
-    from . import engines, foreign, gguf, plain_pickle, safetensors, shard_set, sharded, torch_legacy, torch_tar
+    from . import engines, foreign, gguf, npy, plain_pickle, safetensors, shard_set, sharded, torch_legacy, torch_tar
     from .dcp import consolidated, megatron_core
     from .dcp import metadata as dcp
     from .zip import archive as zip_archive
-    from .zip import stable_baselines, torch_export, torch_package, torch_zip, torchscript
+    from .zip import npz, stable_baselines, torch_export, torch_package, torch_zip, torchscript
 else:
-    engines, foreign, gguf = map(Later, (".engines", ".foreign", ".gguf"))
+    engines, foreign, gguf, npy = map(Later, (".engines", ".foreign", ".gguf", ".npy"))
     plain_pickle, safetensors = map(Later, (".plain_pickle", ".safetensors"))
     shard_set, sharded = map(Later, (".shard_set", ".sharded"))
     torch_legacy, torch_tar = map(Later, (".torch_legacy", ".torch_tar"))
     consolidated, megatron_core, dcp = map(Later, (".dcp.consolidated", ".dcp.megatron_core", ".dcp.metadata"))
     zip_archive, torch_export, torch_package = map(Later, (".zip.archive", ".zip.torch_export", ".zip.torch_package"))
     torch_zip, torchscript = map(Later, (".zip.torch_zip", ".zip.torchscript"))
-    stable_baselines = Later(".zip.stable_baselines")
+    npz, stable_baselines = map(Later, (".zip.npz", ".zip.stable_baselines"))
 
 
 class Writer(Protocol):
@@ -135,6 +135,7 @@ CONTAINERS: tuple[Container, ...] = (
     ),
     Container(lambda head: dcp.matches(head), lambda path, salvage=False: read_distributed(path, salvage=salvage), dcp),
     container(plain_pickle),
+    container(npy),
 )
 
 
@@ -150,12 +151,15 @@ class ZipKind(Protocol):
 
 
 # What a zip may be, told by its members.
-ZIPS: tuple[ZipKind, ...] = (torch_export, torch_package, torchscript, torch_zip, stable_baselines)
+ZIPS: tuple[ZipKind, ...] = (torch_export, torch_package, torchscript, torch_zip, stable_baselines, npz)
+OTHER_ZIPS: tuple[ZipKind, ...] = (npz,)  # those that are not torch's, whose readers tell capitals in names apart
+ZIP_WRITERS: tuple[Writer, ...] = (npz,)  # beside torch's own
 
 
 def writers() -> dict[str, Writer | FolderWriter]:
     """What writes each container, by the extensions of its outputs."""
-    found = [one.writer.module() if isinstance(one.writer, Later) else one.writer for one in CONTAINERS if one.writer]
+    made = [*(one.writer for one in CONTAINERS if one.writer is not None), *ZIP_WRITERS]
+    found = [one.module() if isinstance(one, Later) else one for one in made]
     return {suffix: cast(Writer | FolderWriter, writer) for writer in found for suffix in writer.SUFFIXES}
 
 
@@ -328,16 +332,16 @@ def _head(path: FilePath) -> bytes:
 
 
 def read_zip(path: FilePath, *, salvage: bool = False) -> Contents:
-    """Read a zip of one of torch's kinds.  Raises NotACheckpoint for any other zip, BrokenFile."""
+    """Read a zip of one of the kinds that are known.  Raises NotACheckpoint for any other zip, BrokenFile."""
     try:
-        archive = zip_archive.read_archive(path)
+        archive = zip_archive.read_archive(path, folds_names=False)
     except zip_archive.Truncated as error:
         if path.local is None and not salvage:
             raise  # to look for its records is to fetch all of it
         archive = zip_archive.scan_archive(path)
         if not salvage:
             raise torch_zip.truncated(archive, error) from error
-        if not torch_zip.holds(archive):
+        if not torch_zip.holds(archive) and not npz.holds(archive):
             raise
     kind = _zip_kind(archive)
     if kind is None:
@@ -353,7 +357,10 @@ def _zip_kind(archive: zip_archive.Archive) -> ZipKind | None:
         if kind in kinds and torch_zip.root_pickle(archive) is not None:
             problem = f"has the data.pkl of torch.save and the records of {name}: it can be read in two ways"
             raise BrokenFile(archive.path, problem, "do not use it")
-    return kinds[0] if kinds else None
+    found = kinds[0] if kinds else None
+    if found not in OTHER_ZIPS:
+        zip_archive.check_names(archive.path, archive.members)
+    return found
 
 
 def writer_for(path: FilePath) -> Writer | FolderWriter:

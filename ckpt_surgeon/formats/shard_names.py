@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..files.paths import FilePath
 
 _SHARD = re.compile(
-    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:safetensors|bin|pth|pt|ckpt|gguf))"
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:safetensors|bin|pth|pt|ckpt|gguf|npz))"
 )
 DCP_METADATA = ".metadata"  # says what is in a folder of torch.distributed.checkpoint
 KNOWN = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")  # stems, the first that is there counts

@@ -34,6 +34,7 @@ LIMIT = 1 << 28  # bytes that an index may have
 PREFERRED = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 TENSORS = (StoredTensor, OpaqueTensor)
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
+_OTHERS = (".npz",)  # of other libraries, beside none of these
 
 
 class Reader(Protocol):
@@ -60,6 +61,7 @@ def find(folder: FilePath) -> FilePath:
         if preferred in names and not indexes:
             return folder / preferred
     files = indexes or [name for name in names if name.endswith(_CHECKPOINTS)]
+    files = files or [name for name in names if name.endswith(_OTHERS)]
     if len(files) == 1:
         return folder / files[0]
     if not indexes and (shards := set_in(folder, files)) is not None:
@@ -193,7 +195,7 @@ def _check_names(path: FilePath, names: Iterable[Value]) -> None:
             outside[f"a {name.__name__}"] = None
         elif not stays_inside(name):
             outside[name] = None
-        elif suffix in _CHECKPOINTS and not name.endswith(suffix):
+        elif suffix in (*_CHECKPOINTS, *_OTHERS) and not name.endswith(suffix):
             others[name] = None
     if outside:
         raise BrokenFile(path, f"names shards outside its directory ({listed(outside)})", "do not use it")

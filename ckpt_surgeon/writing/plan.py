@@ -298,7 +298,8 @@ def _check_ties(ties: str, out: FilePath, writer: Writer | FolderWriter) -> None
     if ties not in TIES:
         raise EditError([Phrase(Argument("ties"), f" is one of {', '.join(TIES)}, not {ties!r}")])
     if ties == ALIAS and writer is not safetensors:
-        problem = Phrase(f"{out}: its container shares tied tensors by itself, and has no notes for ", _ALIASED)
+        shares = "shares tied tensors by itself, and " if writer.HOLDS_EXTRA_STATES else ""
+        problem = Phrase(f"{out}: its container {shares}has no notes for ", _ALIASED)
         raise EditError([problem], remedy=Phrase("leave it out, or write .safetensors"))
 
 

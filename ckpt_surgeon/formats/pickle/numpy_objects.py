@@ -17,7 +17,7 @@ from ...tensors.strides import row_major
 from .machine import LONG
 from .values import Constructor, Global, Inline, Object, Value, spelled
 
-_KINDS = {
+KINDS = {
     "f2": "float16", "f4": "float32", "f8": "float64", "c8": "complex64", "c16": "complex128", "b1": "bool",
     "i1": "int8", "i2": "int16", "i4": "int32", "i8": "int64",
     "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64",
@@ -48,7 +48,7 @@ class NumpyDType(Object):
     @property
     def dtype(self) -> DType | None:
         """The dtype of torch's that it is; None for strings, objects, records, dates."""
-        return BY_NAME.get(_KINDS.get(self.code, ""))
+        return BY_NAME.get(KINDS.get(self.code, ""))
 
 
 class NumpyArray(Object):
@@ -110,7 +110,7 @@ def make_scalar(dtype: Value, raw: Value = b"") -> Value:
             values = struct.unpack((">" if dtype.big else "<") + _SCALARS[dtype.code], raw)
         except struct.error:
             raise ValueError("a numpy scalar of another size") from None
-        return NumpyScalar(_KINDS[dtype.code], values[0] if len(values) == 1 else complex(*values))
+        return NumpyScalar(KINDS[dtype.code], values[0] if len(values) == 1 else complex(*values))
     if isinstance(dtype, NumpyDType) and dtype.code.startswith("U") and isinstance(raw, bytes):
         return NumpyScalar("str_", raw.decode("utf-32-be" if dtype.big else "utf-32-le", "replace").rstrip("\0"))
     return Object(Global("numpy", f"scalar {dtype.code if isinstance(dtype, NumpyDType) else ''}".strip()), (raw,))

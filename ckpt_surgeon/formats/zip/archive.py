@@ -119,17 +119,18 @@ def _folded(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape").lower()
 
 
-def read_archive(path: FilePath, place: ByteSpan | None = None) -> Archive:
+def read_archive(path: FilePath, place: ByteSpan | None = None, *, folds_names: bool = True) -> Archive:
     """Read the directory of a zip: a whole file, or one that lies at ``place`` in it.
 
-    Raises BrokenFile when it is truncated or its offsets point outside.
+    With ``folds_names`` it is one of torch's: see :func:`check_names`.  Raises BrokenFile when it is truncated or its
+    offsets point outside.
     """
     base, size = (place.start, len(place)) if place is not None else (0, path.size)
     with path.opened() as file:
-        return Archive(path, members_of(path, file, base, size))
+        return Archive(path, members_of(path, file, base, size, folds_names=folds_names))
 
 
-def members_of(path: FilePath, file: BinaryIO, base: int, size: int) -> dict[str, Member]:
+def members_of(path: FilePath, file: BinaryIO, base: int, size: int, *, folds_names: bool = True) -> dict[str, Member]:
     """The records of a zip that lies in an open file from byte ``base`` on, in the order of its directory."""
     count, where, length = _find_directory(path, file, base, size)
     file.seek(base + where)
@@ -139,11 +140,12 @@ def members_of(path: FilePath, file: BinaryIO, base: int, size: int) -> dict[str
         if member.name in members:
             raise BrokenFile(path, f"has two records called {member.name!r}")
         members[member.name] = member
-    _check_names(path, members)
+    if folds_names:
+        check_names(path, members)
     return members
 
 
-def _check_names(path: FilePath, members: dict[str, Member]) -> None:
+def check_names(path: FilePath, members: dict[str, Member]) -> None:
     """Raise BrokenFile for names that are equal but for capitals: which of their records torch reads is chance."""
     if len(set(map(str.lower, members))) == len(members):
         return

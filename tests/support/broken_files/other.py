@@ -34,7 +34,6 @@ OTHERS: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "GGUF": (b"GGUF\x01\x00\x00\x00\x23\x01\x00\x00" + bytes(50), ("GGUF file", "llama.cpp")),
     "GGML": (b"lmgg\x20\x7d\x00\x00\x00\x10\x00\x00" + bytes(50), ("GGML file", "llama.cpp")),
     "HDF5": (b"\x89HDF\r\n\x1a\n\x00\x00" + bytes(50), ("HDF5", "h5py")),
-    "NumPy": (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", ("NumPy array (.npy)", "numpy.load")),
     "Flax": (b"\x81\xa6params\x82\xa6Conv_0\x82" + bytes(50), ("msgpack", "flax")),
     "Flax, larger": (b"\x84\xa4step\xcd\x01\x00\xa6params" + bytes(50), ("msgpack", "flax")),
     "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x052.0.0:\xb0\x01" + bytes(50), ("ONNX", "onnx.load")),

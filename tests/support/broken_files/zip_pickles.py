@@ -78,7 +78,7 @@ def _other_zip(name: str, records: Mapping[str, bytes], *words: str, error: Erro
 _other_zip("photos", {"a.jpg": b"x", "b.jpg": b"y"}, "is a zip, but no checkpoint", "'a.jpg', 'b.jpg'")
 _other_zip("empty", {}, "is a zip", "nothing")
 _other_zip("Keras", {"metadata.json": b"{}", "config.json": b"{}", "model.weights.h5": b""}, "Keras archive", "keras")
-_other_zip("NumPy", {"a.npy": b"\x93NUMPY", "b.npy": b"\x93NUMPY"}, "NumPy archive (.npz)", "numpy.load")
+_other_zip("NumPy", {"a.npy": b"\x93NUMPY"}, "member 'a.npy' is truncated in its header", error=BrokenFile)
 _other_zip("storages without a pickle", {"archive/data/0": bytes(8), "archive/version": b"3\n"}, "it has no data.pkl")
 _other_zip("a checkpoint zipped again", {"model.pth": b"PK\x03\x04"}, "is a zip, but no checkpoint", "unpack it")
 _other_zip("old torch.export", {"serialized_state_dict.pt": b"PK", "version": b"5"}, "serialized_state_dict.pt")
