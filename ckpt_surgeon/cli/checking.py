@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from ..errors import OutputExists
+from ..errors import OutputExists, listed
 from ..files.paths import FilePath
 from ..reading.opening import open as open_checkpoint
-from ..text import document, plural
+from ..text import document, plural, visible
 from .options import FILE_PATH, SELECT, progress
 from .terminal import echo, say_done
 
@@ -81,6 +81,9 @@ def check(
     made = {"json": checks.checks_json, "github": checks.checks_github, "junit": checks.checks_junit}
     as_format = "json" if as_json else as_format
     echo(made[as_format](found) if as_format in made else checks.checks_text(found, full=full))
+    if unread := [one for one in found if one.error]:
+        names = listed([visible(str(one.path)) for one in unread])
+        echo(f"ckpt: {plural(len(unread), 'file')} could not be checked: {names}", err=True)
     context.exit(2 if any(one.error for one in found) else 0 if all(one.passed for one in found) else 1)
 
 

@@ -20,7 +20,7 @@ from ..files.sinks import Sink
 from ..files.spans import ByteSpan
 from ..tensors import ggml
 from ..tensors.ggml import Coded, Coding
-from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of
+from ..tensors.records import ExtraState, OpaqueTensor, Tensor, spans_of, unseen_span
 from ..tensors.storage import Storage
 from ..tensors.stored import ELEMENTS, StoredTensor
 from ..tensors.strides import row_major
@@ -380,7 +380,7 @@ def write(
 
 def _write_elements(sink: Sink, tensor: Tensor) -> None:
     codes = ggml.coded(tensor)
-    span = codes.codes_at if codes is not None else tensor.span
+    span = codes.codes_at if codes is not None else unseen_span(tensor)
     if span is not None:
         sink.copy(span)
     elif codes is not None:

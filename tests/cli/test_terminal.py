@@ -248,8 +248,8 @@ def test_only_one_module_prints() -> None:
     ]
     assert sorted(calls) == [
         "__main__.py: print('ckpt: interrupted, nothing was replaced', file=sys.stderr)",
-        "terminal.py: click.echo(_painted(visible_lines(shown) if isinstance(text, Lines) else visible(shown), styles),"
-        " err=err, nl=nl, color=True)",
+        "terminal.py: click.echo(_alarming(plain, alarm) if is_coloured and alarm else plain, err=err, nl=nl, "
+        "color=True)",
     ]
 
 

@@ -19,7 +19,7 @@ from ...files.prefetch import reading_ahead
 from ...files.sinks import Sink
 from ...files.spans import ByteSpan
 from ...tensors.dtypes import BY_NAME, DType
-from ...tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Tensor, spans_of
+from ...tensors.records import ComputedTensor, ExtraState, OpaqueTensor, Tensor, spans_of, unseen_span
 from ...tensors.storage import Storage
 from ...tensors.stored import StoredTensor
 from ...tensors.strides import row_major
@@ -173,11 +173,14 @@ def _write_member(sink: Sink, directory: Directory, name: str, tensor: Tensor) -
         start = max(span.start - len(head), 0)
         sink.literal(directory.local(name, nbytes, whole, sink.position, source_start=start))
         sink.literal(head)
-        sink.copy(span)
+        if unseen_span(placed) is not None:
+            sink.copy(span)
+        else:
+            sink.stream(placed.blocks(), tensor.nbytes)
         return
     sink.literal(directory.local(name, nbytes, 0, sink.position, described=not sink.can_patch))
     sink.literal(head)
-    made = sink.stream(placed.blocks(), tensor.nbytes)
+    made = sink.stream(placed.blocks(), tensor.nbytes, checksum=True)
     where, checksum = directory.set_crc32(checksums.joined(zlib.crc32(head), made, tensor.nbytes))
     if sink.can_patch:
         sink.patch(where, checksum)
