@@ -164,7 +164,8 @@ def documents(files: Path) -> Mapping[str, list[Document]]:
         for name, status, words in CASES:
             ran = here(*words, "--json")
             assert ran.status == status, (words, ran.out)
-            found.setdefault(f"ckpt_surgeon.{name}", []).append(json.loads(ran.out))
+            printed = "\n".join(line for line in ran.out.splitlines() if not line.startswith("ckpt: "))  # not stderr
+            found.setdefault(f"ckpt_surgeon.{name}", []).append(json.loads(printed))
     found["ckpt_surgeon.align"].append(json.loads(alignment_json(RARE)))
     return found
 
