@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,11 @@ from ckpt_surgeon import cli
 settings.register_profile("patient", deadline=None)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable" if os.environ.get("CI") else "patient")
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every process that it starts.
+with suppress(ValueError):  # in a thread beside the main one
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Workers side by side share the processors: each, and every process that it starts, computes with one thread.
 if "PYTEST_XDIST_WORKER" in os.environ:
