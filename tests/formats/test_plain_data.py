@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
+from safetensors.torch import save_file
 from tables import TABLE, save_legacy, save_zip
 from unusual_files import UNUSUAL, build
 
@@ -102,3 +106,98 @@ def _canonical(name: str) -> str:
         .replace("copy_reg.", "copyreg.")
         .replace("torch.tensor.", "torch._tensor.")
     )
+
+
+# -- containers that have loaders of their own
+
+LOAD_BY_KIND = LOAD.replace(
+    """        try:
+            torch.load(path, weights_only=False, map_location="cpu")
+        except Exception:
+            with open(path, "rb") as file:
+                pickle.load(file)
+    except Exception as error:
+        pass
+""",
+    """        load(path)
+    except Exception as error:
+        seen.append(f"{type(error).__name__} {error}")
+""",
+).replace(
+    "found = {}",
+    """import safetensors.torch, torch.export
+from torch.package import PackageImporter
+
+def load(path):
+    if path.endswith(".safetensors"):
+        safetensors.torch.load_file(path)
+    elif path.endswith(".npz"):
+        dict(numpy.load(path))
+    elif "package" in path:
+        PackageImporter(path).load_pickle("nets", "model.pkl")
+    elif path.endswith(".pt2"):
+        torch.export.load(path)
+    else:
+        torch.load(path, weights_only=False)
+
+found = {}
+for path in json.loads(sys.argv[1]):
+    load(path)  # what a loader imports and sets up by itself
+""",
+)
+
+
+def by_kind(folder: Path, number: int) -> list[Path]:
+    """A file of each container that is not, or not only, a pickle for torch.load."""
+    made = []
+    for family, name in UNUSUAL:
+        if family in ("torch.package", "torch.export") or (family == "torch 0.1" and "tar" in name):
+            inner = folder / f"{family} {name} {number}".replace(".", "")
+            inner.mkdir()
+            made.append(build(family, name, inner).path)
+    safe, archive = folder / f"{number}.safetensors", folder / f"{number}.npz"
+    save_file({"fc.bias": torch.ones(2)}, safe)
+    numpy.savez(archive, weights=numpy.ones(2))
+    return [*made, safe, archive]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_loaders_of_other_containers_run_nothing_that_scan_calls_plain_data(tmp_path: Path) -> None:
+    first, second = by_kind(tmp_path, 0), by_kind(tmp_path, 1)
+    plain = [path for path in second if not ckpt_surgeon.scan(path).suspects]
+    assert len(plain) >= 6
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_BY_KIND, json.dumps(list(map(str, first)))],
+        input="\n".join(map(str, plain)),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, tuple[list[str], list[list[str]]]] = json.loads(done.stdout.splitlines()[-1])
+    for name, (events, _) in found.items():
+        # torch unpacks a tar into a folder of its own and removes it
+        unpacked = {event for event in events if str(temporary) in event or event.startswith(_OF_UNPACKING)}
+        assert [event for event in events if "tar" not in Path(name).parent.name or event not in unpacked] == [], name
+    assert list(temporary.iterdir()) == []
+
+
+_OF_UNPACKING = ("tempfile.mkdtemp", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "shutil.", "os.utime", "os.chown")
+
+
+def test_the_hook_sees_what_a_hostile_file_runs(tmp_path: Path) -> None:
+    """The control: the same program tells of a file that scan does not call plain data."""
+    path, mark = tmp_path / "hostile.pkl", tmp_path / "mark"
+    path.write_bytes(b"cos\nsystem\n(S'touch " + bytes(mark) + b"'\ntR.")
+    assert ckpt_surgeon.scan(path).suspects
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], input=str(path), capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    events, _ = json.loads(done.stdout.splitlines()[-1])[str(path)]
+    assert "os.system" in events
+    assert mark.exists()
