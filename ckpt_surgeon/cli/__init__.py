@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import sys
+import time
 import warnings
 from importlib import import_module
 from typing import NamedTuple, NoReturn
@@ -67,6 +68,8 @@ GROUPS: dict[str, dict[str, Command]] = {
 }
 COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
 
+
+SILENT = 10  # seconds that a process waits for the one that says what is wrong
 
 # Every command has it.
 COLOR = click.Option(
@@ -200,9 +203,14 @@ def _run() -> int:
 
 
 def _trouble(message: str, code: int = 2, *, told_by: int | None = None) -> int:
-    """Say what is wrong; of several processes that meet it alike, the first of each machine does."""
+    """Say what is wrong; of several processes that meet it alike, the first of each machine does.
+
+    The others leave it the time for that: torchrun ends all processes when one has ended.
+    """
     if torchrun.is_first_here() if told_by is None else torchrun.rank() == told_by:
         echo(f"ckpt: {message}", err=True, alarm="ckpt:")
+    else:
+        time.sleep(SILENT)
     return code
 
 

@@ -777,7 +777,7 @@ def test_what_only_torch_can_unpack_is_named(folder: Path, ckpt: Run) -> None:
         (["zero_pp_rank_0_mp_rank_00_optim_states.pt"], ["DeepSpeed", "…_model_states.pt"]),
         (["latest", "zero_to_fp32.py"], ["DeepSpeed", "global_step"]),
         (["mp_rank_00/", "mp_rank_01/"], ["has no model_optim_rng.pt"]),
-        (["iter_0001000/", "latest_checkpointed_iteration.txt"], ["Megatron-LM"]),
+        (["iter_0001000/", "latest_checkpointed_iteration.txt"], ["names '', which is not there", "iter_0001000"]),
         (["rank0.pt", "rank1.pt"], ["a file of each process"]),
         (["__0_0.distcp", "__1_0.distcp"], ["without its .metadata", "ls -a"]),
         (["__0.metadata", "__0_0.distcp", "__1.metadata", "__1_0.distcp"], ["each for itself"]),
