@@ -27,7 +27,7 @@ RECIPE = "[[edit]]\ndo = 'strip-prefix'\n[[edit]]\ndo = 'cast'\ndtype = 'bf16'\n
 
 # The command line with something of it broken, in one process of several.
 BROKEN = """
-import os, signal, sys
+import glob, os, signal, sys, time
 from ckpt_surgeon import cli
 from ckpt_surgeon.writing import ranks
 plain, rank, left = ranks.Plan.fill, os.environ["RANK"], [{after}]
@@ -42,7 +42,9 @@ def fill(planned, number, sink, *rest):
 ranks.Plan.fill = fill
 cli.main(several=True)
 """
-KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+KILLED = """while not glob.glob(".out*/*.done"):  # some shard is finished before
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)"""
 FULL = "raise OSError(28, 'No space left on device')"
 
 
