@@ -42,8 +42,10 @@ CODES_BY_NAME = {name: code for code, name in CODES.items()}
 BFLOAT16 = "V2, two bytes without a type, is taken for bfloat16, as ml_dtypes (JAX) and MLX write it"
 ALIGNMENT = 64  # bytes, on which numpy puts the elements
 _LENGTHS = {1: struct.Struct("<H"), 2: struct.Struct("<I"), 3: struct.Struct("<I")}
-_ITEM = re.compile(r"""['"](descr|fortran_order|shape)['"]\s*:\s*('[^'\\]*'|"[^"\\]*"|True|False|\([\d,\sL]*\))""")
-_HEADER = re.compile(rf"\s*\{{\s*(?:{_ITEM.pattern}\s*(?:,\s*|(?=\}}))){{3}}\}}\s*")
+_ITEM = re.compile(
+    r"""['"](descr|fortran_order|shape)['"]\s*:\s*('[^'\\]*'|"[^"\\]*"|True|False|\([\d,\sL]*\))""", re.ASCII
+)
+_HEADER = re.compile(rf"\s*\{{\s*(?:{_ITEM.pattern}\s*(?:,\s*|(?=\}}))){{3}}\}}\s*", re.ASCII)
 _STRUCTURED = re.compile(r"""['"]descr['"]\s*:\s*[\[({]""")
 _KIND_NAMES = {
     "U": "text", "S": "bytes of fixed length", "M": "dates", "m": "time spans", "V": "records without a type",
@@ -93,8 +95,8 @@ def parse_header(raw: bytes) -> Header:
     if not raw.startswith(MAGIC):
         raise ValueError("does not begin as an array of numpy's")
     version = raw[6] if len(raw) > 7 else 0
-    if len(raw) > 7 and version not in _LENGTHS:
-        raise ValueError(f"has format version {version}.{raw[7]}; known are 1 to 3")
+    if len(raw) > 7 and (version not in _LENGTHS or raw[7]):
+        raise ValueError(f"has format version {version}.{raw[7]}; known are 1.0 to 3.0")
     length = _LENGTHS.get(version, _LENGTHS[1])
     if len(raw) < 8 + length.size:
         raise ValueError("is truncated in its header")

@@ -293,6 +293,19 @@ def test_a_version_that_is_not_known_is_told(tmp_path: Path) -> None:
         ckpt_surgeon.open(written(tmp_path, PLAIN, bytes(8), version=9))
 
 
+@pytest.mark.parametrize(("place", "byte"), [(7, 39), (127, 0x1D), (127, 0xA0), (127, 0x85)])
+def test_a_header_that_numpy_does_not_read_is_refused(place: int, byte: int, tmp_path: Path) -> None:
+    path = tmp_path / "w.npy"
+    np.save(path, np.ones(2))
+    raw = bytearray(path.read_bytes())
+    raw[place] = byte
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"format version|parse header|header"):
+        np.load(path)
+    with pytest.raises(ckpt_surgeon.CheckpointError):
+        ckpt_surgeon.open(path)
+
+
 def test_bytes_behind_an_array_are_noted(tmp_path: Path) -> None:
     assert "5 bytes behind the array" in ckpt_surgeon.open(written(tmp_path, PLAIN, bytes(13))).notes[0]
 
