@@ -56,7 +56,7 @@ def visible_lines(text: str) -> str:
     >>> visible_lines("fc\\x1b[31m\\nbias\\r")
     'fc\\\\x1b[31m\\nbias\\\\r'
     """
-    if text.isprintable():
+    if text.replace("\n", "").isprintable():
         return text
     return "\n".join(map(visible, text.split("\n")))
 
