@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from ..errors import EditError, FileError, NothingMatched, RecipeError, listed
+from ..errors import EditError, NothingMatched, RecipeError, listed
 from ..files import small
 from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors.checkpoint import Checkpoint
@@ -351,13 +351,7 @@ class Recipe(Shown):
     def load(cls, path: AnyPath) -> Recipe:
         """Read a recipe from a file.  Raises FileError, RecipeError."""
         where = file_path(path)
-        try:
-            text = where.read_text("utf-8")
-        except OSError as error:
-            raise FileError(where, f"cannot be opened ({error.strerror})", "check the name") from error
-        except UnicodeDecodeError as error:
-            raise RecipeError(where, ["is not UTF-8 text"]) from error
-        return cls.loads(text, path=where)
+        return cls.loads(small.read_text(where), path=where)
 
 
 def _naming_problems(inputs: object) -> Iterable[str]:

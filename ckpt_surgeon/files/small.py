@@ -1,4 +1,4 @@
-"""Small files written whole or not at all: recipes, indexes, settings."""
+"""Small files, read in one piece and written whole or not at all: recipes, rules, indexes, settings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ import errno
 import os
 from contextlib import suppress
 
-from ..errors import FileError
+from ..errors import FileError, RecipeError
 from .journal import sync_directory
 from .local import LocalPath
 from .paths import FilePath
 from .swap import check_replaceable, keep_attributes
 from .temporary import new_token, temporary
+
+
+def read_text(path: FilePath) -> str:
+    """The text (UTF-8) of a recipe or of rules.  Raises FileError, and RecipeError for what is no text.
+
+    >>> write_text(LocalPath("rules.toml"), "[keys]")
+    >>> read_text(LocalPath("rules.toml"))
+    '[keys]'
+    """
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise FileError(path, f"cannot be opened ({error.strerror})", "check the name") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(path, ["is not UTF-8 text"]) from error
 
 
 def write_text(path: FilePath, text: str) -> None:

@@ -26,7 +26,8 @@ from glob import escape
 from typing import Any
 
 from ..edits.recipe import line_of, parsed_toml, toml_value
-from ..errors import FileError, RecipeError
+from ..errors import RecipeError
+from ..files import small
 from ..files.paths import AnyPath, FilePath, file_path
 from ..tensors import dtypes
 from ..tensors.records import Tensor
@@ -124,13 +125,7 @@ class CheckRules(Shown):
     def load(cls, path: AnyPath) -> CheckRules:
         """Read rules from a file.  Raises FileError, RecipeError."""
         where = file_path(path)
-        try:
-            text = where.read_text("utf-8")
-        except OSError as error:
-            raise FileError(where, f"cannot be opened ({error.strerror})", "check the name") from error
-        except UnicodeDecodeError as error:
-            raise RecipeError(where, ["is not UTF-8 text"]) from error
-        return cls.loads(text, path=where)
+        return cls.loads(small.read_text(where), path=where)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], *, format: str = "") -> CheckRules:

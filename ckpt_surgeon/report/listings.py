@@ -92,13 +92,21 @@ def wrapper_hint(listing: Listing) -> str:
     else:
         return ""
     options += ["--select", listing.select] if listing.select else []
-    keeps_all = bool(listing.beside) and listing.container in ("torch zip", "torch legacy")
+    keeps_all = bool(listing.beside) and _has_whole_runs(listing.container)
     options += ["--whole"] if keeps_all else []
     suffix = listing.path.suffix if keeps_all or _is_written(listing.path.suffix.lower()) else ".pth"
     local = listing.path.local
     out = f"clean{suffix}" if local is None else local.parent / f"clean{suffix}"
     instead = " (or in the file itself: --in-place instead of the new file)" if keeps_all else ""
     return f"{said}; to take it off: {command('strip-prefix', listing.path, out, *options)}{instead}"
+
+
+def _has_whole_runs(container: str) -> bool:
+    """Whether files of a container can be changed with everything that they hold."""
+    from ..formats import torch_legacy
+    from ..formats.zip import torch_zip
+
+    return container in (torch_zip.CONTAINER, torch_legacy.CONTAINER)
 
 
 def _is_written(suffix: str) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..edits.recipe import line_of, parsed_toml
-from ..errors import FileError, RecipeError
+from ..errors import RecipeError
+from ..files import small
 from ..files.local import LocalPath
 from ..text import Shown
 from .selectors import Selectors, each
@@ -85,13 +86,7 @@ class Rules(Shown):
     @classmethod
     def load(cls, path: str | Path) -> Rules:
         """Read rules from a file.  Raises FileError, RecipeError."""
-        try:
-            text = LocalPath(path).read_text("utf-8")
-        except OSError as error:
-            raise FileError(path, f"cannot be opened ({error.strerror})", "check the name") from error
-        except UnicodeDecodeError as error:
-            raise RecipeError(path, ["is not UTF-8 text"]) from error
-        return cls.loads(text, path=path)
+        return cls.loads(small.read_text(LocalPath(path)), path=path)
 
 
 _TEXT = ("a string", (str,))
